@@ -1,0 +1,35 @@
+# make demo: see DiffGuard find out-of-distribution digits.  make test: everything that CI runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint recipes clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
+	$(BIN)/python -m diffguard_pl.test
+
+test: $(VENV)/dev lint ## install the development extras too, check the code, run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+recipes: $(VENV)/demo ## train the weights of the embedded benchmark again
+	$(BIN)/python recipes/digits.py
+
+clean: ## remove the environment
+	rm -rf $(VENV)
+
+$(VENV)/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

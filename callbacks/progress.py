@@ -1,0 +1,66 @@
+"""Progress of a test."""
+
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+class RunProgress(ProgressBar):
+    """One rich bar over the images of all data sets, with images/s and time left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: Progress | None = None
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not (self.enabled and trainer.is_global_zero):
+            return
+        images = 0
+        for loader, batches in zip(trainer.test_dataloaders.values(), trainer.num_test_batches, strict=True):
+            images += min(len(loader.dataset), batches * (loader.batch_size or 1)) if math.isfinite(batches) else 0
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        self.bar = Progress(*columns, expand=True)
+        self.task = self.bar.add_task("", total=images or None, rate="")
+        self.began = time.monotonic()
+        self.bar.start()
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.bar:
+            self.bar.update(self.task, description=pl_module.datasets[dataloader_idx], refresh=True)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        if not self.bar:
+            return
+        self.bar.advance(self.task, len(outputs["batch"]["image"]))
+        task = self.bar.tasks[0]
+        rate = task.completed / (time.monotonic() - self.began)
+        left = f", {_clock((task.total - task.completed) / rate)} left" if task.total else ""
+        self.bar.update(self.task, rate=f"{rate:.1f} images/s{left}", refresh=True)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,165 @@
+"""The embedded benchmark: scanned handwritten digits, some of which the classifier has never seen.
+
+In-distribution are scikit-learn's ``load_digits`` (UCI, 8x8 grey) without the classes 4 and 9, split once and recorded in
+``digits_split.json``. Out-of-distribution:
+
+- ``digits_4_9``: the held-out 4 and 9, by the same writers (near);
+- ``photos``: grey crops of scikit-learn's two sample photographs (far);
+- ``letters``: letters rendered from matplotlib's DejaVu fonts, reduced to 8x8 grey as the digits were (far);
+- ``tuning``: chimeras (the top of one validation digit on the bottom of another) and rendered symbols. In no test table:
+  hyper-parameters are chosen on it and on the validation digits.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset
+
+from .base import ImageSet, shard
+
+CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
+"""The digit that each of the eight labels stands for."""
+IMAGE_SIZE = 16
+
+LETTERS = "ACDEFGHJKLMNPRTUVWXYabdefhkmnprtvwxy"  # less those that are drawn like a digit: O, I, S, Z, B, Q, l, o, s, g, q ...
+SYMBOLS = "#&@%?!+*=$<>~^ΓΔΘΛΞΠΣΦΨΩαβγδλπφω"
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono")
+
+
+class DigitsDataModule(LightningDataModule):
+    """Test loaders of the embedded benchmark, the in-distribution one first; every image is 16 px, RGB, in [0, 1].
+
+    Args:
+        batch_size: images a batch.
+        split: ``test``, or ``tuning`` for the validation digits against the ``tuning`` set, to choose hyper-parameters on.
+        limit: at most so many images of each set, spread evenly over it; none: all.
+        num_workers: processes that load images. The sets are in memory, so 0 is fastest.
+    """
+
+    def __init__(self, batch_size: int = 128, split: str = "test", limit: int | None = None, num_workers: int = 0):
+        super().__init__()
+        if split not in ("test", "tuning"):
+            raise ValueError(f"data.split is {split!r}; it is one of: test, tuning")
+        self.batch_size, self.split, self.limit, self.num_workers = batch_size, split, limit, num_workers
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """The group of each out-of-distribution set."""
+        return {"tuning": "tuning"} if self.split == "tuning" else {"digits_4_9": "near", "photos": "far", "letters": "far"}
+
+    def datasets(self) -> dict[str, Dataset]:
+        if self.split == "tuning":
+            sets = {"digits_val": digits("val"), "tuning": tuning()}
+        else:
+            sets = {"digits": digits("test"), "digits_4_9": held_out(), "photos": photos(), "letters": letters()}
+        return {name: data.spread(self.limit) for name, data in sets.items()}
+
+    def test_dataloader(self) -> dict[str, DataLoader]:
+        return {
+            name: DataLoader(shard(data, self.trainer), batch_size=self.batch_size, num_workers=self.num_workers)
+            for name, data in self.datasets().items()
+        }
+
+
+def digits(part: str) -> ImageSet:
+    """The in-distribution digits of one part: train, val or test."""
+    images, target, split = _scans()
+    return _image_set(images[split[part]], [CLASSES.index(target[i]) for i in split[part]], "load_digits", split[part])
+
+
+def held_out() -> ImageSet:
+    """All scans of 4 and 9."""
+    images, target, _ = _scans()
+    chosen = [i for i, digit in enumerate(target) if digit not in CLASSES]
+    return _image_set(images[chosen], [-1] * len(chosen), "load_digits", chosen)
+
+
+def photos(count: int = 300) -> ImageSet:
+    """Grey crops, 48 to 240 px wide, of scikit-learn's ``china.jpg`` and ``flower.jpg``."""
+    from sklearn.datasets import load_sample_images
+
+    sample = load_sample_images()
+    photographs = [Image.fromarray(picture).convert("L") for picture in sample.images]
+    generator = np.random.RandomState(100)
+    crops, names = [], []
+    for i in range(count):
+        picture, name = photographs[i % 2], Path(sample.filenames[i % 2]).name
+        side = generator.randint(48, 241)
+        x, y = generator.randint(0, picture.width - side + 1), generator.randint(0, picture.height - side + 1)
+        crop = picture.resize((8, 8), Image.Resampling.BOX, box=(x, y, x + side, y + side))
+        crops.append(np.asarray(crop, dtype=np.float32) / 255)
+        names.append(f"{name}[{x}:{x + side},{y}:{y + side}]")
+    return _image_set(np.stack(crops), [-1] * count, names)
+
+
+def letters() -> ImageSet:
+    """Every letter that no digit looks like, in six faces of DejaVu, drawn upright and slanted."""
+    return _rendered(LETTERS, slants=(0.0, 0.25))
+
+
+def tuning(count: int = 200) -> ImageSet:
+    """The set that hyper-parameters are chosen on: chimeras of validation digits, and rendered symbols."""
+    images, target, split = _scans()
+    generator = np.random.RandomState(100)
+    chimeras, names = [], []
+    while len(chimeras) < count:
+        top, bottom = generator.choice(split["val"], 2)
+        if target[top] != target[bottom]:
+            chimeras.append(np.concatenate([images[top, :4], images[bottom, 4:]]))
+            names.append(f"load_digits[{top}]/load_digits[{bottom}]")
+    symbols = _rendered(SYMBOLS, slants=(0.0,))
+    return ImageSet(torch.cat([_to_rgb(np.stack(chimeras)), symbols.images]), [-1] * (count + len(symbols)), names + symbols.paths)
+
+
+@cache
+def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
+    """All scans [1797, 8, 8] in [0, 1], their digits [1797], and the indices of each part."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    split = json.loads(resources.files(__package__).joinpath("digits_split.json").read_text())
+    return (data.images / 16).astype(np.float32), data.target, split
+
+
+def _rendered(characters: str, slants: tuple[float, ...]) -> ImageSet:
+    """Characters as the UCI digits were made: a 32x32 bitmap that the glyph fills, each 4x4 block's ink counted."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    images, names = [], []
+    for face in FONTS:
+        font = ImageFont.truetype(str(folder / f"{face}.ttf"), 64)
+        for character in characters:
+            for slant in slants:
+                canvas = Image.new("L", (160, 128))
+                ImageDraw.Draw(canvas).text((48, 20), character, fill=255, font=font)
+                canvas = canvas.transform(
+                    canvas.size, Image.Transform.AFFINE, (1, slant, -64 * slant, 0, 1, 0), Image.Resampling.BILINEAR
+                )
+                glyph = canvas.crop(canvas.getbbox())
+                width = min(32, max(4, round(32 * glyph.width / glyph.height)))
+                bitmap = Image.new("L", (32, 32))
+                bitmap.paste(glyph.resize((width, 32), Image.Resampling.BILINEAR), ((32 - width) // 2, 0))
+                ink = np.asarray(bitmap, dtype=np.float32).reshape(8, 4, 8, 4) >= 128
+                images.append(ink.mean(axis=(1, 3), dtype=np.float32))
+                names.append(f"{face}/{character}" + ("/slanted" if slant else ""))
+    return _image_set(np.stack(images), [-1] * len(images), names)
+
+
+def _image_set(images: np.ndarray, labels: list[int], source: str | list[str], index: list[int] | None = None) -> ImageSet:
+    names = source if isinstance(source, list) else [f"{source}[{i}]" for i in index or []]
+    return ImageSet(_to_rgb(images), labels, names)
+
+
+def _to_rgb(images: np.ndarray) -> Tensor:
+    """Grey [N, 8, 8] -> [N, 3, 16, 16], bilinear."""
+    grey = torch.from_numpy(images)[:, None]
+    return interpolate(grey, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1).contiguous()

@@ -1,0 +1,11 @@
+"""DiffGuard: training-free, diffusion-based out-of-distribution detection (Gao et al., ICCV 2023)."""
+
+from .classifier import Classifier
+from .config import load
+from .detector import Detection, DiffGuard
+from .errors import InputError
+from .metrics import OODMetrics
+from .module import DiffGuardModule
+
+__version__ = "0.1.0"
+__all__ = ["Classifier", "Detection", "DiffGuard", "DiffGuardModule", "InputError", "OODMetrics", "load"]

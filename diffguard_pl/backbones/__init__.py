@@ -1,0 +1,15 @@
+"""Pre-trained diffusion models behind one interface: encode, decode, eps(x, t, labels) on rows of a batch."""
+
+from .base import Backbone
+from .convert import FirstStageArchitecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
+from .latent import LatentDiffusion
+from .pixel import PixelDiffusion
+
+__all__ = [
+    "Backbone",
+    "FirstStageArchitecture",
+    "GuidedDiffusionArchitecture",
+    "LatentDiffusion",
+    "LatentDiffusionArchitecture",
+    "PixelDiffusion",
+]

@@ -1,0 +1,141 @@
+"""How alike two images are, by name. Every score is higher = more alike = more in-distribution.
+
+Image distances are piq's; they see images in [0, 1]. ``logits``, ``features``, ``kl`` and ``maps`` are taken on what the
+classifier sees (the last three follow arXiv 2409.10094).
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import piq
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, kl_div, log_softmax
+
+from .errors import InputError, choose
+
+
+class Seen(NamedTuple):
+    """Images and what the classifier makes of them.
+
+    Attributes:
+        images: [N, 3, H, W] in [0, 1].
+        logits: [N, classes].
+        features: [N, D].
+        maps: feature maps [N, C, h, w].
+    """
+
+    images: Tensor
+    logits: Tensor
+    features: Tensor
+    maps: Sequence[Tensor]
+
+
+def l2(a: Seen, b: Seen) -> Tensor:
+    """-||a - b||_2 of the pixels [N]."""
+    return -(a.images - b.images).flatten(1).norm(dim=1)
+
+
+def logits(a: Seen, b: Seen) -> Tensor:
+    """-||logits(a) - logits(b)||_1 [N]."""
+    return -(a.logits - b.logits).abs().sum(dim=1)
+
+
+def features(a: Seen, b: Seen) -> Tensor:
+    """Cosine of the penultimate features [N]."""
+    return cosine_similarity(a.features, b.features, dim=1)
+
+
+def kl(a: Seen, b: Seen) -> Tensor:
+    """-KL(softmax(a) || softmax(b)) [N], in nats."""
+    return -kl_div(log_softmax(b.logits, dim=1), log_softmax(a.logits, dim=1), reduction="none", log_target=True).sum(dim=1)
+
+
+def maps(a: Seen, b: Seen) -> Tensor:
+    """Cosine of the flattened feature maps, mean over layers [N]."""
+    return torch.stack([cosine_similarity(x.flatten(1), y.flatten(1), dim=1) for x, y in zip(a.maps, b.maps, strict=True)]).mean(0)
+
+
+ON_CLASSIFIER: dict[str, Callable[[Seen, Seen], Tensor]] = {"logits": logits, "features": features, "kl": kl, "maps": maps}
+
+PIQ: dict[str, tuple[Callable[..., nn.Module], float]] = {
+    "dists": (piq.DISTS, 1.0),
+    "lpips": (piq.LPIPS, 0.0),
+    "ssim": (piq.SSIMLoss, 1.0),
+    "fsim": (piq.FSIMLoss, 1.0),
+    "vif": (piq.VIFLoss, 1.0),
+    "mdsi": (piq.MDSILoss, 0.0),
+    "gmsd": (piq.GMSDLoss, 0.0),
+}
+"""Name -> the loss, and what it is subtracted from to give the score."""
+
+NAMES = [*PIQ, "l2", *ON_CLASSIFIER]
+
+
+class PiqScore(nn.Module):
+    """A piq loss as a score: ``offset - loss(a, b)`` [N]."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        loss, self.offset = PIQ[name]
+        self.name = name
+        with _weights(name):
+            self.loss = loss(reduction="none").requires_grad_(False)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> [N]."""
+        try:
+            distance = self.loss(a.float(), b.float())
+        except (ValueError, AssertionError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(f"discrepancy {self.name} cannot take {a.shape[-1]} px images: {error}".replace("\n", " ")) from error
+        return self.offset - distance.reshape(len(a))
+
+
+class Discrepancies(nn.Module):
+    """Any number of scores of one comparison.
+
+    Args:
+        names: see ``NAMES``.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__()
+        for name in names:
+            choose("discrepancy", name, NAMES)
+        if len(set(names)) < len(names) or not names:
+            raise InputError(f"discrepancies {list(names)}: expected one or more, each once")
+        self.names = list(names)
+        self.needs_classifier = any(name in ON_CLASSIFIER for name in names)
+        self.piq = nn.ModuleDict({name: PiqScore(name) for name in names if name in PIQ})
+
+    @torch.no_grad()
+    def forward(self, a: Seen, b: Seen) -> dict[str, Tensor]:
+        """The scores [N] by name, float32."""
+        return {
+            name: self.piq[name](a.images, b.images) if name in PIQ else l2(a, b) if name == "l2" else ON_CLASSIFIER[name](a, b)
+            for name in self.names
+        }
+
+
+@contextmanager
+def _weights(name: str) -> Iterator[None]:
+    """DISTS and LPIPS fetch their weights: as tensors only, and with a word on what to do without a network."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    except OSError as error:
+        files = {"dists": "vgg16-397923af.pth and dists_weights.pt", "lpips": "vgg16-397923af.pth and lpips_weights.pt"}
+        raise InputError(
+            f"discrepancy {name} needs {files.get(name, 'weights')}, which could not be downloaded ({error}); "
+            f"put them into {torch.hub.get_dir()}/checkpoints, or choose other discrepancies"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

@@ -1,0 +1,117 @@
+"""The evaluation module: classify, invert, reconstruct, compare, one image after the other."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from .classifier import yardsticks
+from .detector import Detection, DiffGuard
+from .errors import InputError, choose
+from .metrics import OODMetrics, Row
+
+YARDSTICKS = ["msp", "max_logit", "energy"]
+
+
+class DiffGuardModule(pl.LightningModule):
+    """DiffGuard for ``Trainer.test``.
+
+    Test loaders are a dict from data set name to loader, the in-distribution one first. Batches are dicts with ``image``
+    [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution), ``index`` and ``path``; or pairs (image, label).
+
+    Args:
+        oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
+            or ``all`` (these, and a random label, fixed by its name and index, for every other image).
+        detector: the settings of the detector.
+    """
+
+    metrics: OODMetrics
+    accuracy: MulticlassAccuracy
+
+    def __init__(self, oracle: str = "none", **detector: Any):
+        super().__init__()
+        choose("oracle", oracle, ["none", "ind", "all"])
+        self.oracle = oracle
+        self.detector = DiffGuard(**detector)
+        self.rows: list[Row] = []
+
+    @property
+    def score_names(self) -> list[str]:
+        """The discrepancies, the headline one first, and the yardsticks."""
+        return self.detector.discrepancies.names + YARDSTICKS
+
+    def setup(self, stage: str) -> None:
+        self.run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
+
+    def on_test_start(self) -> None:
+        loaders = self.trainer.test_dataloaders
+        if not isinstance(loaders, Mapping) or len(loaders) < 2:
+            raise InputError(
+                "test loaders: expected a dict from data set name to loader, the in-distribution one first, then at least one more"
+            )
+        self.datasets = list(loaders)
+        groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
+        self.metrics = OODMetrics(self.score_names, self.datasets, groups).to(self.device)
+        self.accuracy = MulticlassAccuracy(self.detector.classifier.num_classes, average="micro").to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        batch = self._named(batch, dataloader_idx)
+        images = batch["image"]
+
+        prediction = self.detector.classify(images, self._oracle_labels(batch, dataloader_idx))
+        inversion = self.detector.invert(images, prediction)
+        reconstruction = self.detector.reconstruct(inversion, prediction)
+        scores = self.detector.compare(images, prediction, reconstruction)
+
+        scores |= yardsticks(prediction.view.logits)
+        values = torch.stack([scores[name] for name in self.score_names], dim=1)
+        self.metrics.update(values, torch.full((len(images),), dataloader_idx, device=self.device))
+        if dataloader_idx == 0:
+            self.accuracy.update(prediction.predicted, batch["label"])
+        detection = Detection(
+            prediction.labels, reconstruction.guided, scores, prediction, inversion.stop_index, reconstruction.unguided
+        )
+        return {"batch": batch, "dataset": self.datasets[dataloader_idx], "detection": detection}
+
+    def on_test_epoch_end(self) -> None:
+        self.rows = self.metrics.compute()
+        for row in self.rows:
+            self.log_dict(
+                {
+                    f"{row.dataset if row.dataset != 'mean' else row.group}/{row.score}/{name}": value
+                    for name, value in row.figures._asdict().items()
+                },
+                rank_zero_only=True,
+            )
+        self.log("accuracy", self.accuracy.compute(), rank_zero_only=True)
+
+    def _named(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
+        """The batch as a dict, with the images checked: an error names the file."""
+        if not isinstance(batch, Mapping):
+            batch = dict(zip(("image", "label"), batch, strict=False))
+        batch = dict(batch)
+        count = len(batch["image"])
+        batch.setdefault("label", torch.full((count,), -1, device=self.device))
+        batch.setdefault("index", torch.arange(count, device=self.device))
+        batch.setdefault("path", [""] * count)
+        for image, index, path in zip(batch["image"], batch["index"], batch["path"], strict=True):
+            if not torch.isfinite(image).all():
+                raise InputError(
+                    f"{self.datasets[dataloader_idx]} image {int(index)} {path}: has NaN or infinite values; leave it out"
+                )
+        return batch
+
+    def _oracle_labels(self, batch: dict[str, Any], dataloader_idx: int) -> Tensor | None:
+        """Labels [N] to reconstruct under, -1 for the predicted one."""
+        if self.oracle == "none" or (self.oracle == "ind" and dataloader_idx > 0):
+            return None
+        if dataloader_idx == 0:
+            return batch["label"]
+        classes, dataset = self.detector.classifier.num_classes, self.datasets[dataloader_idx]
+        drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"]]
+        return torch.tensor(drawn, device=self.device)

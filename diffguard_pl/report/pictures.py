@@ -1,0 +1,102 @@
+"""The picture grid: input, reconstruction and difference of chosen images, set by set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK, PAPER, FAINT = (28, 28, 30), (255, 255, 255), (120, 120, 124)
+
+
+@dataclass
+class Picture:
+    """One image and what became of it.
+
+    Attributes:
+        images: uint8 [3, H, W] each: input, the unguided reconstruction if there is one, reconstruction.
+        caption: the classifier's label and the score.
+        score: the headline score.
+        chance: a number that decides who is among the random ones.
+    """
+
+    images: list[Tensor]
+    caption: str
+    score: float
+    chance: float
+
+
+def draw_grid(sets: dict[str, dict[str, Sequence[Picture]]], title: str, path: Path, cell: int = 72) -> None:
+    """Draw and save the grid.
+
+    Args:
+        sets: heading of each data set -> name of each strip (such as "most mismatched") -> its pictures, left to right.
+        title: in the first line.
+        path: of the PNG.
+        cell: side of each picture, in pixels of the grid.
+    """
+    strips = [strip for strips in sets.values() for strip in strips.values()]
+    columns = max(len(strip) for strip in strips)
+    parts = max(len(picture.images) for strip in strips for picture in strip) + 1
+    gap, margin, label = 4, 20, 120
+    tile = parts * (cell + gap) + 14
+    font, bold = _font("DejaVuSans", 12), _font("DejaVuSans-Bold", 14)
+    row = cell + 24
+    heights = [34 + row * len(strips) for strips in sets.values()]
+    width, height = margin * 2 + label + columns * tile, margin * 2 + 50 + sum(heights)
+    canvas = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((margin, margin), title, INK, font=bold)
+    kinds = (
+        "input, reconstruction without guidance, reconstruction under the label, difference of the two"
+        if parts == 4
+        else ("input, reconstruction under the label, difference")
+    )
+    pen.text(
+        (margin, margin + 22),
+        f"each: {kinds}; above it the classifier's label and the score (higher = more in-distribution)",
+        FAINT,
+        font=font,
+    )
+    y = margin + 54
+    for heading, strips_of_set in sets.items():
+        pen.line((margin, y, width - margin, y), (210, 210, 214))
+        pen.text((margin, y + 8), heading, INK, font=bold)
+        y += 34
+        for name, strip in strips_of_set.items():
+            pen.text((margin, y + 18 + cell // 2 - 8), name, FAINT, font=font)
+            for i, picture in enumerate(strip):
+                x = margin + label + i * tile
+                pen.text((x, y), picture.caption, INK, font=font)
+                for image in [*map(_to_image, picture.images), _difference(*picture.images[-2:])]:
+                    canvas.paste(
+                        image.resize((cell, cell), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.BOX),
+                        (x, y + 18),
+                    )
+                    x += cell + gap
+            y += row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
+
+
+def _to_image(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _difference(a: Tensor, b: Tensor) -> Image.Image:
+    """|a - b|, mean over channels, black (0) to bright yellow (1)."""
+    share = (a.float() - b.float()).abs().mean(0) / 255
+    return Image.fromarray((matplotlib.colormaps["inferno"](share.numpy())[..., :3] * 255).astype(np.uint8))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[N, 3, H, W] in [0, 1] -> uint8 on the CPU."""
+    return (images * 255).round().to(torch.uint8).cpu()
+
+
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)

@@ -1,0 +1,54 @@
+"""The per-image results, on disk."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .detector import Detection
+
+
+def columns(score_names: Iterable[str]) -> list[str]:
+    """Of the file: where the image is from, what the classifier says, where inversion stopped, and every score."""
+    return ["dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", *score_names]
+
+
+def rows(batch: dict[str, Any], dataset: str, group: str, detection: Detection) -> list[dict[str, Any]]:
+    """One dict an image, by column."""
+    scores = {name: values.tolist() for name, values in detection.scores.items()}
+    table = {
+        "index": batch["index"].tolist(),
+        "path": list(batch["path"]),
+        "label": batch["label"].tolist(),
+        "prediction": detection.prediction.predicted.tolist(),
+        "reconstructed_as": detection.labels.tolist(),
+        "stop_index": detection.stop_index.tolist(),
+    } | scores
+    return [{"dataset": dataset, "group": group} | dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def merge(parts: list[Path], path: Path) -> None:
+    """Join the files of all ranks into one, in the order of the parts, and remove them."""
+    with path.open("w", newline="") as merged:
+        for i, part in enumerate(parts):
+            lines = part.read_text().splitlines(keepends=True)
+            merged.writelines(lines if i == 0 else lines[1:])
+    for part in parts:
+        part.unlink()
+
+
+class ScoreFile:
+    """A CSV file that is written as results come, flushed after each batch."""
+
+    def __init__(self, path: Path, names: list[str]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, names)
+        self._writer.writeheader()
+
+    def write(self, results: list[dict[str, Any]]) -> None:
+        self._writer.writerows(results)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,151 @@
+"""The evaluation command: ``python -m diffguard_pl.test --config ldm.yaml --trainer.devices 8``.
+
+Without ``--config`` it runs the embedded digits benchmark. The command line is LightningCLI's: any setting of a config can be
+given as ``--section.setting value``, ``--print_config`` shows them all.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from .backbones import Backbone
+from .callbacks import MetricsTable, PictureGrid, RunProgress, ScoreWriter
+from .config import find_config
+from .datamodules.digits import DigitsDataModule  # noqa: F401  so that a config may name it without its package
+from .diffusion.guidance import Guidance
+from .errors import InputError
+from .module import DiffGuardModule
+
+DEFAULT_CONFIG = "digits_ldm"
+BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": LightningDataModule}
+"""Settings that name a class, and what it has to be."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a test as the command line says."""
+    # Lightning starts the processes of other devices with sys.argv
+    try:
+        sys.argv[1:] = with_config_paths(sys.argv[1:] if args is None else args)
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        cli = CLI(
+            DiffGuardModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            run=False,
+            auto_configure_optimizers=False,
+            seed_everything_default=100,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,  # it repeats images to pad; the data modules share out theirs
+                "callbacks": [RunProgress(), ScoreWriter()],
+            },
+        )
+        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    except (InputError, MisconfigurationException) as error:
+        sys.exit(f"error: {error}")
+
+
+def with_config_paths(args: list[str]) -> list[str]:
+    """Arguments with the names of shipped configs replaced by their paths, and with the default config if there is none."""
+    resolved, given = [], False
+    expect = False
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if expect:
+            arg = str(find_config(arg))
+        elif name in ("-c", "--config") and equals:
+            arg = f"{name}={find_config(value)}"
+        expect = arg in ("-c", "--config")
+        given = given or name in ("-c", "--config")
+        resolved.append(arg)
+    return resolved if given else ["--config", str(find_config(DEFAULT_CONFIG)), *resolved]
+
+
+class CLI(LightningCLI):
+    """One run: a module, a data module, a trainer, and the callbacks that write its results."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path or name of a config; a later one overrides.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(PictureGrid, "pictures")
+        parser.add_lightning_class_args(MetricsTable, "table")
+
+    def before_instantiate_classes(self) -> None:
+        if self.config.trainer.default_root_dir is None:
+            name = self.config.config[-1].relative.rpartition("/")[2].removesuffix(".yaml")
+            self.config.trainer.default_root_dir = f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+class Parser(LightningArgumentParser):
+    """Answers a mistake in one line, with what there is in place of what was misspelt."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of a class inside a setting: the outer one says what is wrong
+            super().error(message, ex)
+        line = re.sub(r"\s*\n\s*", " ", message).strip()
+        self.exit(2, f"error: {self._explained(line)}\n")
+
+    def _explained(self, line: str) -> str:
+        inside = re.search(r"class_path '([\w.]+)'.*Option '(\w+)' is not accepted", line)
+        if inside:
+            return _unknown("setting", inside[2], _settings(inside[1]))
+        for pattern in (
+            r"[Uu]nrecognized arguments: --([\w.]+)",
+            r"ambiguous option: --([\w.]+)",
+            r"Option '([\w.]+)' is not accepted",
+            r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+        ):
+            if found := re.search(pattern, line):
+                return self._no_setting(".".join(found.groups()))
+        found = re.search(r"key \"([\w.]+)\": ", line)
+        given = re.search(r"import path string: ?'?([\w.]+)", line)
+        if found and given and found[1] in BASES:
+            return _unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in _subclasses(BASES[found[1]])])
+        return line
+
+    def _no_setting(self, key: str) -> str:
+        known = {action.dest for action in self._actions if action.dest not in ("help", "print_config", "==SUPPRESS==")}
+        parent = key
+        while parent and not any(name.startswith(f"{parent}.") for name in known):
+            parent = parent.rpartition(".")[0]
+        depth = parent.count(".") + 1 if parent else 0
+        siblings = {name.split(".")[depth] for name in known if not parent or name.startswith(f"{parent}.")}
+        option = key.removeprefix(f"{parent}.").split(".")[0]
+        return _unknown("setting", option, siblings, f"{parent}." if parent else "")
+
+
+def _unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:
+    near = difflib.get_close_matches(name, list(available), 1)
+    hint = f"; did you mean {parent}{near[0]}?" if near else ";"
+    return f"no {kind} {parent}{name}{hint} there are: {', '.join(sorted(available))}"
+
+
+def _settings(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    parameters = inspect.signature(getattr(sys.modules[module], name)).parameters
+    return list(parameters)
+
+
+def _subclasses(base: type) -> list[type]:
+    found: list[type] = [base, *(below for child in base.__subclasses__() for below in _subclasses(child))]
+    return [sub for sub in found if not inspect.isabstract(sub) and sub is not LightningDataModule]
+
+
+if __name__ == "__main__":
+    main()
