@@ -90,6 +90,8 @@ class Classifier(nn.Module):
         Returns:
             The view, and the activation [N, 1, H, W] scaled to [0, 1] in each image.
         """
+        if self.cam_layer is None:
+            raise InputError("classifier: found no layer with feature maps for Grad-CAM; set classifier.cam_layer")
         with torch.inference_mode(False), torch.enable_grad(), self._captured(leaf=self.cam_layer) as (maps, features):
             logits = self(images.clone())
             predicted = logits.argmax(dim=1)
@@ -108,7 +110,7 @@ class Classifier(nn.Module):
         return view, min_max(cam)
 
     def _features(self, captured: list[Tensor], maps: dict[str, Tensor]) -> Tensor:
-        return captured[-1].flatten(1).float() if captured else maps[self.cam_layer].float().mean(dim=(2, 3))
+        return captured[-1].flatten(1).float() if captured else maps[self.cam_layer or ""].float().mean(dim=(2, 3))
 
     @contextmanager
     def _captured(self, leaf: str | None = None) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
@@ -127,7 +129,8 @@ class Classifier(nn.Module):
             features.append(inputs[0])
 
         modules = dict(self.model.named_modules())
-        hooks = [modules[name].register_forward_hook(keep(name)) for name in {self.cam_layer, *self.map_layers}]
+        wanted = {*self.map_layers, *([self.cam_layer] if self.cam_layer else [])}
+        hooks = [modules[name].register_forward_hook(keep(name)) for name in wanted]
         if self.last_linear is not None:
             hooks.append(modules[self.last_linear].register_forward_pre_hook(keep_input))
         try:
@@ -171,12 +174,14 @@ class Classifier(nn.Module):
         self.num_classes = logits.shape[1]
         linear = [name for name, module in names.items() if isinstance(module, nn.Linear) and module in order]
         self.last_linear = max(linear, key=lambda name: order.index(names[name])) if linear else None
-        feature_maps = [name for name, shape in shapes.items() if len(shape) == 4 and shape[-1] > 1]
-        self.map_layers = map_layers or [name for name in feature_maps if "." not in name]
-        last = [name for name in feature_maps if "." not in name and not _is_classification(names[name])]
-        if cam_layer is None and not last:
-            raise InputError("classifier: found no layer with feature maps for Grad-CAM; set classifier.cam_layer")
-        self.cam_layer = cam_layer or last[-1]
+        outputs = {name: shape for name, shape in shapes.items() if "." not in name and len(shape) == 4}
+        feature_maps = [name for name, shape in outputs.items() if shape[-1] > 1] or list(outputs)[:1]
+        self.map_layers = map_layers or feature_maps
+        self.cam_layer = cam_layer or (feature_maps[-1] if feature_maps else None)
+        if self.last_linear is None and self.cam_layer is None:
+            raise InputError(
+                "classifier: found neither a linear layer nor feature maps to take features from; set classifier.cam_layer"
+            )
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -193,10 +198,6 @@ def yardsticks(logits: Tensor) -> dict[str, Tensor]:
     (Liu et al. 2020).
     """
     return {"msp": logits.softmax(dim=1).amax(dim=1), "max_logit": logits.amax(dim=1), "energy": logits.logsumexp(dim=1)}
-
-
-def _is_classification(module: nn.Module) -> bool:
-    return isinstance(module, nn.AdaptiveAvgPool2d)
 
 
 def _torchvision(name: str, checkpoint: str | None) -> nn.Module:

@@ -143,8 +143,9 @@ def _settings(class_path: str) -> list[str]:
 
 
 def _subclasses(base: type) -> list[type]:
-    found: list[type] = [base, *(below for child in base.__subclasses__() for below in _subclasses(child))]
-    return [sub for sub in found if not inspect.isabstract(sub) and sub is not LightningDataModule]
+    below: list[type] = type.__subclasses__(base)
+    here = [] if inspect.isabstract(base) or base is LightningDataModule else [base]
+    return here + [found for sub in below for found in _subclasses(sub)]
 
 
 if __name__ == "__main__":

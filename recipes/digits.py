@@ -181,7 +181,7 @@ def train_classifier(accelerator: str) -> None:
 
 
 def train_gdm(accelerator: str) -> None:
-    network = fit(PixelTraining(pixel_unet(), 1e-3), 3600, 64, accelerator)
+    network = fit(PixelTraining(pixel_unet(), 1e-3), 3000, 64, accelerator)
     network.half().save_pretrained(WEIGHTS / "digits_gdm")
 
 
