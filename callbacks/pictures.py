@@ -29,7 +29,7 @@ class PictureGrid(pl.Callback):
         scores = detection.scores[pl_module.score_names[0]].tolist()
         shown = [batch["image"], detection.unguided, detection.reconstructions]
         images = [to_uint8(part) for part in shown if part is not None]
-        names = getattr(trainer.datamodule, "class_names", None)
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         for i, (label, score) in enumerate(zip(detection.labels.tolist(), scores, strict=True)):
             name = names[label] if names else str(label)
             chance = random.Random(f"{dataset}/{int(batch['index'][i])}").random()

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,14 +25,14 @@ class RunProgress(ProgressBar):
         self.enabled = True
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not (self.enabled and trainer.is_global_zero):
+        loaders = trainer.test_dataloaders
+        if not (self.enabled and trainer.is_global_zero and isinstance(loaders, Mapping)):
             return
-        images = 0
-        for loader, batches in zip(trainer.test_dataloaders.values(), trainer.num_test_batches, strict=True):
-            images += min(len(loader.dataset), batches * (loader.batch_size or 1)) if math.isfinite(batches) else 0
+        sizes = [_size(loader, batches) for loader, batches in zip(loaders.values(), trainer.num_test_batches, strict=True)]
+        images = None if None in sizes else sum(size or 0 for size in sizes)
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         self.bar = Progress(*columns, expand=True)
-        self.task = self.bar.add_task("", total=images or None, rate="")
+        self.task = self.bar.add_task("", total=images, rate="")
         self.began = time.monotonic()
         self.bar.start()
 
@@ -48,7 +49,7 @@ class RunProgress(ProgressBar):
         left = f", {_clock((task.total - task.completed) / rate)} left" if task.total else ""
         self.bar.update(self.task, rate=f"{rate:.1f} images/s{left}", refresh=True)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -58,6 +59,15 @@ class RunProgress(ProgressBar):
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+
+def _size(loader: Any, batches: float) -> int | None:
+    """Images that ``batches`` batches of a loader hold; None where it does not say."""
+    try:
+        size = len(loader.dataset)
+    except (TypeError, AttributeError):
+        return None
+    return min(size, int(batches) * (loader.batch_size or 1)) if math.isfinite(batches) else size
 
 
 def _clock(seconds: float) -> str:

@@ -31,9 +31,8 @@ class MetricsTable(pl.Callback):
     @staticmethod
     def table(pl_module: DiffGuardModule) -> Table:
         """In percent; the headline score bold, the classifier's own yardsticks dim."""
-        accuracy = 100 * pl_module.accuracy.compute().item()
         ind = pl_module.datasets[0]
-        count = int(pl_module.accuracy.tp.sum() + pl_module.accuracy.fn.sum())
+        accuracy, count = 100 * pl_module.ind_accuracy, pl_module.metrics.sizes[ind]
         table = Table(
             title=f"Out-of-distribution detection against {ind}",
             caption=f"in percent; higher is better but for FPR@95. Classifier accuracy {accuracy:.2f} on {count} images of {ind}.",

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
+from diffguard_pl.errors import choose
+
 from .base import ImageSet, shard
 
 CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
@@ -46,8 +48,8 @@ class DigitsDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int = 128, split: str = "test", limit: int | None = None, num_workers: int = 0):
         super().__init__()
-        if split not in ("test", "tuning"):
-            raise ValueError(f"data.split is {split!r}; it is one of: test, tuning")
+        choose("data.split", split, ["test", "tuning"])
+        self.class_names = [str(digit) for digit in CLASSES]
         self.batch_size, self.split, self.limit, self.num_workers = batch_size, split, limit, num_workers
 
     @property
@@ -109,7 +111,8 @@ def tuning(count: int = 200) -> ImageSet:
     """The set that hyper-parameters are chosen on: chimeras of validation digits, and rendered symbols."""
     images, target, split = _scans()
     generator = np.random.RandomState(100)
-    chimeras, names = [], []
+    chimeras: list[np.ndarray] = []
+    names: list[str] = []
     while len(chimeras) < count:
         top, bottom = generator.choice(split["val"], 2)
         if target[top] != target[bottom]:

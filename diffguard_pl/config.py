@@ -1,5 +1,7 @@
 """Configs by name, and a detector from one."""
 
+import json
+from argparse import ArgumentError
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,14 @@ def load(config: str | Path, **settings: Any) -> DiffGuard:
     model = yaml.safe_load(find_config(config).read_text()).get("model", {})
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffGuardModule, "model")
-    flags = [f"--model.{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    parsed = parser.parse_object({"model": model})
-    parsed = parser.parse_args(flags, namespace=parsed)
+    flags = [
+        f"--model.{name.replace('__', '.')}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in settings.items()
+    ]
+    try:
+        parsed = parser.parse_args(flags, namespace=parser.parse_object({"model": model}))
+    except ArgumentError as error:
+        raise InputError(f"config {config}: " + " ".join(str(error).split())) from error
     return parser.instantiate_classes(parsed).model.detector.eval()
 
 

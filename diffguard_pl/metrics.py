@@ -111,6 +111,7 @@ class OODMetrics(Metric):
         if len(datasets) < 2:
             raise InputError(f"data sets {datasets}: expected an in-distribution one and at least one other")
         self.scores, self.datasets, self.groups = scores, datasets, groups or {}
+        self.sizes: dict[str, int] = {}
         self.add_state("values", [], dist_reduce_fx="cat")
         self.add_state("members", [], dist_reduce_fx="cat")
 
@@ -125,8 +126,12 @@ class OODMetrics(Metric):
         self.members.append(members.detach())
 
     def compute(self) -> list[Row]:
-        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN."""
+        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN.
+
+        Leaves in ``sizes`` how many images of each set there were.
+        """
         values, members = dim_zero_cat(self.values), dim_zero_cat(self.members)
+        self.sizes = {name: int((members == d).sum()) for d, name in enumerate(self.datasets)}
         ind = values[members == 0]
         if len(ind) == 0:
             raise InputError(f"there are no scores of the in-distribution set {self.datasets[0]}")

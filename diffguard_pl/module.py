@@ -57,6 +57,10 @@ class DiffGuardModule(pl.LightningModule):
         self.datasets = list(loaders)
         groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
         self.metrics = OODMetrics(self.score_names, self.datasets, groups).to(self.device)
+        # so that a rank without images has something to gather
+        self.metrics.update(
+            torch.zeros(0, len(self.score_names), device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
+        )
         self.accuracy = MulticlassAccuracy(self.detector.classifier.num_classes, average="micro").to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -88,7 +92,8 @@ class DiffGuardModule(pl.LightningModule):
                 },
                 rank_zero_only=True,
             )
-        self.log("accuracy", self.accuracy.compute(), rank_zero_only=True)
+        self.ind_accuracy = self.accuracy.compute().item()
+        self.log("accuracy", self.ind_accuracy, rank_zero_only=True)
 
     def _named(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
         """The batch as a dict, with the images checked: an error names the file."""
@@ -99,11 +104,11 @@ class DiffGuardModule(pl.LightningModule):
         batch.setdefault("label", torch.full((count,), -1, device=self.device))
         batch.setdefault("index", torch.arange(count, device=self.device))
         batch.setdefault("path", [""] * count)
-        for image, index, path in zip(batch["image"], batch["index"], batch["path"], strict=True):
-            if not torch.isfinite(image).all():
-                raise InputError(
-                    f"{self.datasets[dataloader_idx]} image {int(index)} {path}: has NaN or infinite values; leave it out"
-                )
+        broken = ~batch["image"].isfinite().flatten(1).all(dim=1)
+        if broken.any():
+            i = int(broken.nonzero()[0])
+            where = f"{self.datasets[dataloader_idx]} image {int(batch['index'][i])} {batch['path'][i]}"
+            raise InputError(f"{where}: has NaN or infinite values; leave it out")
         return batch
 
     def _oracle_labels(self, batch: dict[str, Any], dataloader_idx: int) -> Tensor | None:

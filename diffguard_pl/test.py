@@ -6,6 +6,7 @@ given as ``--section.setting value``, ``--print_config`` shows them all.
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 import warnings
@@ -36,7 +37,8 @@ def main(args: list[str] | None = None) -> None:
     # Lightning starts the processes of other devices with sys.argv
     try:
         sys.argv[1:] = with_config_paths(sys.argv[1:] if args is None else args)
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*")
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         cli = CLI(
             DiffGuardModule,
             LightningDataModule,

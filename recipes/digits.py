@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from diffguard_pl.datamodules.digits import CLASSES, IMAGE_SIZE, digits
 from diffusers import UNet2DConditionModel, UNet2DModel, VQModel
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from safetensors.torch import save_file
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from diffguard_pl.datamodules.digits import CLASSES, IMAGE_SIZE, digits
 from diffguard_pl.diffusion.schedule import linear_alpha_bar, scaled_linear_alpha_bar
 from diffguard_pl.smallnet import SmallResNet
 

@@ -226,15 +226,14 @@ def fit(module: nn.Module, weights: Converted, path: Path, settings: Mapping[str
         return InputError(f"checkpoint {path} does not fit: {what}" + (f"; look at the setting {setting}" if setting else ""))
 
     expected = module.state_dict()
-    for key, tensor in expected.items():
-        if key not in weights:
-            raise complain(key, f"it has no {key} {list(tensor.shape)}")
-        if weights[key].tensor.shape != tensor.shape:
-            found = weights[key]
-            raise complain(key, f"its {found.key} is {list(found.tensor.shape)}, expected {list(tensor.shape)}")
     for key, origin in weights.items():
         if key not in expected:
             raise complain(key, f"its {origin.key} {list(origin.tensor.shape)} is one too many")
+        if origin.tensor.shape != expected[key].shape:
+            raise complain(key, f"its {origin.key} is {list(origin.tensor.shape)}, expected {list(expected[key].shape)}")
+    for key, tensor in expected.items():
+        if key not in weights:
+            raise complain(key, f"it has no {key} {list(tensor.shape)}")
     module.load_state_dict({key: weights[key].tensor.to(expected[key].dtype) for key in expected}, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -247,10 +246,12 @@ def load_diffusers(kind: type, folder: Path) -> Any:
     settings = json.loads(config.read_text())
     if settings.get("_class_name", kind.__name__) != kind.__name__:
         raise InputError(f"checkpoint {folder}: holds a {settings['_class_name']}, expected a {kind.__name__}")
+    num_heads = settings.pop("num_heads", None)
     with torch.device("meta"):
         module = kind.from_config(settings)  # type: ignore[attr-defined]
-    if settings.get("num_heads"):
-        set_heads(module, settings["num_heads"])
+    if num_heads:
+        module.register_to_config(num_heads=num_heads)
+        set_heads(module, num_heads)
     tensors = {key: Origin(key, tensor) for file in files for key, tensor in load_tensors(file).items()}
     return fit(module, tensors, folder, {".": "config.json of that folder"})
 
@@ -289,8 +290,8 @@ def guided_diffusion_unet(path: Path, architecture: GuidedDiffusionArchitecture)
         r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
         r"^conv_in|^time_embedding": "backbone.architecture.num_channels",
         r"time_emb_proj": "backbone.architecture.use_scale_shift_norm",
-        r"attentions": "backbone.architecture.attention_resolutions",
-        r"samplers": "backbone.architecture.resblock_updown",
+        r"attentions": "backbone.architecture.attention_resolutions and num_head_channels",
+        r"samplers": "backbone.architecture.resblock_updown and num_res_blocks",
         r".": "backbone.architecture.channel_mult and num_res_blocks",
     }
     tensors = load_tensors(path)
@@ -313,14 +314,9 @@ def _split_qkv(weights: Converted, unet: UNet2DModel, new_order: bool) -> Conver
         module, _, name = key.rpartition(".")
         if module.endswith(".qkv"):
             attention = module.removesuffix(".qkv")
-            try:
-                heads = unet.get_submodule(attention).heads
-            except AttributeError:
-                heads = 1  # not expected at all: fit() will say so
-            if tensor.ndim not in (1, 3) or len(tensor) % (3 * heads):
-                raise InputError(
-                    f"its {original} {list(tensor.shape)} does not divide into q, k, v of {heads} heads; look at num_head_channels"
-                )
+            heads = getattr(_submodule(unet, attention), "heads", 1)
+            if len(tensor) % (3 * heads):
+                heads = 1  # of another architecture: fit() will say so
             tensor = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
             rest = tensor.shape[1:]
             parts = tensor.reshape(3, -1, *rest) if new_order else tensor.reshape(heads, 3, -1, *rest).transpose(0, 1)
@@ -331,6 +327,13 @@ def _split_qkv(weights: Converted, unet: UNet2DModel, new_order: bool) -> Conver
         else:
             split[key] = Origin(original, tensor)
     return split
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 # ----------------------------------------------------------------------------------------------------- latent diffusion

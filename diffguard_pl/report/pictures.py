@@ -1,6 +1,6 @@
 """The picture grid: input, reconstruction and difference of chosen images, set by set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Picture:
     chance: float
 
 
-def draw_grid(sets: dict[str, dict[str, Sequence[Picture]]], title: str, path: Path, cell: int = 72) -> None:
+def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, path: Path, cell: int = 72) -> None:
     """Draw and save the grid.
 
     Args:

@@ -1,0 +1,170 @@
+"""The command, as a newcomer types it."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import diffguard_pl
+from diffguard_pl import DiffGuardModule, InputError
+from diffguard_pl.config import config_names, find_config
+
+QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "diffguard_pl.test", *args]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(("args", "config"), [([], "digits_ldm"), (["--config", "digits_gdm.yaml"], "digits_gdm")])
+def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tmp_path):
+    done = run(*args, *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs" / config).iterdir()
+    for name in ("digits_4_9", "photos", "letters", "AUROC", "FPR@95", "AUPR-in", "AUPR-out", "msp", "Classifier accuracy"):
+        assert name in done.stdout
+    for name in ("scores.csv", "metrics.csv", "pictures.png"):
+        assert str(folder.relative_to(tmp_path) / name) in done.stdout
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert [row["dataset"] for row in rows] == [name for name in ("digits", "digits_4_9", "photos", "letters") for _ in range(12)]
+    assert all(float(row["msp"]) <= 1 and row["path"] and row["stop_index"] for row in rows)
+    assert Image.open(folder / "pictures.png").width > 600
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["limit"] == 12
+    assert "48/48" in done.stdout
+    assert "images/s" in done.stdout
+
+
+def test_two_devices_give_the_table_of_one(tmp_path):
+    tables = []
+    for devices in ("1", "2"):
+        folder = tmp_path / devices
+        done = run(*QUICK, "--data.limit", "7", "--trainer.devices", devices, "--trainer.accelerator", "cpu",
+                   "--trainer.default_root_dir", str(folder), cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        scores = list(csv.DictReader((folder / "scores.csv").open()))
+        tables.append({(row["dataset"], row["index"]): float(row["features"]) for row in scores})
+        assert len(scores) == len(tables[-1]) == 28
+        tables.append({tuple(row[:3]): float(row[3]) for row in list(csv.reader((folder / "metrics.csv").open()))[1:]})
+    for one, two in (tables[0::2], tables[1::2]):
+        assert two == pytest.approx(one, abs=1e-3)
+
+
+def test_later_configs_and_the_command_line_override(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {steps: 5, discrepancies: [l2]}\n")
+    done = run("--config", "digits_ldm", "--config", "mine.yaml", "--model.guidance.scale", "5", "--print_config", cwd=tmp_path)
+    settings = yaml.safe_load(done.stdout)
+    assert settings["model"]["steps"] == 5
+    assert settings["model"]["discrepancies"] == ["l2"]
+    assert settings["model"]["guidance"]["init_args"]["scale"] == 5
+    assert settings["model"]["backbone"]["init_args"]["checkpoint"] == "digits_ldm"
+
+
+def test_help_lists_the_settings(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "--model.steps" in done.stdout
+    assert "--trainer.devices" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--config", "digits"], r"no config 'digits'; the shipped ones are: digits_gdm, digits_ldm"),
+        (["--model.guidnce.scale", "5"], r"no setting model.guidnce; did you mean model.guidance\? there are: backbone"),
+        (["--model.guidance.scal", "5"], r"no setting scal; did you mean scale\? there are: cam_cut"),
+        (["--model.guidance", "ClassiferGuidance"], r"did you mean ClassifierGuidance\?"),
+        (["--data.bath_size", "5"], r"no setting bath_size; did you mean batch_size\?"),
+        (["--model.steps", "ten"], r"model.steps.*int.*ten"),
+        (["--model.discrepancies", "[dist]"], r"no discrepancy 'dist'; there are: dists, lpips"),
+        (["--model.steps", "2000"], r"steps=2000"),
+        (["--model.backbone.checkpoint", "nowhere.ckpt"], r"checkpoint 'nowhere.ckpt': no such file"),
+        (["--model.backbone.input_size", "20"], r"input_size=20 cannot be padded evenly to image_size=16"),
+        (["--model.early_stop", "{psnr: 50}"], r"early_stop works on images, and LatentDiffusion diffuses latents"),
+        (["--model.oracle", "both"], r"no oracle 'both'; there are: none, ind, all"),
+        (["--trainer.accelerator", "abacus"], r"abacus"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(args, said, tmp_path):
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(said, line)
+    assert "Traceback" not in done.stderr
+
+
+def test_every_shipped_config_is_found_by_name_with_and_without_suffix():
+    assert {"digits_ldm", "digits_gdm"} <= set(config_names())
+    for name in config_names():
+        assert find_config(name) == find_config(f"{name}.yaml")
+        yaml.safe_load(find_config(name).read_text())
+
+
+def test_a_detector_from_a_config_with_other_settings():
+    detector = diffguard_pl.load("digits_ldm", steps=5, guidance__scale=7, discrepancies=["l2"])
+    assert len(detector.schedule) == 5
+    assert detector.guidance.scale == 7
+    with pytest.raises(InputError, match=r"config digits_ldm: .*stepps"):
+        diffguard_pl.load("digits_ldm", stepps=5)
+
+
+class Pictures(Dataset):
+    """Five grey pictures, the fourth of them broken."""
+
+    def __init__(self, broken: bool):
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict:
+        value = float("nan") if self.broken and index == 3 else 0.5
+        return {"image": torch.full((3, 16, 16), value), "label": -1, "index": index, "path": f"folder/{index}.png"}
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict:
+    detector = diffguard_pl.load("digits_ldm", steps=5, discrepancies=["l2"])
+    return {"classifier": detector.classifier, "backbone": detector.backbone, "guidance": detector.guidance, "steps": 5}
+
+
+def trainer(tmp_path: Path, callbacks: list) -> object:
+    import pytorch_lightning as pl
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", devices=1, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
+
+
+def test_an_image_with_nan_is_named_and_what_was_scored_is_kept(settings, tmp_path):
+    from diffguard_pl.callbacks import ScoreWriter
+
+    loaders = {"good": DataLoader(Pictures(False), 2), "bad": DataLoader(Pictures(True), 2)}
+    with pytest.raises(InputError, match=r"bad image 3 folder/3.png: has NaN"):
+        trainer(tmp_path, [ScoreWriter()]).test(DiffGuardModule(discrepancies=["l2"], **settings), loaders)
+    assert len(list(csv.DictReader((tmp_path / "scores.csv").open()))) == 7
+
+
+def test_loaders_of_ones_own_and_pairs_as_batches(settings, tmp_path):
+    images = torch.rand(6, 3, 16, 16)
+    pairs = [(image, label) for image, label in zip(images, [0, 1, 2, 3, 4, 5], strict=True)]
+    module = DiffGuardModule(discrepancies=["l2"], oracle="all", **settings)
+    results = trainer(tmp_path, []).test(
+        module, {"mine": DataLoader(pairs, 4), "other": DataLoader(Pictures(False), 4)}, verbose=False
+    )
+    assert [row.score for row in module.rows] == ["l2", "msp", "max_logit", "energy"]
+    assert "other/l2/auroc" in results[0]
+
+
+def test_one_kind_of_loader_is_not_enough(settings, tmp_path):
+    with pytest.raises(InputError, match="the in-distribution one first"):
+        trainer(tmp_path, []).test(DiffGuardModule(discrepancies=["l2"], **settings), {"mine": DataLoader(Pictures(False), 4)})
