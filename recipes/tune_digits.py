@@ -26,19 +26,18 @@ IMAGES = 200
 
 
 def ldm_grid() -> Iterator[dict[str, Any]]:
-    for steps, scale, cam_cut in product((10, 25), (1.5, 3.0, 5.0, 8.0), (None, 0.1, 0.3)):
+    settings = [*product((10, 25), (1.5, 3.0, 5.0, 8.0), (None,)), *product((10,), (3.0, 5.0), (0.1, 0.3))]
+    for steps, scale, cam_cut in settings:
         yield {"steps": steps, "guidance__scale": scale, "guidance__cam_cut": cam_cut}
 
 
 def gdm_grid() -> Iterator[dict[str, Any]]:
-    for stop, scale, cutouts, compare_to in product((50.0, 49.0, 48.0), (1.0, 3.0, 6.0), (0, 4), ("unguided", "input")):
-        yield {
-            "steps": 25,
-            "early_stop": {"psnr": stop},
-            "guidance__scale": scale,
-            "guidance__cutouts": cutouts,
-            "compare_to": compare_to,
-        }
+    settings = [
+        *product((48.0, 49.0, 50.0), (1.0, 3.0, 6.0), (4,), ("unguided", "input")),
+        *product((49.0,), (3.0,), (0,), ("unguided", "input")),
+    ]
+    for psnr, scale, cutouts, compare_to in settings:
+        yield {"early_stop": {"psnr": psnr}, "guidance__scale": scale, "guidance__cutouts": cutouts, "compare_to": compare_to}
 
 
 def main(family: str) -> None:
