@@ -26,15 +26,20 @@ IMAGES = 200
 
 
 def ldm_grid() -> Iterator[dict[str, Any]]:
-    settings = [*product((10, 25), (1.5, 3.0, 5.0, 8.0), (None,)), *product((10,), (3.0, 5.0), (0.1, 0.3))]
+    settings = [
+        *product((10,), (1.5, 3.0, 5.0, 8.0), (None,)),
+        *product((20,), (3.0, 5.0), (None,)),
+        *product((10,), (3.0,), (0.1, 0.3)),
+    ]
     for steps, scale, cam_cut in settings:
         yield {"steps": steps, "guidance__scale": scale, "guidance__cam_cut": cam_cut}
 
 
 def gdm_grid() -> Iterator[dict[str, Any]]:
     settings = [
-        *product((48.0, 49.0, 50.0), (1.0, 3.0, 6.0), (4,), ("unguided", "input")),
-        *product((49.0,), (3.0,), (0,), ("unguided", "input")),
+        *product((52.0, 53.0), (5.0, 20.0, 80.0), (0,), ("unguided",)),
+        *product((52.0,), (20.0,), (4,), ("unguided",)),
+        *product((50.0, 52.0), (20.0,), (0,), ("input",)),
     ]
     for psnr, scale, cutouts, compare_to in settings:
         yield {"early_stop": {"psnr": psnr}, "guidance__scale": scale, "guidance__cutouts": cutouts, "compare_to": compare_to}
