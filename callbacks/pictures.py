@@ -33,7 +33,7 @@ class PictureGrid(pl.Callback):
         for i, (label, score) in enumerate(zip(detection.labels.tolist(), scores, strict=True)):
             name = names[label] if names else str(label)
             chance = random.Random(f"{dataset}/{int(batch['index'][i])}").random()
-            caption = f"{name}   {score:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
+            caption = f"{name}   {round(score, 3) + 0.0:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
             self.kept.setdefault(dataset, []).append(Picture([part[i] for part in images], caption, score, chance))
         self.seen[dataset] = self.seen.get(dataset, 0) + len(scores)
         self.kept[dataset] = list({id(picture): picture for strip in self._strips(dataset).values() for picture in strip}.values())

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -87,6 +87,12 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(PictureGrid, "pictures")
         parser.add_lightning_class_args(MetricsTable, "table")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise InputError(f"trainer: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         if self.config.trainer.default_root_dir is None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
 from diffguard_pl.config import config_names, find_config
+from diffguard_pl.test import main
 
 QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
 
@@ -95,11 +96,21 @@ def test_help_lists_the_settings(tmp_path):
         (["--trainer.accelerator", "abacus"], r"abacus"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(args, said, tmp_path):
-    done = run(*args, cwd=tmp_path)
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def test_a_mistake_is_answered_in_one_line(args, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["diffguard-test", *args])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    message = exit_.value.code if isinstance(exit_.value.code, str) else capsys.readouterr().err
+    assert exit_.value.code
+    (line,) = [line for line in message.splitlines() if line]
     assert re.search(said, line)
+
+
+def test_a_mistake_ends_the_process_with_that_line_and_no_traceback(tmp_path):
+    done = run("--model.steps", "2000", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: steps=2000: expected 1 to 1000" in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
 
 
