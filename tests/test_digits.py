@@ -41,7 +41,12 @@ def test_every_image_is_16_px_rgb_in_0_to_1(data):
     assert data.images.shape[1:] == (3, 16, 16)
     assert data.images.dtype == torch.float32
     assert 0 <= data.images.min() < data.images.max() <= 1
-    assert len(set(data.paths)) == len(data.paths) == len(data.labels) == len(data)
+    assert len(data.paths) == len(data.labels) == len(data)
+
+
+@pytest.mark.parametrize("data", [digits("test"), held_out(), photos(), letters()], ids=lambda data: data.paths[0])
+def test_no_test_image_counts_twice(data):
+    assert len(set(data.paths)) == len(data)
 
 
 def test_limit_spreads_over_the_set_and_keeps_the_index():
