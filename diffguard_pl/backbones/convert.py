@@ -43,6 +43,7 @@ class GuidedDiffusionArchitecture:
         class_cond: takes a class label.
         num_classes: that it knows, if it takes one.
         noise_schedule: linear or cosine.
+        diffusion_steps: of training.
     """
 
     image_size: int = 256
@@ -59,6 +60,7 @@ class GuidedDiffusionArchitecture:
     class_cond: bool = False
     num_classes: int = 1000
     noise_schedule: str = "linear"
+    diffusion_steps: int = 1000
 
     @property
     def attention(self) -> list[bool]:
@@ -112,6 +114,9 @@ class LatentDiffusionArchitecture:
         context_dim: of the class embedding.
         n_classes: classes, the last one meaning "no class".
         scale_factor: of the latents.
+        linear_start: first beta of the noise schedule.
+        linear_end: last beta.
+        timesteps: of training.
         first_stage: the autoencoder.
     """
 
@@ -126,6 +131,9 @@ class LatentDiffusionArchitecture:
     context_dim: int = 512
     n_classes: int = 1001
     scale_factor: float = 1.0
+    linear_start: float = 0.0015
+    linear_end: float = 0.0195
+    timesteps: int = 1000
     first_stage: FirstStageArchitecture = field(default_factory=FirstStageArchitecture)
 
     @property

@@ -16,7 +16,7 @@ class LatentDiffusion(Backbone):
     Args:
         checkpoint: a CompVis ``.ckpt``, a folder with ``unet/``, ``vqvae/`` (each as ``save_pretrained`` leaves it) and
             ``class_embedding/model.safetensors``, or the name of shipped weights.
-        architecture: CompVis' settings, for a ``.ckpt``; a folder brings its own.
+        architecture: CompVis' settings, for a ``.ckpt``; a folder brings its own but for the noise schedule.
         input_size: side of the images that are tested; none: the model's own.
         process_method: how they are brought to the model's size: ``resize`` or ``pad``.
     """
@@ -29,17 +29,18 @@ class LatentDiffusion(Backbone):
         process_method: str = "pad",
     ):
         path = resolve(checkpoint)
+        a = architecture or LatentDiffusionArchitecture()
         if path.is_dir():
             unet = load_diffusers(UNet2DConditionModel, path / "unet")
             first_stage = load_diffusers(VQModel, path / "vqvae")
             embedding = _class_embedding(path)
         else:
-            unet, embedding, first_stage = latent_diffusion(path, architecture or LatentDiffusionArchitecture())
+            unet, embedding, first_stage = latent_diffusion(path, a)
         super().__init__(first_stage.config.sample_size, input_size, process_method)
         self.unet, self.embedding, self.first_stage = unet, embedding, first_stage
         self.null_label = embedding.num_embeddings - 1
         self.scale = first_stage.config.scaling_factor
-        self.alpha_bar = scaled_linear_alpha_bar()
+        self.alpha_bar = scaled_linear_alpha_bar(a.linear_start, a.linear_end, a.timesteps)
 
     def schedule(self, steps: int) -> Schedule:
         return uniform(self.alpha_bar, steps)

@@ -16,7 +16,7 @@ class PixelDiffusion(Backbone):
 
     Args:
         checkpoint: a guided-diffusion ``.pt``, a folder of ``UNet2DModel.save_pretrained``, or the name of shipped weights.
-        architecture: guided-diffusion's flags, for a ``.pt``; a folder brings its own.
+        architecture: guided-diffusion's flags, for a ``.pt``; a folder brings its own but for the noise schedule.
         input_size: side of the images that are tested; none: the model's own.
         process_method: how they are brought to the model's size: ``resize`` or ``pad``.
         clip_denoised: clamp predicted pictures to [-1, 1].
@@ -38,7 +38,7 @@ class PixelDiffusion(Backbone):
         unet = load_diffusers(UNet2DModel, path) if path.is_dir() else guided_diffusion_unet(path, architecture)
         super().__init__(unet.config.sample_size, input_size, process_method)
         self.unet, self.clip_denoised = unet, clip_denoised
-        self.alpha_bar = ALPHA_BAR[architecture.noise_schedule]()
+        self.alpha_bar = ALPHA_BAR[architecture.noise_schedule](architecture.diffusion_steps)
 
     def schedule(self, steps: int) -> Schedule:
         return respaced(self.alpha_bar, steps)
