@@ -56,7 +56,7 @@ def main(args: list[str] | None = None) -> None:
             },
         )
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    except (InputError, MisconfigurationException) as error:
+    except (InputError, MisconfigurationException, OSError) as error:
         sys.exit(f"error: {error}")
 
 

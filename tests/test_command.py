@@ -114,6 +114,13 @@ def test_a_mistake_ends_the_process_with_that_line_and_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("sys.argv", ["diffguard-test", *QUICK, "--trainer.default_root_dir", str(tmp_path / "file" / "run")])
+    with pytest.raises(SystemExit, match=r"error: .*file/run"):
+        main()
+
+
 def test_every_shipped_config_is_found_by_name_with_and_without_suffix():
     assert {"digits_ldm", "digits_gdm"} <= set(config_names())
     for name in config_names():
