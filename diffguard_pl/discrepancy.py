@@ -5,6 +5,7 @@ classifier sees (the last three follow arXiv 2409.10094).
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -127,7 +128,9 @@ def _weights(name: str) -> Iterator[None]:
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*'pretrained'.*|.*weight enum.*")  # piq's own
+            yield
     except OSError as error:
         files = {"dists": "vgg16-397923af.pth and dists_weights.pt", "lpips": "vgg16-397923af.pth and lpips_weights.pt"}
         raise InputError(
