@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
 
 import diffguard_pl
 from diffguard_pl.classifier import yardsticks
@@ -46,8 +45,8 @@ def gdm_grid() -> Iterator[dict[str, Any]]:
 
 
 def main(family: str) -> None:
-    sets = [data for data in DigitsDataModule(split="tuning", limit=IMAGES).datasets().values()]
-    images = torch.stack([item["image"] for data in sets for item in _items(data)])
+    sets = list(DigitsDataModule(split="tuning", limit=IMAGES).datasets().values())
+    images = torch.stack([item["image"] for data in sets for item in map(data.__getitem__, range(len(data)))])
     is_ind = torch.arange(len(images)) < len(sets[0])
     with (Path(__file__).parent / f"tuning_{family}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -70,10 +69,6 @@ def main(family: str) -> None:
                 dict(zip(NAMES, row, strict=True)),
                 flush=True,
             )
-
-
-def _items(data: Any) -> list[dict[str, Any]]:
-    return [data[i] for i in range(len(data))] if isinstance(data, Subset) or hasattr(data, "__getitem__") else list(data)
 
 
 if __name__ == "__main__":
