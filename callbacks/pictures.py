@@ -10,6 +10,12 @@ from diffguard_pl.module import DiffGuardModule
 from diffguard_pl.report.pictures import Picture, draw_grid, to_uint8
 
 
+def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
+    """What the labels are called, by the data module or the classifier; None where neither knows."""
+    of_data = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return of_data or getattr(pl_module.detector.classifier, "class_names", None)
+
+
 class PictureGrid(pl.Callback):
     """Draws ``pictures.png``: for each set the most and the least mismatched and some random images.
 
@@ -23,15 +29,15 @@ class PictureGrid(pl.Callback):
         self.seen: dict[str, int] = {}
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
-        if self.count == 0:
-            return
         dataset, detection, batch = outputs["dataset"], outputs["detection"], outputs["batch"]
+        if self.count == 0 or detection is None:
+            return
         scores = detection.scores[pl_module.score_names[0]].tolist()
         shown = [batch["image"], detection.unguided, detection.reconstructions]
         images = [to_uint8(part) for part in shown if part is not None]
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        names = class_names(trainer, pl_module)
         for i, (label, score) in enumerate(zip(detection.labels.tolist(), scores, strict=True)):
-            name = names[label] if names else str(label)
+            name = names[label].partition(",")[0][:24] if names else str(label)
             chance = random.Random(f"{dataset}/{int(batch['index'][i])}").random()
             caption = f"{name}   {round(score, 3) + 0.0:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
             self.kept.setdefault(dataset, []).append(Picture([part[i] for part in images], caption, score, chance))

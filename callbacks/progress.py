@@ -43,7 +43,7 @@ class RunProgress(ProgressBar):
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         if not self.bar:
             return
-        self.bar.advance(self.task, len(outputs["batch"]["image"]))
+        self.bar.advance(self.task, len(outputs["batch"]["image"]) + len(outputs["batch"]["broken"]))
         task = self.bar.tasks[0]
         rate = task.completed / (time.monotonic() - self.began)
         left = f", {_clock((task.total - task.completed) / rate)} left" if task.total else ""

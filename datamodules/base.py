@@ -27,11 +27,13 @@ class ImageSet(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": self.labels[index], "index": index, "path": self.paths[index]}
 
-    def spread(self, limit: int | None) -> Dataset:
-        """At most ``limit`` images, evenly spaced; an image keeps its index."""
-        if limit is None or limit >= len(self):
-            return self
-        return Subset(self, [i * len(self) // limit for i in range(limit)])
+
+def spread(data: Dataset, limit: int | None) -> Dataset:
+    """At most ``limit`` images, evenly spaced; an image keeps its index."""
+    size = len(data)  # type: ignore[arg-type]
+    if limit is None or limit >= size:
+        return data
+    return Subset(data, [i * size // limit for i in range(limit)])
 
 
 def shard(data: Dataset, trainer: Any) -> Dataset:

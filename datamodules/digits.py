@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import choose
 
-from .base import ImageSet, shard
+from .base import ImageSet, shard, spread
 
 CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
 """The digit that each of the eight labels stands for."""
@@ -62,7 +62,7 @@ class DigitsDataModule(LightningDataModule):
             sets = {"digits_val": digits("val"), "tuning": tuning()}
         else:
             sets = {"digits": digits("test"), "digits_4_9": held_out(), "photos": photos(), "letters": letters()}
-        return {name: data.spread(self.limit) for name, data in sets.items()}
+        return {name: spread(data, self.limit) for name, data in sets.items()}
 
     def test_dataloader(self) -> dict[str, DataLoader]:
         return {

@@ -1,13 +1,15 @@
-"""Configs by name, and a detector from one."""
+"""Configs by name, and a detector or a data module from one."""
 
 import json
 from argparse import ArgumentError
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
+from pytorch_lightning import LightningDataModule
 
 from .detector import DiffGuard
 from .errors import InputError
@@ -17,7 +19,13 @@ from .module import DiffGuardModule
 def config_names() -> list[str]:
     """The configs that come with the package."""
     folder = _folder()
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def config_name(path: Path) -> str:
+    """What a config file is called: a shipped one by its name, such as ``oracle/gdm``, another by its file's."""
+    path, folder = path.resolve().with_suffix(""), _folder().resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def find_config(name: str | Path) -> Path:
@@ -33,6 +41,33 @@ def find_config(name: str | Path) -> Path:
     raise InputError(f"no config {str(name)!r}; the shipped ones are: {', '.join(config_names())}; or give the path of a file")
 
 
+def with_bases(name: str | Path) -> list[Path]:
+    """The files that make up a config: the one that it names as its ``base`` (a name, or a path from its folder), then itself.
+
+    Raises:
+        InputError: a file is missing, is not YAML, or builds on itself.
+    """
+    files = [find_config(name)]
+    while base := read(files[0]).get("base"):
+        beside = files[0].parent / base
+        file = beside if beside.is_file() else find_config(base)
+        if file in files:
+            raise InputError(f"config {file}: builds on itself")
+        files.insert(0, file)
+    return files
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The content of a config file."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {file}: not YAML: " + " ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise InputError(f"config {file}: expected settings, found {type(content).__name__}")
+    return content
+
+
 def load(config: str | Path, **settings: Any) -> DiffGuard:
     """The detector of a config.
 
@@ -43,18 +78,38 @@ def load(config: str | Path, **settings: Any) -> DiffGuard:
     Example:
         >>> detector = load("digits_ldm", guidance__scale=5)
     """
-    model = yaml.safe_load(find_config(config).read_text()).get("model", {})
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffGuardModule, "model")
     flags = [
         f"--model.{name.replace('__', '.')}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()
     ]
+    return _instantiate(parser, config, "model", flags).detector.eval()
+
+
+def load_data(config: str | Path, flags: Sequence[str] = ()) -> LightningDataModule:
+    """The data module of a config.
+
+    Args:
+        config: path or name of a config file; of its settings only ``data`` is used.
+        flags: override those, as on the command line: ``--data.root=/datasets``.
+    """
+    import diffguard_pl.datamodules  # noqa: F401  so that a config may name its classes without their package
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    return _instantiate(parser, config, "data", flags)
+
+
+def _instantiate(parser: ArgumentParser, config: str | Path, section: str, flags: Sequence[str]) -> Any:
+    settings = None
     try:
-        parsed = parser.parse_args(flags, namespace=parser.parse_object({"model": model}))
+        for file in with_bases(config):
+            settings = parser.parse_object({section: read(file).get(section, {})}, settings)
+        parsed = parser.parse_args(list(flags), namespace=settings)
     except ArgumentError as error:
         raise InputError(f"config {config}: " + " ".join(str(error).split())) from error
-    return parser.instantiate_classes(parsed).model.detector.eval()
+    return parser.instantiate_classes(parsed)[section]
 
 
 def _folder() -> Path:

@@ -126,7 +126,7 @@ class OODMetrics(Metric):
         self.members.append(members.detach())
 
     def compute(self) -> list[Row]:
-        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN.
+        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a set is empty.
 
         Leaves in ``sizes`` how many images of each set there were.
         """
@@ -138,11 +138,9 @@ class OODMetrics(Metric):
         rows = []
         for d, dataset in enumerate(self.datasets[1:], 1):
             ood = values[members == d]
-            if len(ood) == 0:
-                raise InputError(f"there are no scores of the out-of-distribution set {dataset}")
             group = self.groups.get(dataset, dataset)
             for k, score in enumerate(self.scores):
-                broken = ind[:, k].isnan().any() or ood[:, k].isnan().any()
+                broken = len(ood) == 0 or ind[:, k].isnan().any() or ood[:, k].isnan().any()
                 measured = Figures(*[float("nan")] * 5) if broken else figures(ind[:, k], ood[:, k])
                 rows.append(Row(group, dataset, score, measured))
         return rows + group_means(rows)

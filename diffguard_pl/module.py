@@ -8,10 +8,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from .classifier import yardsticks
 from .detector import Detection, DiffGuard
+from .diffusion.ddim import Callback as StepCallback
 from .errors import InputError, choose
 from .metrics import OODMetrics, Row
 
@@ -22,7 +23,9 @@ class DiffGuardModule(pl.LightningModule):
     """DiffGuard for ``Trainer.test``.
 
     Test loaders are a dict from data set name to loader, the in-distribution one first. Batches are dicts with ``image``
-    [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution), ``index`` and ``path``; or pairs (image, label).
+    [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution, or for not known), ``index`` and ``path``; or pairs
+    (image, label). A list ``broken`` of dicts with ``index``, ``path`` and ``error`` says which images could not be read: they are
+    counted, and nothing else.
 
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
@@ -31,7 +34,8 @@ class DiffGuardModule(pl.LightningModule):
     """
 
     metrics: OODMetrics
-    accuracy: MulticlassAccuracy
+    accuracy: MeanMetric
+    unreadable: MetricCollection
 
     def __init__(self, oracle: str = "none", **detector: Any):
         super().__init__()
@@ -39,6 +43,8 @@ class DiffGuardModule(pl.LightningModule):
         self.oracle = oracle
         self.detector = DiffGuard(**detector)
         self.rows: list[Row] = []
+        self.on_step: dict[str, StepCallback] = {}
+        """Called after each step of ``inversion`` and ``denoising``, for callbacks that watch."""
 
     @property
     def score_names(self) -> list[str]:
@@ -61,26 +67,35 @@ class DiffGuardModule(pl.LightningModule):
         self.metrics.update(
             torch.zeros(0, len(self.score_names), device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
         )
-        self.accuracy = MulticlassAccuracy(self.detector.classifier.num_classes, average="micro").to(self.device)
+        self.accuracy = MeanMetric().to(self.device)
+        self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False).to(
+            self.device
+        )
+        self.arrived = [0] * len(self.datasets)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         batch = self._named(batch, dataloader_idx)
         images = batch["image"]
+        dataset = self.datasets[dataloader_idx]
+        self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
+        if len(images) == 0:
+            return {"batch": batch, "dataset": dataset, "detection": None}
 
         prediction = self.detector.classify(images, self._oracle_labels(batch, dataloader_idx))
-        inversion = self.detector.invert(images, prediction)
-        reconstruction = self.detector.reconstruct(inversion, prediction)
+        inversion = self.detector.invert(images, prediction, self.on_step.get("inversion"))
+        reconstruction = self.detector.reconstruct(inversion, prediction, self.on_step.get("denoising"))
         scores = self.detector.compare(images, prediction, reconstruction)
 
         scores |= yardsticks(prediction.view.logits)
         values = torch.stack([scores[name] for name in self.score_names], dim=1)
         self.metrics.update(values, torch.full((len(images),), dataloader_idx, device=self.device))
         if dataloader_idx == 0:
-            self.accuracy.update(prediction.predicted, batch["label"])
+            known = batch["label"] >= 0
+            self.accuracy.update((prediction.predicted == batch["label"])[known].float())
         detection = Detection(
             prediction.labels, reconstruction.guided, scores, prediction, inversion.stop_index, reconstruction.unguided
         )
-        return {"batch": batch, "dataset": self.datasets[dataloader_idx], "detection": detection}
+        return {"batch": batch, "dataset": dataset, "detection": detection}
 
     def on_test_epoch_end(self) -> None:
         self.rows = self.metrics.compute()
@@ -92,18 +107,24 @@ class DiffGuardModule(pl.LightningModule):
                 },
                 rank_zero_only=True,
             )
-        self.ind_accuracy = self.accuracy.compute().item()
+        self.ind_accuracy = self.accuracy.compute().item()  # NaN where no label is known
         self.log("accuracy", self.ind_accuracy, rank_zero_only=True)
+        self.left_out = {self.datasets[int(d)]: int(count) for d, count in self.unreadable.compute().items()}
 
     def _named(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
         """The batch as a dict, with the images checked: an error names the file."""
         if not isinstance(batch, Mapping):
             batch = dict(zip(("image", "label"), batch, strict=False))
         batch = dict(batch)
-        count = len(batch["image"])
+        count, broken = len(batch["image"]), batch.setdefault("broken", [])
         batch.setdefault("label", torch.full((count,), -1, device=self.device))
-        batch.setdefault("index", torch.arange(count, device=self.device))
+        if "index" not in batch:  # in the order of arrival; every rank has indices of its own
+            first = self.arrived[dataloader_idx]
+            batch["index"] = torch.arange(first, first + count, device=self.device) * self.trainer.world_size + self.global_rank
+        self.arrived[dataloader_idx] += count + len(broken)
         batch.setdefault("path", [""] * count)
+        if count == 0:
+            return batch
         broken = ~batch["image"].isfinite().flatten(1).all(dim=1)
         if broken.any():
             i = int(broken.nonzero()[0])

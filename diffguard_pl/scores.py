@@ -9,12 +9,15 @@ from .detector import Detection
 
 
 def columns(score_names: Iterable[str]) -> list[str]:
-    """Of the file: where the image is from, what the classifier says, where inversion stopped, and every score."""
-    return ["dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", *score_names]
+    """Of the file: where the image is from, what the classifier says, where inversion stopped, every score, and why there is none."""
+    return ["dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", *score_names, "error"]
 
 
-def rows(batch: dict[str, Any], dataset: str, group: str, detection: Detection) -> list[dict[str, Any]]:
-    """One dict an image, by column."""
+def rows(batch: dict[str, Any], dataset: str, group: str, detection: Detection | None) -> list[dict[str, Any]]:
+    """One dict an image, by column; ``detection`` is None where no image of the batch could be read."""
+    broken = [{"dataset": dataset, "group": group} | item for item in batch["broken"]]
+    if detection is None:
+        return broken
     scores = {name: values.tolist() for name, values in detection.scores.items()}
     table = {
         "index": batch["index"].tolist(),
@@ -24,7 +27,10 @@ def rows(batch: dict[str, Any], dataset: str, group: str, detection: Detection) 
         "reconstructed_as": detection.labels.tolist(),
         "stop_index": detection.stop_index.tolist(),
     } | scores
-    return [{"dataset": dataset, "group": group} | dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    scored = [
+        {"dataset": dataset, "group": group} | dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)
+    ]
+    return sorted(scored + broken, key=lambda row: row["index"])
 
 
 def merge(parts: list[Path], path: Path) -> None:

@@ -10,82 +10,116 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile
-from pytorch_lightning import LightningDataModule, Trainer
+from jsonargparse import ActionConfigFile, ArgumentParser
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from . import datamodules  # noqa: F401  so that a config may name its classes without their package
 from .backbones import Backbone
-from .callbacks import MetricsTable, PictureGrid, RunProgress, ScoreWriter
-from .config import find_config
-from .datamodules.digits import DigitsDataModule  # noqa: F401  so that a config may name it without its package
+from .callbacks import MetricsTable, PictureGrid, RunProgress, ScoreWriter, TrajectoryLogger
+from .config import config_name, find_config, with_bases
 from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
 
 DEFAULT_CONFIG = "digits_ldm"
+LEFT_OUT = 3
+"""Exit status of a run that is complete but for images that could not be used; 1 is an error, 2 a mistake in the arguments."""
 BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": LightningDataModule}
 """Settings that name a class, and what it has to be."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a test as the command line says."""
-    # Lightning starts the processes of other devices with sys.argv
-    try:
-        sys.argv[1:] = with_config_paths(sys.argv[1:] if args is None else args)
-        warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*")
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-        cli = CLI(
-            DiffGuardModule,
-            LightningDataModule,
-            subclass_mode_data=True,
-            run=False,
-            auto_configure_optimizers=False,
-            seed_everything_default=100,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,  # it repeats images to pad; the data modules share out theirs
-                "callbacks": [RunProgress(), ScoreWriter()],
-            },
-        )
+    with one_line_errors():
+        cli = command_line(CLI, args, callbacks=[RunProgress(), ScoreWriter()])
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+        left_out = sum(cli.model.left_out.values())
+        if left_out:
+            print(f"{left_out} images could not be used; the column error of scores.csv says why", file=sys.stderr)
+            sys.exit(LEFT_OUT)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line for what a user can mend."""
+    try:
+        yield
     except (InputError, MisconfigurationException, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def with_config_paths(args: list[str]) -> list[str]:
-    """Arguments with the names of shipped configs replaced by their paths, and with the default config if there is none."""
-    resolved, given = [], False
-    expect = False
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if expect:
-            arg = str(find_config(arg))
-        elif name in ("-c", "--config") and equals:
-            arg = f"{name}={find_config(value)}"
-        expect = arg in ("-c", "--config")
-        given = given or name in ("-c", "--config")
-        resolved.append(arg)
-    return resolved if given else ["--config", str(find_config(DEFAULT_CONFIG)), *resolved]
+def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Callback], run_kind: str = "") -> "CLI":
+    """Module, data module and trainer as the command line says.
+
+    Args:
+        kind: of settings.
+        args: none: those of the process.
+        callbacks: that every run has.
+        run_kind: folder of the run below ``runs``, before the name of the first config.
+    """
+    # Lightning starts the processes of other devices with sys.argv
+    sys.argv[1:], run_name = with_config_paths(sys.argv[1:] if args is None else args)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    kind.run_folder = "/".join(filter(None, ["runs", run_kind, run_name]))
+    return kind(
+        DiffGuardModule,
+        LightningDataModule,
+        subclass_mode_data=True,
+        run=False,
+        auto_configure_optimizers=False,
+        seed_everything_default=100,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,  # it repeats images to pad; the data modules share out theirs
+            "callbacks": callbacks,
+        },
+    )
+
+
+def with_config_paths(args: list[str]) -> tuple[list[str], str]:
+    """Arguments with the names of configs replaced by their paths, each after what it builds on, and the name of the first config.
+
+    Without a config, the default one is put in.
+    """
+    resolved, configs, rest = [], [], list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name not in ("-c", "--config"):
+            resolved.append(name + equals + value)
+        elif equals or rest:
+            files = with_bases(value if equals else rest.pop(0))
+            configs.append(config_name(files[-1]))
+            resolved += [part for file in files for part in ("--config", str(file))]
+    if not configs:
+        return ["--config", str(find_config(DEFAULT_CONFIG)), *resolved], DEFAULT_CONFIG
+    return resolved, configs[0]
 
 
 class CLI(LightningCLI):
     """One run: a module, a data module, a trainer, and the callbacks that write its results."""
 
+    run_folder = "runs"
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path or name of a config; a later one overrides.")
+        parser.add_argument("--base", type=str | None, help="Name or path of the config that a config file builds on.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(PictureGrid, "pictures")
+        parser.add_lightning_class_args(TrajectoryLogger, "trajectory")
         parser.add_lightning_class_args(MetricsTable, "table")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -95,9 +129,9 @@ class CLI(LightningCLI):
             raise InputError(f"trainer: {error}") from error
 
     def before_instantiate_classes(self) -> None:
+        self.config.base = None  # what is saved stands for itself
         if self.config.trainer.default_root_dir is None:
-            name = self.config.config[-1].relative.rpartition("/")[2].removesuffix(".yaml")
-            self.config.trainer.default_root_dir = f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+            self.config.trainer.default_root_dir = f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 class Parser(LightningArgumentParser):
@@ -146,8 +180,8 @@ def _unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -
 
 def _settings(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
-    parameters = inspect.signature(getattr(sys.modules[module], name)).parameters
-    return list(parameters)
+    parser = ArgumentParser()
+    return parser.add_class_arguments(getattr(sys.modules[module], name))
 
 
 def _subclasses(base: type) -> list[type]:

@@ -8,8 +8,8 @@ import torch
 
 import diffguard_pl
 from diffguard_pl import InputError
-from diffguard_pl.backbones.convert import SHIPPED
 from diffguard_pl.datamodules.digits import CLASSES, DigitsDataModule, _scans, digits, held_out, letters, photos, tuning
+from diffguard_pl.registry import SHIPPED
 
 CONFIGS = ["digits_ldm", "digits_gdm"]
 

@@ -1,4 +1,4 @@
-"""The picture grid: input, reconstruction and difference of chosen images, set by set."""
+"""Pictures: the grid of input, reconstruction and difference of chosen images, set by set; strips of an image, step by step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,14 +73,50 @@ def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, p
                 x = margin + label + i * tile
                 pen.text((x, y), picture.caption, INK, font=font)
                 for image in [*map(_to_image, picture.images), _difference(*picture.images[-2:])]:
-                    canvas.paste(
-                        image.resize((cell, cell), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.BOX),
-                        (x, y + 18),
-                    )
+                    canvas.paste(_fit(image, cell), (x, y + 18))
                     x += cell + gap
             y += row
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
+
+
+@dataclass
+class Frame:
+    """A picture in a strip: uint8 [3, H, W], and what stands above it."""
+
+    caption: str
+    image: Tensor
+
+
+def draw_strips(strips: Mapping[str, Sequence[Frame]], title: str, path: Path, cell: int = 96) -> None:
+    """Draw and save strips of frames, one below the other.
+
+    Args:
+        strips: name of each -> its frames, left to right.
+        title: in the first line.
+        path: of the PNG.
+        cell: side of each frame, in pixels of the drawing.
+    """
+    gap, margin, label = 6, 20, 170
+    font, bold = _font("DejaVuSans", 12), _font("DejaVuSans-Bold", 14)
+    columns = max(len(frames) for frames in strips.values())
+    canvas = Image.new("RGB", (margin * 2 + label + columns * (cell + gap), margin * 2 + 30 + len(strips) * (cell + 30)), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((margin, margin), title, INK, font=bold)
+    y = margin + 34
+    for name, frames in strips.items():
+        pen.text((margin, y + 18 + cell // 2 - 8), name, FAINT, font=font)
+        for k, frame in enumerate(frames):
+            x = margin + label + k * (cell + gap)
+            pen.text((x, y), frame.caption, INK, font=font)
+            canvas.paste(_fit(_to_image(frame.image), cell), (x, y + 18))
+        y += cell + 30
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
+
+
+def _fit(image: Image.Image, cell: int) -> Image.Image:
+    return image.resize((cell, cell), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.BOX)
 
 
 def _to_image(image: Tensor) -> Image.Image:

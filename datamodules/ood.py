@@ -1,0 +1,94 @@
+"""One in-distribution set against any number of out-of-distribution sets, from wherever they come."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from diffguard_pl.errors import InputError, choose
+
+from .base import shard, spread
+from .reading import Prepared, collate, standard_transform
+
+
+class OODDataModule(LightningDataModule):
+    """Test loaders by name, the in-distribution set first, then the others in the order of their groups.
+
+    A source of images is any torch data set: ``ImageList``, ``ImageDirectory``, ``ClassFolders`` and ``HuggingFaceImages`` of this
+    package, one of torchvision's, or your own, by its class path. Items are (image, label) pairs, dicts, or images alone; images
+    are PIL or tensors [3, H, W] in [0, 1].
+
+    Args:
+        ind: name and source of the in-distribution set.
+        ood: for each group (``near``, ``far``, or names of your own) the names and sources of its sets.
+        image_size: side of the images that the detector is given: the ``input_size`` of its backbone.
+        resize: length of the short side before ``image_size`` is cropped from the centre; none: ``image_size``.
+        interpolation: of the resize, ``bilinear`` or ``bicubic``.
+        batch_size: images a batch.
+        num_workers: processes that read images.
+        limit: at most so many images of each set, spread evenly over it; none: all.
+        only: names of the out-of-distribution sets to run; none: all.
+        on_error: what an image that cannot be read means: ``record`` its reason and go on without it, or ``raise``.
+    """
+
+    def __init__(
+        self,
+        ind: dict[str, Dataset],
+        ood: dict[str, dict[str, Dataset]],
+        image_size: int = 224,
+        resize: int | None = 256,
+        interpolation: str = "bilinear",
+        batch_size: int = 32,
+        num_workers: int = 4,
+        limit: int | None = None,
+        only: list[str] | None = None,
+        on_error: str = "record",
+    ):
+        super().__init__()
+        choose("data.on_error", on_error, ["record", "raise"])
+        if len(ind) != 1:
+            raise InputError(f"data.ind: expected one in-distribution set, by its name; there are {len(ind)}")
+        if resize is not None and resize < image_size:
+            raise InputError(f"data.resize={resize} is less than image_size={image_size}, which is cropped from it")
+        (self.ind_name,) = ind
+        self.sources = dict(ind)
+        self.groups: dict[str, str] = {}
+        for group, sets in ood.items():
+            for name, source in sets.items():
+                if name in self.sources:
+                    raise InputError(f"data.ood: there are two data sets with the name {name!r}")
+                self.sources[name], self.groups[name] = source, group
+        for name in only or []:
+            choose("data.only", name, list(self.groups))
+        self.sources = {name: s for name, s in self.sources.items() if not only or name in only or name == self.ind_name}
+        self.groups = {name: group for name, group in self.groups.items() if name in self.sources}
+        if not self.groups:
+            raise InputError("data.ood: expected at least one out-of-distribution set")
+        self.transform = standard_transform(resize or image_size, image_size, interpolation)
+        self.batch_size, self.num_workers, self.limit, self.on_error = batch_size, num_workers, limit, on_error
+
+    def datasets(self) -> dict[str, Dataset]:
+        """What is run, by name; items are dicts with ``image`` (or ``error``), ``label``, ``index`` and ``path``."""
+        return {
+            name: spread(Prepared(source, self.transform, name, name == self.ind_name), self.limit)
+            for name, source in self.sources.items()
+        }
+
+    def test_dataloader(self) -> dict[str, DataLoader]:
+        return {name: self._loader(data) for name, data in self.datasets().items()}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.on_error == "raise" and batch["broken"]:
+            broken = batch["broken"][0]
+            raise InputError(f"{list(self.sources)[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}")
+        return batch
+
+    def _loader(self, data: Dataset) -> DataLoader:
+        return DataLoader(
+            shard(data, self.trainer),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
