@@ -12,7 +12,7 @@ demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
 	$(BIN)/python -m diffguard_pl.test
 
 test: $(VENV)/dev lint ## install the development extras too, check the code, run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

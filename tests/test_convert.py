@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from diffguard_pl import InputError
 from diffguard_pl.backbones import FirstStageArchitecture, GuidedDiffusionArchitecture, LatentDiffusion, PixelDiffusion
-from diffguard_pl.backbones.convert import _first_stage, _places, load_tensors, resolve
+from diffguard_pl.backbones.convert import _first_stage, _places, load_tensors
+from diffguard_pl.registry import resolve
 
 GDM, LDM = REFERENCE / "gdm_unet.pt", REFERENCE / "ldm_model.ckpt"
 

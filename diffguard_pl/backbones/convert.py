@@ -7,6 +7,7 @@ for each diffusers key, the original key and the tensor, so that an error can na
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import InputError
-
-SHIPPED = Path(__file__).parent.parent / "weights"
-"""Where the weights of the embedded benchmark lie."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class GuidedDiffusionArchitecture:
         num_classes: that it knows, if it takes one.
         noise_schedule: linear or cosine.
         diffusion_steps: of training.
+        rescale_timesteps: the network is told time steps as if there were 1000 of them (improved-diffusion's models).
     """
 
     image_size: int = 256
@@ -61,6 +61,7 @@ class GuidedDiffusionArchitecture:
     num_classes: int = 1000
     noise_schedule: str = "linear"
     diffusion_steps: int = 1000
+    rescale_timesteps: bool = False
 
     @property
     def attention(self) -> list[bool]:
@@ -155,20 +156,6 @@ Converted = dict[str, Origin]
 # ----------------------------------------------------------------------------------------------------------------- files
 
 
-def resolve(checkpoint: str | Path) -> Path:
-    """The file or folder that a ``checkpoint`` setting names: a path, or the name of weights that come with the package."""
-    path = Path(checkpoint).expanduser()
-    if path.exists():
-        return path
-    shipped = SHIPPED / str(checkpoint)
-    if shipped.is_dir() and shipped != SHIPPED:
-        return shipped
-    names = ", ".join(sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir() and folder.name.startswith("digits")))
-    raise InputError(
-        f"checkpoint {str(checkpoint)!r}: no such file or folder, and the weights that come with the package are: {names}"
-    )
-
-
 class _Inert:
     """Stands in for the callbacks that a Lightning checkpoint mentions; nothing of theirs is run."""
 
@@ -246,22 +233,102 @@ def fit(module: nn.Module, weights: Converted, path: Path, settings: Mapping[str
     return module.eval().requires_grad_(False)
 
 
-def load_diffusers(kind: type, folder: Path) -> Any:
-    """A diffusers module from its ``save_pretrained`` folder: config.json and safetensors."""
-    config, files = folder / "config.json", sorted(folder.glob("*.safetensors"))
+def load_diffusers(kind: type | tuple[type, ...], folder: Path) -> Any:
+    """A diffusers module from its ``save_pretrained`` folder: config.json, and weights in one file or several.
+
+    Args:
+        kind: the module's class, or those that config.json may choose from.
+        folder: with ``*.safetensors`` or ``*.bin``; an fp16 variant is only read where there is no other.
+
+    Raises:
+        InputError: a file is missing or damaged, of another class, or does not fit config.json.
+    """
+    config, files = folder / "config.json", _weight_files(folder)
     if not config.is_file() or not files:
-        raise InputError(f"checkpoint {folder}: expected a save_pretrained folder with config.json and *.safetensors")
-    settings = json.loads(config.read_text())
-    if settings.get("_class_name", kind.__name__) != kind.__name__:
-        raise InputError(f"checkpoint {folder}: holds a {settings['_class_name']}, expected a {kind.__name__}")
+        raise InputError(f"checkpoint {folder}: expected a save_pretrained folder with config.json and *.safetensors or *.bin")
+    settings = read_json(config)
+    chosen = _choose_kind(settings, kind if isinstance(kind, tuple) else (kind,), folder)
     num_heads = settings.pop("num_heads", None)
-    with torch.device("meta"):
-        module = kind.from_config(settings)  # type: ignore[attr-defined]
+    # parameters alone go to the meta device: no file holds buffers such as DiT's sine positions, so they are computed here
+    with register_module_parameter_registration_hook(_without_memory):  # type: ignore[arg-type]  # it may return one
+        try:
+            module = chosen.from_config(settings)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"checkpoint {config}: diffusers cannot build a {chosen.__name__} of it ({reason})") from error
     if num_heads:
         module.register_to_config(num_heads=num_heads)
         set_heads(module, num_heads)
-    tensors = {key: Origin(key, tensor) for file in files for key, tensor in load_tensors(file).items()}
+    computed = {name for name, _ in module.named_buffers()} - set(module.state_dict())
+    tensors = {
+        _attention_key(key): Origin(key, tensor)
+        for file in files
+        for key, tensor in load_tensors(file).items()
+        if key not in computed  # which older versions did save
+    }
     return fit(module, tensors, folder, {".": "config.json of that folder"})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a diffusers config file."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"checkpoint {path}: missing, or not JSON; download it again") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Safetensors before pickles, and full precision (``name.suffix``) before a variant (``name.fp16.suffix``)."""
+    for variant in ("", ".fp16"):
+        for suffix in (".safetensors", ".bin"):
+            files = [file for file in sorted(folder.glob(f"*{suffix}")) if re.fullmatch(rf"[^.]+{variant}(-[^.]+)?", file.stem)]
+            if files:
+                return files
+    return []
+
+
+def _choose_kind(settings: Mapping[str, Any], kinds: tuple[type, ...], folder: Path) -> Any:
+    name = settings.get("_class_name", kinds[0].__name__)
+    if name == "Transformer2DModel" and settings.get("norm_type") == "ada_norm_zero":
+        name = "DiTTransformer2DModel"  # as the published DiT-XL/2 calls itself, for it is older than that class
+    for kind in kinds:
+        if kind.__name__ == name:
+            return kind
+    raise InputError(f"checkpoint {folder}: holds a {name}, expected a {' or '.join(kind.__name__ for kind in kinds)}")
+
+
+def _without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+def _attention_key(key: str) -> str:
+    """What diffusers called query, key, value and output of attention until 0.15 -> what it calls them now."""
+    names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{names[m[2]]}.", key)
+
+
+RANDOM = "random"
+"""In place of a checkpoint: weights for a dry run."""
+
+
+def with_random_weights(*modules: nn.Module, seed: int = 100) -> Any:
+    """Modules built on the meta device with random weights, the same each time, and with no layer that is zero.
+
+    They are normal, of variance 1 / inputs, and drawn from a generator of their own, so that no other random number changes.
+    """
+    warnings.warn("backbone: random weights, for a dry run; scores mean nothing", stacklevel=2)
+    generator = torch.Generator().manual_seed(seed)
+
+    def weights(key: str, shape: torch.Size) -> Tensor:
+        if len(shape) == 1:  # of a norm, or a bias
+            return torch.ones(shape) if key.endswith("weight") else torch.zeros(shape)
+        return torch.randn(shape, generator=generator) * shape[1:].numel() ** -0.5
+
+    def filled(module: nn.Module) -> nn.Module:
+        random = {key: Origin(key, weights(key, tensor.shape)) for key, tensor in module.state_dict().items()}
+        return fit(module, random, Path(RANDOM), {})
+
+    return [filled(module) for module in modules]
 
 
 # ----------------------------------------------------------------------------------------------------- guided diffusion
@@ -269,6 +336,23 @@ def load_diffusers(kind: type, folder: Path) -> Any:
 
 def guided_diffusion_unet(path: Path, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
     """The UNet of a guided-diffusion checkpoint."""
+    a = architecture
+    settings = {
+        r"^class_embedding": "backbone.architecture.class_cond",
+        r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
+        r"^conv_in|^time_embedding": "backbone.architecture.num_channels",
+        r"time_emb_proj": "backbone.architecture.use_scale_shift_norm",
+        r"attentions": "backbone.architecture.attention_resolutions and num_head_channels",
+        r"samplers": "backbone.architecture.resblock_updown and num_res_blocks",
+        r".": "backbone.architecture.channel_mult and num_res_blocks",
+    }
+    unet = guided_diffusion_module(a)
+    weights = _convert_unet(load_tensors(path), a.channel_mult, a.num_res_blocks, a.attention)
+    return fit(unet, _split_qkv(weights, unet, a.use_new_attention_order), path, settings)
+
+
+def guided_diffusion_module(architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
+    """A UNet of that architecture, without weights: on the meta device."""
     a = architecture
     plain_down, plain_up = (
         ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if a.resblock_updown else ("DownBlock2D", "UpBlock2D")
@@ -293,18 +377,7 @@ def guided_diffusion_unet(path: Path, architecture: GuidedDiffusionArchitecture)
     if a.num_head_channels <= 0:
         unet.register_to_config(num_heads=a.num_heads)
         set_heads(unet, a.num_heads)
-    settings = {
-        r"^class_embedding": "backbone.architecture.class_cond",
-        r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
-        r"^conv_in|^time_embedding": "backbone.architecture.num_channels",
-        r"time_emb_proj": "backbone.architecture.use_scale_shift_norm",
-        r"attentions": "backbone.architecture.attention_resolutions and num_head_channels",
-        r"samplers": "backbone.architecture.resblock_updown and num_res_blocks",
-        r".": "backbone.architecture.channel_mult and num_res_blocks",
-    }
-    tensors = load_tensors(path)
-    weights = _convert_unet(tensors, a.channel_mult, a.num_res_blocks, a.attention)
-    return fit(unet, _split_qkv(weights, unet, a.use_new_attention_order), path, settings)
+    return unet
 
 
 def set_heads(unet: UNet2DModel, num_heads: int) -> None:
@@ -351,6 +424,26 @@ def latent_diffusion(path: Path, architecture: LatentDiffusionArchitecture) -> t
     """UNet, class embedding and VQ first stage of a CompVis latent-diffusion checkpoint."""
     a = architecture
     tensors = load_tensors(path)
+    settings = {
+        r"^conv_in|^time_embedding|^conv_out": "backbone.architecture.model_channels",
+        r"attn2.to_[kv]": "backbone.architecture.context_dim",
+        r"transformer_blocks": "backbone.architecture.attention_resolutions and transformer_depth",
+        r"attentions": "backbone.architecture.attention_resolutions",
+        r".": "backbone.architecture.channel_mult and num_res_blocks",
+    }
+    unet, embedding = latent_diffusion_modules(a)
+    weights = _convert_unet(_under(tensors, "model.diffusion_model."), a.channel_mult, a.num_res_blocks, a.attention)
+    fit(unet, {key: Origin(f"model.diffusion_model.{k}", v) for key, (k, v) in weights.items()}, path, settings)
+    classes = {
+        key: Origin(f"cond_stage_model.embedding.{key}", v) for key, v in _under(tensors, "cond_stage_model.embedding.").items()
+    }
+    fit(embedding, classes, path, {".": "backbone.architecture.n_classes and context_dim"})
+    return unet, embedding, _first_stage(tensors, a.first_stage, a.scale_factor, path)
+
+
+def latent_diffusion_modules(architecture: LatentDiffusionArchitecture) -> tuple[UNet2DConditionModel, nn.Embedding]:
+    """UNet and class embedding of that architecture, without weights: on the meta device."""
+    a = architecture
     channels = [a.model_channels * m for m in a.channel_mult]
     with torch.device("meta"):
         unet = UNet2DConditionModel(
@@ -367,42 +460,16 @@ def latent_diffusion(path: Path, architecture: LatentDiffusionArchitecture) -> t
             cross_attention_dim=a.context_dim,
         )
         embedding = nn.Embedding(a.n_classes, a.context_dim)
-    settings = {
-        r"^conv_in|^time_embedding|^conv_out": "backbone.architecture.model_channels",
-        r"attn2.to_[kv]": "backbone.architecture.context_dim",
-        r"transformer_blocks": "backbone.architecture.attention_resolutions and transformer_depth",
-        r"attentions": "backbone.architecture.attention_resolutions",
-        r".": "backbone.architecture.channel_mult and num_res_blocks",
-    }
-    weights = _convert_unet(_under(tensors, "model.diffusion_model."), a.channel_mult, a.num_res_blocks, a.attention)
-    fit(unet, {key: Origin(f"model.diffusion_model.{k}", v) for key, (k, v) in weights.items()}, path, settings)
-    classes = {
-        key: Origin(f"cond_stage_model.embedding.{key}", v) for key, v in _under(tensors, "cond_stage_model.embedding.").items()
-    }
-    fit(embedding, classes, path, {".": "backbone.architecture.n_classes and context_dim"})
-    return unet, embedding, _first_stage(tensors, a.first_stage, a.scale_factor, path)
+    return unet, embedding
 
 
 def _first_stage(tensors: dict[str, Tensor], architecture: FirstStageArchitecture, scale_factor: float, path: Path) -> VQModel:
-    a = architecture
-    with torch.device("meta"):
-        first_stage = VQModel(
-            sample_size=a.resolution,
-            down_block_types=["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in a.attention],
-            up_block_types=["AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in reversed(a.attention)],
-            block_out_channels=[a.ch * m for m in a.ch_mult],
-            layers_per_block=a.num_res_blocks,
-            latent_channels=a.z_channels,
-            vq_embed_dim=a.embed_dim,
-            num_vq_embeddings=a.n_embed,
-            scaling_factor=scale_factor,
-        )
     prefix = "first_stage_model."
     weights = {}
     for key, tensor in _under(tensors, prefix).items():
         if key.startswith(("loss.", "colorize")):
             continue
-        new = _first_stage_key(key, len(a.ch_mult))
+        new = _first_stage_key(key, len(architecture.ch_mult))
         if re.search(r"attentions\.\d+\.to_", new) and tensor.ndim == 4:
             tensor = tensor.squeeze(-1).squeeze(-1)
         weights[new] = Origin(prefix + key, tensor)
@@ -413,7 +480,24 @@ def _first_stage(tensors: dict[str, Tensor], architecture: FirstStageArchitectur
         r"attentions": "backbone.architecture.first_stage.attn_resolutions",
         r".": "backbone.architecture.first_stage.ch_mult and num_res_blocks",
     }
-    return fit(first_stage, weights, path, settings)
+    return fit(first_stage_module(architecture, scale_factor), weights, path, settings)
+
+
+def first_stage_module(architecture: FirstStageArchitecture, scale_factor: float) -> VQModel:
+    """A VQ first stage of that architecture, without weights: on the meta device."""
+    a = architecture
+    with torch.device("meta"):
+        return VQModel(
+            sample_size=a.resolution,
+            down_block_types=["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in a.attention],
+            up_block_types=["AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in reversed(a.attention)],
+            block_out_channels=[a.ch * m for m in a.ch_mult],
+            layers_per_block=a.num_res_blocks,
+            latent_channels=a.z_channels,
+            vq_embed_dim=a.embed_dim,
+            num_vq_embeddings=a.n_embed,
+            scaling_factor=scale_factor,
+        )
 
 
 def _first_stage_key(key: str, levels: int) -> str:

@@ -6,8 +6,20 @@ from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
 from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
+from ..registry import known_architecture, locate
 from .base import Backbone
-from .convert import LatentDiffusionArchitecture, Origin, fit, latent_diffusion, load_diffusers, load_tensors, resolve
+from .convert import (
+    RANDOM,
+    LatentDiffusionArchitecture,
+    Origin,
+    first_stage_module,
+    fit,
+    latent_diffusion,
+    latent_diffusion_modules,
+    load_diffusers,
+    load_tensors,
+    with_random_weights,
+)
 
 
 class LatentDiffusion(Backbone):
@@ -15,8 +27,11 @@ class LatentDiffusion(Backbone):
 
     Args:
         checkpoint: a CompVis ``.ckpt``, a folder with ``unet/``, ``vqvae/`` (each as ``save_pretrained`` leaves it) and
-            ``class_embedding/model.safetensors``, or the name of shipped weights.
-        architecture: CompVis' settings, for a ``.ckpt``; a folder brings its own but for the noise schedule.
+            ``class_embedding/model.safetensors``, a name or an address (see :func:`diffguard_pl.registry.resolve`), or ``random``
+            for weights that make a dry run possible. A converted copy (``python -m diffguard_pl.checkpoints convert``) is used in
+            place of its file.
+        architecture: CompVis' settings, for a ``.ckpt``; none: those of the name, or the defaults. A folder brings its own but for
+            the noise schedule (a converted copy brings that too).
         input_size: side of the images that are tested; none: the model's own.
         process_method: how they are brought to the model's size: ``resize`` or ``pad``.
     """
@@ -28,17 +43,11 @@ class LatentDiffusion(Backbone):
         input_size: int | None = None,
         process_method: str = "pad",
     ):
-        path = resolve(checkpoint)
-        a = architecture or LatentDiffusionArchitecture()
-        if path.is_dir():
-            unet = load_diffusers(UNet2DConditionModel, path / "unet")
-            first_stage = load_diffusers(VQModel, path / "vqvae")
-            embedding = _class_embedding(path)
-        else:
-            unet, embedding, first_stage = latent_diffusion(path, a)
+        a = architecture or known_architecture(checkpoint, LatentDiffusionArchitecture)
+        unet, embedding, first_stage = _modules(checkpoint, a)
         super().__init__(first_stage.config.sample_size, input_size, process_method)
         self.unet, self.embedding, self.first_stage = unet, embedding, first_stage
-        self.null_label = embedding.num_embeddings - 1
+        self.null_label = self.num_classes = embedding.num_embeddings - 1
         self.scale = first_stage.config.scaling_factor
         self.alpha_bar = scaled_linear_alpha_bar(a.linear_start, a.linear_end, a.timesteps)
 
@@ -53,6 +62,17 @@ class LatentDiffusion(Backbone):
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x, t, encoder_hidden_states=self.embedding(labels)[:, None]).sample.float()
+
+
+def _modules(checkpoint: str, architecture: LatentDiffusionArchitecture) -> tuple[UNet2DConditionModel, nn.Embedding, VQModel]:
+    a = architecture
+    if checkpoint == RANDOM:
+        return tuple(with_random_weights(*latent_diffusion_modules(a), first_stage_module(a.first_stage, a.scale_factor)))
+    path = locate(checkpoint, a)
+    if not path.is_dir():
+        return latent_diffusion(path, a)
+    unet, first_stage = load_diffusers(UNet2DConditionModel, path / "unet"), load_diffusers(VQModel, path / "vqvae")
+    return unet, _class_embedding(path), first_stage
 
 
 def _class_embedding(folder: Path) -> nn.Embedding:

@@ -5,8 +5,16 @@ from torch import Tensor
 
 from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, respaced
 from ..errors import choose
+from ..registry import known_architecture, locate
 from .base import Backbone
-from .convert import GuidedDiffusionArchitecture, guided_diffusion_unet, load_diffusers, resolve
+from .convert import (
+    RANDOM,
+    GuidedDiffusionArchitecture,
+    guided_diffusion_module,
+    guided_diffusion_unet,
+    load_diffusers,
+    with_random_weights,
+)
 
 ALPHA_BAR = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
 
@@ -15,8 +23,11 @@ class PixelDiffusion(Backbone):
     """A UNet on images (guided-diffusion; Dhariwal & Nichol 2021), hosted in diffusers' ``UNet2DModel``.
 
     Args:
-        checkpoint: a guided-diffusion ``.pt``, a folder of ``UNet2DModel.save_pretrained``, or the name of shipped weights.
-        architecture: guided-diffusion's flags, for a ``.pt``; a folder brings its own but for the noise schedule.
+        checkpoint: a guided-diffusion ``.pt``, a folder of ``UNet2DModel.save_pretrained``, a name or an address (see
+            :func:`diffguard_pl.registry.resolve`), or ``random`` for weights that make a dry run possible. A converted copy
+            (``python -m diffguard_pl.checkpoints convert``) is used in place of its file.
+        architecture: guided-diffusion's flags, for a ``.pt``; none: those of the name, or the defaults. A folder brings its own but
+            for the noise schedule and rescale_timesteps (a converted copy brings these too).
         input_size: side of the images that are tested; none: the model's own.
         process_method: how they are brought to the model's size: ``resize`` or ``pad``.
         clip_denoised: clamp predicted pictures to [-1, 1].
@@ -32,13 +43,14 @@ class PixelDiffusion(Backbone):
         process_method: str = "resize",
         clip_denoised: bool = True,
     ):
-        path = resolve(checkpoint)
-        architecture = architecture or GuidedDiffusionArchitecture()
-        choose("noise_schedule", architecture.noise_schedule, list(ALPHA_BAR))
-        unet = load_diffusers(UNet2DModel, path) if path.is_dir() else guided_diffusion_unet(path, architecture)
+        a = architecture or known_architecture(checkpoint, GuidedDiffusionArchitecture)
+        choose("noise_schedule", a.noise_schedule, list(ALPHA_BAR))
+        unet = _unet(checkpoint, a)
         super().__init__(unet.config.sample_size, input_size, process_method)
         self.unet, self.clip_denoised = unet, clip_denoised
-        self.alpha_bar = ALPHA_BAR[architecture.noise_schedule](architecture.diffusion_steps)
+        self.num_classes = unet.config.num_class_embeds
+        self.alpha_bar = ALPHA_BAR[a.noise_schedule](a.diffusion_steps)
+        self.time_scale = 1000 / a.diffusion_steps if a.rescale_timesteps else 1
 
     def schedule(self, steps: int) -> Schedule:
         return respaced(self.alpha_bar, steps)
@@ -51,4 +63,11 @@ class PixelDiffusion(Backbone):
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         classes = labels if self.unet.config.num_class_embeds else None
-        return self.unet(x, t, class_labels=classes).sample[:, :3].float()
+        return self.unet(x, t * self.time_scale, class_labels=classes).sample[:, :3].float()
+
+
+def _unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
+    if checkpoint == RANDOM:
+        return with_random_weights(guided_diffusion_module(architecture))[0]
+    path = locate(checkpoint, architecture)
+    return load_diffusers(UNet2DModel, path) if path.is_dir() else guided_diffusion_unet(path, architecture)
