@@ -127,6 +127,11 @@ class DiffGuard(nn.Module):
         if (guidance.needs_pixels or early_stop) and not backbone.is_pixel_space:
             what = "early_stop" if early_stop else type(guidance).__name__
             raise InputError(f"{what} works on images, and {type(backbone).__name__} diffuses latents")
+        if backbone.num_classes is not None and classifier.num_classes > backbone.num_classes:
+            raise InputError(
+                f"the classifier knows {classifier.num_classes} classes, the backbone {backbone.num_classes}; it can only reconstruct "
+                "under labels that it knows: take one for the same classes"
+            )
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         self.schedule = backbone.schedule(steps)
         for name, value in (("early_stop_steps", early_stop_steps), ("skip_first_steps", skip_first_steps)):
@@ -140,6 +145,10 @@ class DiffGuard(nn.Module):
         self.early_stop_steps, self.skip_first_steps = early_stop_steps, skip_first_steps
         self.discrepancies = Discrepancies(discrepancies)
         self.stop_metrics = nn.ModuleDict({name: PiqScore(name) for name in self.early_stop if name != "psnr"})
+
+    def train(self, mode: bool = True) -> "DiffGuard":
+        """Nothing here is ever trained: dropout and batch statistics stay as they are for evaluation."""
+        return super().train(False)
 
     @property
     def input_size(self) -> int:

@@ -3,10 +3,12 @@
 from .base import Backbone
 from .convert import FirstStageArchitecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
 from .latent import LatentDiffusion
+from .pipeline import DiffusersPipeline
 from .pixel import PixelDiffusion
 
 __all__ = [
     "Backbone",
+    "DiffusersPipeline",
     "FirstStageArchitecture",
     "GuidedDiffusionArchitecture",
     "LatentDiffusion",

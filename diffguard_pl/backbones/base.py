@@ -17,11 +17,13 @@ class Backbone(nn.Module, ABC):
         image_size: side of the images that it was trained on.
         input_size: side of the images that it is given.
         null_label: the label that means "no class"; None where the model has none.
+        num_classes: classes that it knows, "no class" left out; None where it takes none.
         is_pixel_space: whether x is an image.
         clip_denoised: whether predicted pictures are clamped to [-1, 1].
     """
 
     null_label: int | None = None
+    num_classes: int | None = None
     is_pixel_space = False
     clip_denoised = False
 

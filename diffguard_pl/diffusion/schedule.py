@@ -14,19 +14,30 @@ TRAIN_STEPS = 1000
 def linear_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
     """Signal level alpha-bar [steps] of linear betas 1e-4..0.02, scaled to ``steps`` (guided-diffusion, ``linear``)."""
     scale = 1000 / steps
-    return torch.cumprod(1 - torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64), dim=0)
+    return alpha_bar_of(torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64))
 
 
 def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
     """Signal level alpha-bar [steps] of the cosine schedule (guided-diffusion, ``cosine``; Nichol & Dhariwal 2021, eq. 17)."""
     level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
     betas = [min(1 - level[i + 1] / level[i], 0.999) for i in range(steps)]
-    return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), dim=0)
+    return alpha_bar_of(torch.tensor(betas, dtype=torch.float64))
 
 
 def scaled_linear_alpha_bar(start: float = 0.0015, end: float = 0.0195, steps: int = TRAIN_STEPS) -> Tensor:
     """Signal level alpha-bar [steps] of betas that are linear in their square root (latent diffusion, ``linear``)."""
-    return torch.cumprod(1 - torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2, dim=0)
+    return alpha_bar_of(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2)
+
+
+def alpha_bar_of(betas: Tensor) -> Tensor:
+    """Signal level alpha-bar [T] of any betas [T]."""
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """The schedule [T] shifted and scaled so that it ends in pure noise, alpha-bar 0 (Lin et al. 2024, algorithm 1)."""
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 @dataclass(frozen=True)
