@@ -1,18 +1,23 @@
-"""A classifier under protection: normalisation, logits, features and Grad-CAM, all from one pass."""
+"""A classifier under protection: preprocessing, logits, features and Grad-CAM, all from one pass."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
+from torchvision.ops import Permute
 
-from .backbones.convert import load_tensors, resolve
-from .errors import InputError
+from .errors import InputError, choose
+from .zoo import INTERPOLATIONS, find, load_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+PASS_ON = (nn.Identity, nn.Dropout, Permute)
+"""Layers that give what they get: no feature maps of their own."""
+
+FIRST_NORMS = ("norm1", "ln_1")
+"""What timm and torchvision call the norm before a transformer block's attention."""
 
 
 class View(NamedTuple):
@@ -20,7 +25,8 @@ class View(NamedTuple):
 
     Attributes:
         logits: [N, classes].
-        features: [N, D], the input of the last linear layer (where there is none: the mean of the Grad-CAM layer over space).
+        features: [N, D], the input of the linear layer that gives the logits, of both side by side in a distilled ViT (where there
+            is none: the mean of the Grad-CAM layer over space).
         maps: feature maps [N, C, h, w] of the map layers.
     """
 
@@ -30,18 +36,31 @@ class View(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """A frozen classifier with its own normalisation.
+    """A frozen classifier with its own preprocessing.
+
+    Images of side ``input_size`` go in as they are. Others are resized so that ``input_size`` is the share ``crop`` of their
+    shorter side, and cropped at the centre.
 
     Args:
-        model: any module from images to logits, or the name of a torchvision model.
+        model: any module from images to logits, or a name: torchvision's, such as ``resnet50``, or timm's, such as
+            ``timm/vit_base_patch16_224.augreg_in21k_ft_in1k``.
         checkpoint: its weights: a file, a folder with ``model.safetensors``, or the name of shipped weights. None: those that the
-            module has; torchvision's default ones (downloaded) for a model by name.
-        input_size: side of the images that it takes.
+            module has; for a model by name see ``weights``.
+        weights: of a model by name: which of those that torchvision or timm has to download, None for the default ones; or
+            ``random``, for a dry run. With a checkpoint they only decide the preprocessing.
+        input_size: side of the images that it takes. None, here and in the next four: the model's own; for a module that has no
+            attribute ``preprocessing`` 224 pixels, all of the picture, bilinear, and ImageNet's mean and std.
         mean: of each channel, subtracted from images in [0, 1].
         std: of each channel, divided by.
+        crop: share of the picture's side that it sees, above 0 and up to 1. None: the model's own, but 1 where input_size is given.
+        interpolation: bilinear or bicubic.
         cam_layer: name of the layer for Grad-CAM, as in ``model.named_modules()``; none: the last one whose output is a feature
-            map.
-        map_layers: names of the layers for the ``maps`` discrepancy; none: the model's direct children that output feature maps.
+            map; in a vision transformer the norm before the last attention.
+        map_layers: names of the layers for the ``maps`` discrepancy; none: the model's outermost ones that output feature maps;
+            for a vision transformer that norm.
+
+    Attributes:
+        class_names: of each logit, in English; None where nobody knows.
     """
 
     mean: Tensor
@@ -51,32 +70,56 @@ class Classifier(nn.Module):
         self,
         model: nn.Module | str,
         checkpoint: str | None = None,
-        input_size: int = 224,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        weights: str | None = None,
+        input_size: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        crop: float | None = None,
+        interpolation: str | None = None,
         cam_layer: str | None = None,
         map_layers: list[str] | None = None,
     ):
         super().__init__()
-        self.model = (_torchvision(model, checkpoint) if isinstance(model, str) else model).eval()
+        entry = find(model, weights, load=not checkpoint)
+        self.model, self.class_names = entry.model.eval(), entry.class_names
         if checkpoint:
-            _load(self.model, checkpoint)
+            load_weights(self.model, checkpoint)
         self.requires_grad_(False)
-        self.input_size = input_size
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        own = entry.preprocessing
+        self.input_size = input_size or own.input_size
+        self.crop = crop if crop is not None else 1.0 if input_size else own.crop
+        self.interpolation = interpolation or own.interpolation
+        if not 0 < self.crop <= 1:
+            raise InputError(f"classifier: crop={crop}; expected a share of the picture's side, above 0 and up to 1")
+        choose("classifier.interpolation", self.interpolation, INTERPOLATIONS)
+        self.register_buffer("mean", torch.tensor(mean or own.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or own.std).view(1, 3, 1, 1), persistent=False)
         self._look_inside(cam_layer, map_layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] in [0, 1] -> logits [N, classes], differentiable."""
+        return self.logits(self.fit(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """As :meth:`forward`, of images that go in at the size that they have."""
         return self.model((images - self.mean) / self.std)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] resized and cropped to [N, 3, input_size, input_size]; as they are where they have this size."""
+        size = self.input_size
+        if images.shape[-2:] == (size, size):
+            return images
+        height, width = self._resized(images)
+        images = interpolate(images, (height, width), mode=self.interpolation, antialias=True)
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        return images[:, :, top : top + size, left : left + size]
 
     @torch.no_grad()
     def view(self, images: Tensor) -> View:
         """Logits, features and feature maps of images [N, 3, H, W] in [0, 1]."""
-        with self._captured() as (maps, features):
+        with self._captured() as (outputs, inputs):
             logits = self(images)
-        return View(logits.float(), self._features(features, maps), [maps[name].float() for name in self.map_layers])
+        return self._view(logits, outputs, inputs)
 
     def view_with_cam(self, images: Tensor, labels: Tensor | None = None) -> tuple[View, Tensor]:
         """As :meth:`view`, and Grad-CAM from the same pass (Selvaraju et al. 2017, eq. 1-2).
@@ -88,100 +131,133 @@ class Classifier(nn.Module):
             labels: [N] the classes to look for; those below 0, and all where None, stand for the predicted one.
 
         Returns:
-            The view, and the activation [N, 1, H, W] scaled to [0, 1] in each image.
+            The view, and the activation [N, 1, H, W] scaled to [0, 1] in each image, 0 where the classifier's crop does not reach.
         """
         if self.cam_layer is None:
             raise InputError("classifier: found no layer with feature maps for Grad-CAM; set classifier.cam_layer")
-        with torch.inference_mode(False), torch.enable_grad(), self._captured(leaf=self.cam_layer) as (maps, features):
+        with torch.inference_mode(False), torch.enable_grad(), self._captured(leaf=self.cam_layer) as (outputs, inputs):
             logits = self(images.clone())
             predicted = logits.argmax(dim=1)
             labels = predicted if labels is None else torch.where(labels < 0, predicted, labels)
-            activation = maps[self.cam_layer]
-            (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), activation)
+            (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), outputs[self.cam_layer])
         with torch.no_grad():
-            cam = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1, keepdim=True).relu()
-            cam = interpolate(cam.float(), images.shape[-2:], mode="bilinear", align_corners=False)
-            maps = {name: tensor.detach() for name, tensor in maps.items()}
-            view = View(
-                logits.detach().float(),
-                self._features([feature.detach() for feature in features], maps),
-                [maps[name].float() for name in self.map_layers],
-            )
-        return view, min_max(cam)
+            weights = feature_maps(gradient).mean(dim=(2, 3), keepdim=True)
+            cam = (weights * feature_maps(outputs[self.cam_layer])).sum(dim=1, keepdim=True).relu()
+            return self._view(logits, outputs, inputs), self._on_picture(cam.float(), images)
 
-    def _features(self, captured: list[Tensor], maps: dict[str, Tensor]) -> Tensor:
-        return captured[-1].flatten(1).float() if captured else maps[self.cam_layer or ""].float().mean(dim=(2, 3))
+    def _resized(self, images: Tensor) -> tuple[int, int]:
+        """Height and width that images are brought to before the crop."""
+        height, width = images.shape[-2:]
+        if height == width == self.input_size:
+            return height, width
+        side, shorter = round(self.input_size / self.crop), min(height, width)
+        return side * height // shorter, side * width // shorter
+
+    def _on_picture(self, cam: Tensor, images: Tensor) -> Tensor:
+        """A map [N, 1, h, w] of what the classifier saw -> [N, 1, H, W], in [0, 1], 0 around it."""
+        sides = list(zip(images.shape[-2:], self._resized(images), strict=True))
+        height, width = (round(side * self.input_size / resized) for side, resized in sides)
+        cam = min_max(interpolate(cam, (height, width), mode="bilinear", align_corners=False))
+        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+        return pad(cam, (left, images.shape[-1] - width - left, top, images.shape[-2] - height - top))
+
+    def _view(self, logits: Tensor, outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> View:
+        outputs = {name: feature_maps(output.detach()).float() for name, output in outputs.items()}
+        if self.heads:
+            features = torch.cat([inputs[name].detach().flatten(1).float() for name in self.heads], dim=1)
+        else:
+            features = outputs[self.cam_layer or ""].mean(dim=(2, 3))
+        return View(logits.detach().float(), features, [outputs[name] for name in self.map_layers])
 
     @contextmanager
-    def _captured(self, leaf: str | None = None) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
-        """Feature maps by layer name, and the input of the last linear layer, of the passes inside; ``leaf`` starts the graph."""
-        maps: dict[str, Tensor] = {}
-        features: list[Tensor] = []
+    def _captured(self, leaf: str | None = None) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Outputs of the CAM and map layers, and inputs of the heads, of the pass inside; ``leaf`` starts the graph."""
+        outputs: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[..., Tensor]:
             def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-                maps[name] = output.detach().requires_grad_() if name == leaf else output
-                return maps[name]
+                outputs[name] = output.detach().requires_grad_() if name == leaf else output
+                return outputs[name].clone()  # what comes after may work in place
 
             return hook
 
-        def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features.append(inputs[0])
+        def keep_input(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+                inputs[name] = given[0]
+
+            return hook
 
         modules = dict(self.model.named_modules())
         wanted = {*self.map_layers, *([self.cam_layer] if self.cam_layer else [])}
         hooks = [modules[name].register_forward_hook(keep(name)) for name in wanted]
-        if self.last_linear is not None:
-            hooks.append(modules[self.last_linear].register_forward_pre_hook(keep_input))
+        hooks += [modules[name].register_forward_pre_hook(keep_input(name)) for name in self.heads]
         try:
-            yield maps, features
+            yield outputs, inputs
         finally:
             for hook in hooks:
                 hook.remove()
 
     def _look_inside(self, cam_layer: str | None, map_layers: list[str] | None) -> None:
         """Find the layers by running one grey image through the model."""
-        names = dict(self.model.named_modules())
-        for name in [cam_layer, *(map_layers or [])]:
-            if name is not None and name not in names:
-                near = [known for known in names if known and known.count(".") <= 1]
-                raise InputError(f"classifier: the model has no layer {name!r}; it has: {', '.join(near)}")
-        shapes: dict[str, torch.Size] = {}
-        order: list[nn.Module] = []
+        modules = dict(self.model.named_modules())
+        outputs, logits = self._outputs(modules)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise InputError("classifier: the model does not return logits [N, classes]")
+        for name in [*([cam_layer] if cam_layer else []), *(map_layers or [])]:
+            _check_layer(name, modules, outputs)
+        self.num_classes = logits.shape[1]
+        self.heads = _heads(modules, outputs, logits)
+        own = _map_layers(modules, outputs)
+        self.cam_layer = cam_layer or (own[-1] if own else None)
+        self.map_layers = map_layers or own
+        if not self.heads and self.cam_layer is None:
+            raise InputError(
+                "classifier: found neither a linear layer nor feature maps to take features from; set classifier.cam_layer"
+            )
+
+    def _outputs(self, modules: dict[str, nn.Module]) -> tuple[dict[str, Tensor], object]:
+        """Of each layer in the order in which they end, without their numbers but for vectors; and of the model."""
+        outputs: dict[str, Tensor] = {}
 
         def note(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, _: tuple, output: object) -> None:
-                order.append(module)
-                if isinstance(output, Tensor):
-                    shapes[name] = output.shape
+            def hook(_: nn.Module, __: tuple, output: object) -> None:
+                outputs.pop(name, None)
+                if isinstance(output, Tensor) and output.ndim > 1:
+                    outputs[name] = output if output.numel() == output.shape[1] else output.to("meta")
 
             return hook
 
-        hooks = [module.register_forward_hook(note(name)) for name, module in names.items() if name]
+        hooks = [module.register_forward_hook(note(name)) for name, module in modules.items() if name]
+        size = self.input_size
         try:
             with torch.no_grad():
-                logits = self(torch.full((1, 3, self.input_size, self.input_size), 0.5))
+                return outputs, self(torch.full((1, 3, size, size), 0.5))
         except (RuntimeError, ValueError, AssertionError) as error:
-            size = self.input_size
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"classifier: the model cannot take a {size}x{size} image ({error}); set classifier.input_size"
+                f"classifier: the model cannot take a {size}x{size} image ({reason}); set classifier.input_size"
             ) from error
         finally:
             for hook in hooks:
                 hook.remove()
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise InputError("classifier: the model does not return logits [N, classes]")
-        self.num_classes = logits.shape[1]
-        linear = [name for name, module in names.items() if isinstance(module, nn.Linear) and module in order]
-        self.last_linear = max(linear, key=lambda name: order.index(names[name])) if linear else None
-        outputs = {name: shape for name, shape in shapes.items() if "." not in name and len(shape) == 4}
-        feature_maps = [name for name, shape in outputs.items() if shape[-1] > 1] or list(outputs)[:1]
-        self.map_layers = map_layers or feature_maps
-        self.cam_layer = cam_layer or (feature_maps[-1] if feature_maps else None)
-        if self.last_linear is None and self.cam_layer is None:
-            raise InputError(
-                "classifier: found neither a linear layer nor feature maps to take features from; set classifier.cam_layer"
-            )
+
+
+def feature_maps(output: Tensor) -> Tensor:
+    """Feature maps [N, C, h, w] of a layer's output.
+
+    Maps are square, as the images are. [N, C, h, h] is left as it is, [N, h, h, C] (Swin) is turned; of tokens [N, T, C] (ViT) the
+    last h * h are folded, the largest square number up to T: class and register tokens come first.
+    """
+    if output.ndim == 4:
+        return output.permute(0, 3, 1, 2) if output.shape[1] == output.shape[2] != output.shape[3] else output
+    side = math.isqrt(output.shape[1])
+    return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def has_feature_maps(output: Tensor) -> bool:
+    """Whether :func:`feature_maps` has something to work with."""
+    return output.ndim == 4 or (output.ndim == 3 and output.shape[1] >= 4)
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -200,31 +276,40 @@ def yardsticks(logits: Tensor) -> dict[str, Tensor]:
     return {"msp": logits.softmax(dim=1).amax(dim=1), "max_logit": logits.amax(dim=1), "energy": logits.logsumexp(dim=1)}
 
 
-def _torchvision(name: str, checkpoint: str | None) -> nn.Module:
-    from torchvision.models import get_model, list_models
-
-    if name not in list_models():
-        near = ", ".join(known for known in list_models() if known[:3] == name[:3]) or "see torchvision.models.list_models()"
-        raise InputError(f"classifier: torchvision has no model {name!r}; near it: {near}")
-    try:
-        return get_model(name, weights=None if checkpoint else "DEFAULT")
-    except OSError as error:
-        folder = torch.hub.get_dir() + "/checkpoints"
-        raise InputError(
-            f"classifier: {name} could not be downloaded ({error}); put its file into {folder} or set classifier.checkpoint"
-        ) from error
+def _check_layer(name: str, modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> None:
+    if name not in modules:
+        near = [known for known in modules if known and known.count(".") <= 1]
+        raise InputError(f"classifier: the model has no layer {name!r}; it has: {', '.join(near)}")
+    if name not in outputs or not has_feature_maps(outputs[name]):
+        what = f"gives {list(outputs[name].shape)}" if name in outputs else "gives no tensor"
+        raise InputError(f"classifier: layer {name!r} {what}, no feature maps [N, C, h, w] or tokens [N, T, C]; choose another one")
 
 
-def _load(model: nn.Module, checkpoint: str) -> None:
-    path = resolve(checkpoint)
-    state = load_tensors(path / "model.safetensors" if path.is_dir() else path)
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    extra = [key for key in state if key not in expected]
-    for keys, what in ((missing, "is missing"), (wrong, "has another shape"), (extra, "is not in the model")):
-        if keys:
-            raise InputError(
-                f"classifier checkpoint {path} does not fit {type(model).__name__}: {keys[0]} {what}; look at classifier.model"
-            )
-    model.load_state_dict(state)
+def _heads(modules: dict[str, nn.Module], outputs: dict[str, Tensor], logits: Tensor) -> list[str]:
+    """The layer whose output the logits are; failing that, the linear ones of their width (a distilled ViT has two)."""
+    same_shape = {
+        name: output.flatten(1) for name, output in outputs.items() if output.numel() == output.shape[1] == logits.numel()
+    }
+    linear = [name for name in same_shape if isinstance(modules[name], nn.Linear)]
+    convolutions = [name for name in same_shape if isinstance(modules[name], nn.Conv2d)]  # of 1x1 maps
+    exact = [name for name in linear + convolutions if torch.equal(same_shape[name], logits)]
+    return exact[-1:] or linear
+
+
+def _map_layers(modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> list[str]:
+    """The outermost layers with feature maps; where these are tokens, the last norm before attention.
+
+    What comes after that attention reaches the logits through the class token alone: its patch tokens have no gradient.
+    """
+    outermost = [name for name in outputs if not any(parent in outputs for parent in _parents(name))]
+    candidates = [name for name in outermost if has_feature_maps(outputs[name]) and not isinstance(modules[name], PASS_ON)]
+    layers = [name for name in candidates if feature_maps(outputs[name]).shape[-1] > 1] or candidates[:1]
+    if not layers or outputs[layers[-1]].ndim == 4:
+        return layers
+    norms = [name for name in outputs if name.rpartition(".")[2] in FIRST_NORMS and has_feature_maps(outputs[name])]
+    return norms[-1:] or layers
+
+
+def _parents(name: str) -> Iterator[str]:
+    """a.b.c -> a, a.b."""
+    return (name[:i] for i, character in enumerate(name) if character == ".")
