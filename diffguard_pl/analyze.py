@@ -103,7 +103,7 @@ class AnalysisModule(pl.LightningModule):
         size = self.analysis.cutout_size or round(side * 7 / 8)
         crops = next(crop_sequence(side, self.analysis.cutouts, size, self.analysis.seed))
         views = torch.cat([interpolate(crop.of(pictures), classifier.input_size) for crop in crops])
-        return classifier(pictures), classifier(views).view(len(crops), len(pictures), -1).mean(dim=0)
+        return classifier.whole(pictures), classifier(views).view(len(crops), len(pictures), -1).mean(dim=0)
 
 
 class AnalyzeCLI(CLI):

@@ -94,6 +94,7 @@ class Classifier(nn.Module):
         choose("classifier.interpolation", self.interpolation, INTERPOLATIONS)
         self.register_buffer("mean", torch.tensor(mean or own.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or own.std).view(1, 3, 1, 1), persistent=False)
+        self._takes: dict[torch.Size, bool] = {}
         self._look_inside(cam_layer, map_layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -103,6 +104,20 @@ class Classifier(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """As :meth:`forward`, of images that go in at the size that they have."""
         return self.model((images - self.mean) / self.std)
+
+    def whole(self, images: Tensor) -> Tensor:
+        """As :meth:`logits` where the model takes images of that size, as convolutional ones do; else as :meth:`forward`."""
+        size = images.shape[-2:]
+        if size not in self._takes:
+            try:
+                with torch.no_grad():
+                    self.logits(images.detach()[:1])
+                self._takes[size] = True
+            except (RuntimeError, ValueError, AssertionError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._takes[size] = False
+        return self.logits(images) if self._takes[size] else self(images)
 
     def fit(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] resized and cropped to [N, 3, input_size, input_size]; as they are where they have this size."""

@@ -129,8 +129,8 @@ class DiffGuard(nn.Module):
             raise InputError(f"{what} works on images, and {type(backbone).__name__} diffuses latents")
         if backbone.num_classes is not None and classifier.num_classes > backbone.num_classes:
             raise InputError(
-                f"the classifier knows {classifier.num_classes} classes, the backbone {backbone.num_classes}; it can only reconstruct "
-                "under labels that it knows: take one for the same classes"
+                f"the classifier knows {classifier.num_classes} classes, the backbone {backbone.num_classes}, and it can only "
+                "reconstruct under labels that it knows; take one for the same classes"
             )
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         self.schedule = backbone.schedule(steps)
@@ -208,7 +208,7 @@ class DiffGuard(nn.Module):
             condition = _and_unguided(condition)
             x, stop_index = torch.cat([x, x]), torch.cat([stop_index, stop_index])
         start = first_denoising_index(stop_index, len(self.schedule), self.skip_first_steps, self.forback_skip_diff)
-        classifier = Protected(self.classifier, self.classifier.input_size)
+        classifier = Protected(self.classifier.whole, self.classifier.input_size)
         model = self.guidance.denoising(self.backbone.eps, condition, classifier, self.backbone.clip_denoised)
         images = self.backbone.decode(denoise(model, x, self.schedule, start, callback))
         images = ((images + 1) / 2).clamp(0, 1)

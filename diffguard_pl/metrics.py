@@ -126,7 +126,8 @@ class OODMetrics(Metric):
         self.members.append(members.detach())
 
     def compute(self) -> list[Row]:
-        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a set is empty.
+        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a
+        set is empty.
 
         Leaves in ``sizes`` how many images of each set there were.
         """

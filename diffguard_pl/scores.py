@@ -9,7 +9,7 @@ from .detector import Detection
 
 
 def columns(score_names: Iterable[str]) -> list[str]:
-    """Of the file: where the image is from, what the classifier says, where inversion stopped, every score, and why there is none."""
+    """Of the file: where the image is from, what the classifier says, where inversion stopped, every score, or why not."""
     return ["dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", *score_names, "error"]
 
 

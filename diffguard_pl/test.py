@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> None:
         cli = command_line(CLI, args, callbacks=[RunProgress(), ScoreWriter()])
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
         left_out = sum(cli.model.left_out.values())
-        if left_out:
+        if left_out and cli.trainer.is_global_zero:  # another rank's exit status would have the whole run killed
             print(f"{left_out} images could not be used; the column error of scores.csv says why", file=sys.stderr)
             sys.exit(LEFT_OUT)
 

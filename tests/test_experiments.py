@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import REFERENCE
+from diffusers import DiTPipeline
 from PIL import Image
 from torchvision.models import ResNet50_Weights, resnet50, vgg16
 
@@ -161,6 +162,17 @@ def test_cifar10_at_full_size(run, tmp_path):
     scale = ["--model.steps", "4", "--model.early_stop_steps", "1", "--data.batch_size", "1", "--data.only", "[tin, svhn]"]
     rows = run("--config", "cifar10_gdm", "--config", "full.yaml", *weights, *scale)
     assert [(row["dataset"], row["group"]) for row in rows[::2]] == [("cifar10", ""), ("tin", "near"), ("svhn", "far")]
+
+
+def test_dit_on_a_small_model_in_the_layout_of_the_published_one(run, tmp_path):
+    from test_backbones import autoencoder, ddim, dit
+
+    DiTPipeline(dit(), autoencoder(), ddim()).save_pretrained(tmp_path / "dit")
+    rows = run("--config", "dit", "--model.backbone.checkpoint", "dit", "--model.classifier.input_size", "64", "--model.steps", "5",
+               "--data.image_size", "16", "--data.resize", "16", "--data.batch_size", "1", "--data.num_workers", "0",
+               "--model.discrepancies", "[dists, ssim, l2]")  # fmt: skip
+    assert len(rows) == 10
+    assert all(math.isfinite(float(row["dists"])) for row in rows)
 
 
 def test_trajectories_are_drawn_step_by_step(run, tmp_path):

@@ -41,7 +41,7 @@ def test_inversion_and_stop_indices(run):
 def test_every_guidance_and_denoising_step_from_the_golden_state():
     golden = gdm_golden("smooth")
     detector, schedule = golden.detector, golden.detector.schedule
-    classifier = Protected(detector.classifier, 28)
+    classifier = Protected(detector.classifier.whole, 28)
     crops = crop_sequence(32, 8, 28, seed=100)
     states = torch.cat([gdm_golden("plain").tensors["xT"][:, None], golden.tensors["denoise_steps"]], dim=1)
     for k in range(8):
@@ -66,6 +66,13 @@ def test_free_running_reconstruction(run):
     else:
         close(detection.reconstructions, recon[:, 0], 1e-3)
         close(detection.unguided, recon[:, 1], 1e-3)
+    for name, scores in golden.scores.items():
+        close(detection.scores[name], scores, 1e-4)
+
+
+def test_without_cutouts_the_classifier_is_given_the_picture_at_its_full_size():
+    golden = gdm_golden("no_cutouts")
+    detection = golden.detector(golden.images, golden.labels)
     for name, scores in golden.scores.items():
         close(detection.scores[name], scores, 1e-4)
 

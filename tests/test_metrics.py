@@ -101,10 +101,20 @@ def test_a_nan_score_spoils_its_own_rows_alone():
     assert np.isnan(broken.figures).all()
 
 
-def test_an_empty_set_is_named():
+def test_an_empty_set_has_no_figures_and_does_not_cost_the_others_theirs():
+    metric = OODMetrics(["a"], ["digits", "letters", "photos"], {"letters": "far", "photos": "far"})
+    metric.update(tensor([[1.0], [0.0]]), torch.tensor([0, 2]))
+    letters, photos, mean = metric.compute()
+    assert np.isnan(letters.figures).all()
+    assert photos.figures.auroc == 1
+    assert np.isnan(mean.figures).all()
+    assert metric.sizes == {"digits": 1, "letters": 0, "photos": 1}
+
+
+def test_a_run_without_in_distribution_scores_or_with_one_set_is_refused():
     metric = OODMetrics(["a"], ["digits", "letters"])
-    metric.update(tensor([[1.0]]), torch.tensor([0]))
-    with pytest.raises(InputError, match="letters"):
+    metric.update(tensor([[1.0]]), torch.tensor([1]))
+    with pytest.raises(InputError, match="in-distribution set digits"):
         metric.compute()
     with pytest.raises(InputError, match="at least one other"):
         OODMetrics(["a"], ["digits"])
