@@ -21,7 +21,7 @@ class ScoreWriter(pl.Callback):
         group = pl_module.metrics.groups.get(dataset, "" if dataset == pl_module.datasets[0] else dataset)
         self.file.write(rows(outputs["batch"], dataset, group, outputs["detection"]))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         self.file.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero and trainer.world_size > 1:

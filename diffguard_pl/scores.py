@@ -49,7 +49,7 @@ class ScoreFile:
     def __init__(self, path: Path, names: list[str]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, names)
+        self._writer = csv.DictWriter(self._file, names, lineterminator="\n")
         self._writer.writeheader()
 
     def write(self, results: list[dict[str, Any]]) -> None:

@@ -66,7 +66,7 @@ def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Call
     """
     # Lightning starts the processes of other devices with sys.argv
     sys.argv[1:], run_name = with_config_paths(sys.argv[1:] if args is None else args)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*|.*sync_dist=True.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     kind.run_folder = "/".join(filter(None, ["runs", run_kind, run_name]))
     return kind(
