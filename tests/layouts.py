@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
 from diffguard_pl.datamodules.openood import CIFAR, IMAGENET, PUBLISHED
@@ -19,14 +19,25 @@ def photographs() -> list[Image.Image]:
 
 
 def save(folder: Path, names: list[str], side: int = 280) -> None:
-    """Crops of the photographs under these names; a different crop for every name."""
+    """Images under these names, a different one for every name: a digit where digits belong, else a crop of a photograph."""
     for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith(("mnist/", "svhn/")):
+            digit(name).save(path)
+            continue
         chosen = random.Random(name)
         picture = chosen.choice(photographs())
         x, y = chosen.randrange(picture.width - 200), chosen.randrange(picture.height - 200)
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         picture.crop((x, y, x + 200, y + 200)).resize((side, round(side * 1.2))).save(path)
+
+
+def digit(name: str) -> Image.Image:
+    """A drawn digit, grey and 28 pixels wide, as MNIST's are."""
+    chosen = random.Random(name)
+    canvas = Image.new("L", (28, 28))
+    ImageDraw.Draw(canvas).text((6 + chosen.random() * 4, 1), str(chosen.randrange(10)), fill=255, font_size=22)
+    return canvas
 
 
 def names_of(archive: str, n: int) -> list[str]:
