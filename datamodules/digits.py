@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from diffguard_pl.errors import choose
+from diffguard_pl.errors import InputError, choose
 
 from .base import ImageSet, shard, spread
 
@@ -49,6 +49,8 @@ class DigitsDataModule(LightningDataModule):
     def __init__(self, batch_size: int = 128, split: str = "test", limit: int | None = None, num_workers: int = 0):
         super().__init__()
         choose("data.split", split, ["test", "tuning"])
+        if limit is not None and limit < 1:
+            raise InputError(f"data.limit={limit}: expected at least 1 image of each set, or null for all")
         self.class_names = [str(digit) for digit in CLASSES]
         self.batch_size, self.split, self.limit, self.num_workers = batch_size, split, limit, num_workers
 

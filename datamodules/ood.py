@@ -59,6 +59,8 @@ class OODDataModule(LightningDataModule):
                 if name in self.sources:
                     raise InputError(f"data.ood: there are two data sets with the name {name!r}")
                 self.sources[name], self.groups[name] = source, group
+        if limit is not None and limit < 1:
+            raise InputError(f"data.limit={limit}: expected at least 1 image of each set, or null for all")
         for name in only or []:
             choose("data.only", name, list(self.groups))
         self.sources = {name: s for name, s in self.sources.items() if not only or name in only or name == self.ind_name}

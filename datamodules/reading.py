@@ -39,9 +39,13 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
             image.load()
             if upright:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-            return image.convert("RGB")
+            return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def standard_transform(resize: int, image_size: int, interpolation: str = "bilinear") -> v2.Transform:
@@ -66,8 +70,8 @@ class Prepared(Dataset):
     """A data set as :class:`~diffguard_pl.module.DiffGuardModule` wants it; an image that cannot be had is an item without one.
 
     Args:
-        data: items are pairs (image, label, ...), dicts with ``image`` and ``label``, or images; images are PIL or [3, H, W]
-            tensors, in [0, 1] if floating point. It may have methods ``path_of(index)`` and ``label_of(index)``.
+        data: items are pairs (image, label, ...), dicts with ``image`` and ``label``, or images; images are PIL, or tensors
+            [3, H, W] or [1, H, W], uint8 or in [0, 1]. It may have methods ``path_of(index)`` and ``label_of(index)``.
         transform: PIL image or tensor -> [3, H, W] in [0, 1].
         name: for paths, where the data set knows none.
         in_distribution: keep the labels; else every label is -1.
@@ -87,7 +91,7 @@ class Prepared(Dataset):
             image, label = _image_and_label(self.data[index])
             if self.in_distribution:
                 item["label"] = label
-            item["image"] = self.transform(image)
+            item["image"] = self.transform(_three_channels(image) if isinstance(image, Tensor) else _rgb(image))
             _check(item["image"])
         except Exception as error:  # whatever a file or somebody's data set comes up with
             item.pop("image", None)
@@ -121,7 +125,15 @@ def _image_and_label(item: Any) -> tuple[Any, int]:
     return item, -1
 
 
+def _three_channels(image: Tensor) -> Tensor:
+    """A tensor [3, H, W] as it is, a grey one, [1, H, W] or [H, W], with three equal channels."""
+    grey = image.ndim == 2 or (image.ndim == 3 and len(image) == 1)
+    return image.reshape(1, *image.shape[-2:]).expand(3, -1, -1) if grey else image
+
+
 def _check(image: Tensor) -> None:
+    if image.ndim != 3 or len(image) != 3:
+        raise ValueError(f"is {list(image.shape)}, expected [3, H, W]")
     if not image.isfinite().all():
         raise ValueError("has NaN or infinite values")
     if image.min() < 0 or image.max() > 1:

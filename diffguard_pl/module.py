@@ -136,8 +136,15 @@ class DiffGuardModule(pl.LightningModule):
         """Labels [N] to reconstruct under, -1 for the predicted one."""
         if self.oracle == "none" or (self.oracle == "ind" and dataloader_idx > 0):
             return None
-        if dataloader_idx == 0:
-            return batch["label"]
         classes, dataset = self.detector.classifier.num_classes, self.datasets[dataloader_idx]
+        if dataloader_idx == 0:
+            wrong = (batch["label"] >= classes).nonzero()[:, 0].tolist()
+            if wrong:
+                i = wrong[0]
+                raise InputError(
+                    f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}: its label {int(batch['label'][i])} is none of the "
+                    f"classifier's {classes} classes; oracle: {self.oracle} needs true labels"
+                )
+            return batch["label"]
         drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"]]
         return torch.tensor(drawn, device=self.device)

@@ -234,6 +234,27 @@ def test_a_data_set_of_ones_own_with_mishaps():
     assert data[0]["path"] == "mine[0]"
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_tensors_of_any_kind(channels, dtype):
+    image = torch.full((channels, 40, 40), 1.0).mul(0.5 if dtype.is_floating_point else 128).to(dtype)
+    item = prepared([(image, 2)])[0]
+    if channels == 4:
+        assert item["error"] == "is [4, 32, 32], expected [3, H, W]"
+    else:
+        assert torch.allclose(item["image"], torch.full((3, 32, 32), 0.5), atol=0.01)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_pil_images_of_any_mode_from_a_data_set_of_ones_own(mode):
+    picture = layouts.photographs()[4].convert("L")
+    picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    item = prepared([picture])[0]
+    assert item["image"].shape == (3, 32, 32)
+    assert 0.2 < item["image"].mean() < 0.8
+    assert item["label"] == -1
+
+
 def test_labels_of_out_of_distribution_sets_are_hidden(pictures):
     (pictures / "list.txt").write_text("a.jpg 7\n")
     assert prepared(ImageList(str(pictures / "list.txt"), str(pictures)), in_distribution=False)[0]["label"] == -1
@@ -280,6 +301,7 @@ def test_imagenet_beside_the_folders_of_images_as_diffguard_s_readme_has_it(tmp_
         ({"ind": {}}, "expected one in-distribution set"),
         ({"ood": {}}, "at least one out-of-distribution set"),
         ({"ood": {"near": {"a": Tensors()}, "far": {"a": Tensors()}}}, "two data sets with the name 'a'"),
+        ({"limit": 0}, "limit=0: expected at least 1"),
         ({"only": ["c"]}, "no data.only 'c'; there are: a, b"),
         ({"on_error": "cry"}, "no data.on_error 'cry'; there are: record, raise"),
         ({"resize": 200}, "resize=200 is less than image_size=224"),
