@@ -142,8 +142,8 @@ class DiffGuardModule(pl.LightningModule):
             if wrong:
                 i = wrong[0]
                 raise InputError(
-                    f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}: its label {int(batch['label'][i])} is none of the "
-                    f"classifier's {classes} classes; oracle: {self.oracle} needs true labels"
+                    f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}: its label {int(batch['label'][i])} is none "
+                    f"of the classifier's {classes} classes; oracle: {self.oracle} needs true labels"
                 )
             return batch["label"]
         drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"]]
