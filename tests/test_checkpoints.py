@@ -76,6 +76,9 @@ class Server(ThreadingHTTPServer):
         self.pages[f"/{name}"] = Page(body if isinstance(body, bytes) else body.read_bytes(), **settings)
         return f"{self.url}/{name}"
 
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is part of the tests."""
+
     @property
     def ranges(self) -> list[str | None]:
         return [range_ for _, range_ in self.asked]
