@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed
 
+from diffguard_pl.errors import InputError
 from diffguard_pl.module import DiffGuardModule
 from diffguard_pl.report.pictures import Picture, draw_grid, to_uint8
 
@@ -24,6 +25,8 @@ class PictureGrid(pl.Callback):
     """
 
     def __init__(self, count: int = 6):
+        if count < 0:
+            raise InputError(f"pictures.count={count}: expected at least 0")
         self.count = count
         self.kept: dict[str, list[Picture]] = {}
         self.seen: dict[str, int] = {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffguard_pl.diffusion.ddim import Callback, Step
+from diffguard_pl.errors import InputError
 from diffguard_pl.module import DiffGuardModule
 from diffguard_pl.report.pictures import Frame, draw_strips, to_uint8
 
@@ -22,6 +23,8 @@ class TrajectoryLogger(pl.Callback):
     """
 
     def __init__(self, count: int = 0, every: int = 5):
+        if count < 0 or every < 1:
+            raise InputError(f"trajectory.count={count}, every={every}: expected at least 0 and 1")
         self.count, self.every = count, every
         self.drawn: dict[int, int] = {}
 

@@ -42,7 +42,7 @@ class OODDataModule(LightningDataModule):
         batch_size: int = 32,
         num_workers: int = 4,
         limit: int | None = None,
-        only: list[str] | None = None,
+        only: list[str] | str | None = None,
         on_error: str = "record",
     ):
         super().__init__()
@@ -61,6 +61,14 @@ class OODDataModule(LightningDataModule):
                 self.sources[name], self.groups[name] = source, group
         if limit is not None and limit < 1:
             raise InputError(f"data.limit={limit}: expected at least 1 image of each set, or null for all")
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0")
+        only = [only] if isinstance(only, str) else only
+        for name, source in [*ind.items(), *(entry for sets in ood.values() for entry in sets.items())]:
+            if not hasattr(source, "__len__"):
+                raise InputError(
+                    f"data set {name}: {type(source).__name__} does not say how many images it has; one with a length is needed"
+                )
         for name in only or []:
             choose("data.only", name, list(self.groups))
         self.sources = {name: s for name, s in self.sources.items() if not only or name in only or name == self.ind_name}

@@ -1,6 +1,7 @@
 """Image files to tensors, as the original reads them; what cannot be read is said, not raised."""
 
 import io
+import operator
 import warnings
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,12 @@ class Prepared(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.data.path_of(index) if hasattr(self.data, "path_of") else f"{self.name}[{index}]"
         label = self.data.label_of(index) if hasattr(self.data, "label_of") else -1  # known even if the image is broken
+        path = path.encode("utf-8", "backslashreplace").decode()  # a name on disk may be anything
         item: dict[str, Any] = {"index": index, "path": path, "label": label if self.in_distribution else -1}
         try:
             image, label = _image_and_label(self.data[index])
             if self.in_distribution:
-                item["label"] = label
+                item["label"] = _class_number(label)
             item["image"] = self.transform(_three_channels(image) if isinstance(image, Tensor) else _rgb(image))
             _check(item["image"])
         except Exception as error:  # whatever a file or somebody's data set comes up with
@@ -117,12 +119,21 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _image_and_label(item: Any) -> tuple[Any, int]:
+def _image_and_label(item: Any) -> tuple[Any, Any]:
     if isinstance(item, dict):
-        return item["image"], int(item.get("label", -1))
+        if "image" not in item:
+            raise ValueError(f"has no key 'image'; its keys are: {', '.join(map(str, item))}")
+        return item["image"], item.get("label", -1)
     if isinstance(item, tuple | list):
-        return item[0], int(item[1]) if len(item) > 1 else -1
+        return item[0], item[1] if len(item) > 1 else -1
     return item, -1
+
+
+def _class_number(label: Any) -> int:
+    try:
+        return operator.index(label)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"its label {str(label)[:40]!r} is not the number of a class") from error
 
 
 def _three_channels(image: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Where images come from: OpenOOD image lists, folders, Hugging Face data sets. Each is a torch data set of (PIL image, label)."""
 
 import ast
+import json
+import operator
 import os
 import re
 from abc import ABC, abstractmethod
@@ -96,7 +98,7 @@ class ImageList(ImageFiles):
     @cached_property
     def entries(self) -> list[Entry]:
         try:
-            lines = self.file.read_text(encoding="utf-8-sig").splitlines()
+            lines = self.file.read_text(encoding="utf-8-sig").split("\n")  # a name may hold what else splitlines() splits at
         except FileNotFoundError as error:
             raise InputError(f"image list {self.file}: no such file") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -112,7 +114,7 @@ class ImageList(ImageFiles):
 
     def _entry(self, line: str, number: int) -> Entry:
         where = f"image list {self.file}, line {number}"
-        found = re.fullmatch(r"(.+?)\s+(-?\d+|\{.*\})", line)
+        found = re.fullmatch(r"(.+?)\s+(-?\d{1,9}|\{.*\})", line)
         if not found:
             raise InputError(f"{where}: expected 'path label', found {line[:80]!r}")
         path, label = found.groups()
@@ -123,13 +125,19 @@ class ImageList(ImageFiles):
 
 def _label_of(dictionary: str, where: str) -> int:
     try:
-        return int(ast.literal_eval(dictionary)["label"])
+        try:
+            content = json.loads(dictionary)
+        except ValueError:
+            content = ast.literal_eval(dictionary)
+        return operator.index(content["label"])
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
-        raise InputError(f"{where}: expected a dictionary with the key 'label', found {dictionary[:80]!r}") from error
+        raise InputError(
+            f"{where}: expected a dictionary with the key 'label' and a whole number, found {dictionary[:80]!r}"
+        ) from error
 
 
 class ImageDirectory(ImageFiles):
-    """All images in a folder and its subfolders, by path, without labels.
+    """All images in a folder and its subfolders, by path, without labels. Hidden files and folders are passed over.
 
     Args:
         root: the folder.
@@ -144,7 +152,7 @@ class ImageDirectory(ImageFiles):
 
 
 class ClassFolders(ImageFiles):
-    """A folder for each class, as torchvision's ``ImageFolder``: the classes are numbered in the order of their folders' names.
+    """A folder for each class, numbered by name as in torchvision's ``ImageFolder``, which counts hidden folders, too.
 
     Args:
         root: the folder that they are in.
@@ -179,7 +187,9 @@ def _images_below(root: Path) -> list[str]:
             subfolders.clear()
             continue
         walked.add(real)
-        paths += [Path(folder, file).relative_to(root).as_posix() for file in files if Path(file).suffix.lower() in SUFFIXES]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        images = [file for file in files if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")]
+        paths += [Path(folder, file).relative_to(root).as_posix() for file in images]
     if not paths:
         raise InputError(f"folder {root}: no images in it; looked for {', '.join(sorted(SUFFIXES))}")
     return sorted(paths)

@@ -14,14 +14,14 @@ import torch
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from .callbacks import RunProgress
 from .detector import DiffGuard
 from .diffusion.ddim import Level, predict_x0
 from .diffusion.guidance import crop_sequence
 from .errors import InputError
-from .test import CLI, command_line, one_line_errors
+from .test import CLI, LEFT_OUT, command_line, one_line_errors
 
 VARIANTS = {"x_t": "$x_t$", "x_t_cutouts": "$x_t$, cutouts", "x0hat": "$\\hat{x}_0$", "x0hat_cutouts": "$\\hat{x}_0$, cutouts"}
 """Columns of the CSV and how the plot calls them."""
@@ -46,6 +46,8 @@ class Analysis:
     """
 
     def __init__(self, every: int | None = None, cutouts: int = 8, cutout_size: int | None = None, seed: int = 42):
+        if (every is not None and every < 1) or cutouts < 1:
+            raise InputError(f"analysis.every={every}, cutouts={cutouts}: expected at least 1 each")
         self.every, self.cutouts, self.cutout_size, self.seed = every, cutouts, cutout_size, seed
 
     def indices(self, steps: int) -> list[int]:
@@ -57,20 +59,30 @@ class Analysis:
 class AnalysisModule(pl.LightningModule):
     """Accuracy on noisy and on predicted pictures, for ``Trainer.test`` on in-distribution images with labels."""
 
-    def __init__(self, detector: DiffGuard, analysis: Analysis, dataset: str):
+    def __init__(self, detector: DiffGuard, analysis: Analysis, data: Any):
         super().__init__()
-        self.detector, self.analysis, self.datasets = detector, analysis, [dataset]
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
+        self.detector, self.analysis, self.data = detector, analysis, data
+        self.datasets = list(data.datasets())[:1]
+        self.unreadable, self.usable = SumMetric(), SumMetric()
         self.indices = analysis.indices(len(detector.schedule))
         self.accuracy = MetricCollection({f"{v}/{i}": MeanMetric() for v in VARIANTS for i in self.indices}, compute_groups=False)
         self.points: list[Point] = []
 
+    def test_dataloader(self) -> dict[str, Any]:
+        self.data.trainer = self.trainer  # so that it shares out the images
+        return {name: self.data.test_dataloader()[name] for name in self.datasets}
+
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        self.unreadable.update(len(batch.get("broken", [])))
+        self.usable.update(len(batch["image"]))
         known = (torch.as_tensor(batch["label"]) >= 0).nonzero()[:, 0]
         if len(known):
             self._look(batch["image"][known], batch["label"][known], batch["index"][known])
         return {"batch": {"broken": []} | batch}
 
     def on_test_epoch_end(self) -> None:
+        self.left_out, self.count = int(self.unreadable.compute()), int(self.usable.compute())
         timesteps = self.detector.schedule.timesteps
         self.points = [
             Point(i, int(timesteps[i]), {v: self.accuracy[f"{v}/{i}"].compute().item() for v in VARIANTS}) for i in self.indices
@@ -117,18 +129,24 @@ def main(args: list[str] | None = None) -> None:
     """Run the analysis as the command line says."""
     with one_line_errors():
         cli = command_line(AnalyzeCLI, args, callbacks=[RunProgress()], run_kind="analyze")
-        loaders = cli.datamodule.test_dataloader()
-        dataset = next(iter(loaders))
-        module = AnalysisModule(cli.model.detector, cli.config_init.analysis, dataset)
-        cli.trainer.test(module, {dataset: loaders[dataset]}, verbose=False)
+        module = AnalysisModule(cli.model.detector, cli.config_init.analysis, cli.datamodule)
+        cli.trainer.test(module, verbose=False)
         if not cli.trainer.is_global_zero:
             return
+        (dataset,) = module.datasets
+        if module.count == 0:
+            raise InputError(
+                f"{dataset}: none of its {module.left_out} images could be used; `python -m diffguard_pl.data check` says more"
+            )
         if any(value != value for point in module.points for value in point.accuracy.values()):
             raise InputError(f"{dataset} has no labels: accuracy cannot be told")
         folder = cli.trainer.default_root_dir
         write(module.points, f"{folder}/analysis.csv")
         draw(module.points, dataset, f"{folder}/analysis.png")
         print(f"accuracy: {folder}/analysis.csv\n    plot: {folder}/analysis.png")
+        if module.left_out:
+            print(f"{module.left_out} images of {dataset} could not be used and are left out", file=sys.stderr)
+            sys.exit(LEFT_OUT)
 
 
 def write(points: list[Point], path: str) -> None:

@@ -1,8 +1,12 @@
 """Configs by name, and a detector or a data module from one."""
 
+import difflib
 import json
+import re
+import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -49,9 +53,11 @@ def with_bases(name: str | Path) -> list[Path]:
     """
     files = [find_config(name)]
     while base := read(files[0]).get("base"):
+        if not isinstance(base, str):
+            raise InputError(f"config {files[0]}: base: expected the name or path of one config, found {base!r}")
         beside = files[0].parent / base
         file = beside if beside.is_file() else find_config(base)
-        if file in files:
+        if file.resolve() in [known.resolve() for known in files]:
             raise InputError(f"config {file}: builds on itself")
         files.insert(0, file)
     return files
@@ -84,32 +90,77 @@ def load(config: str | Path, **settings: Any) -> DiffGuard:
         f"--model.{name.replace('__', '.')}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()
     ]
-    return _instantiate(parser, config, "model", flags).detector.eval()
+    return _instantiate(parser, [config], "model", flags).detector.eval()
 
 
-def load_data(config: str | Path, flags: Sequence[str] = ()) -> LightningDataModule:
-    """The data module of a config.
+def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> LightningDataModule:
+    """The data module of a config, or of several that override each other.
 
     Args:
-        config: path or name of a config file; of its settings only ``data`` is used.
+        configs: paths or names of config files; of their settings only ``data`` is used.
         flags: override those, as on the command line: ``--data.root=/datasets``.
     """
     import diffguard_pl.datamodules  # noqa: F401  so that a config may name its classes without their package
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    return _instantiate(parser, config, "data", flags)
+    return _instantiate(parser, configs, "data", flags)
 
 
-def _instantiate(parser: ArgumentParser, config: str | Path, section: str, flags: Sequence[str]) -> Any:
+def _instantiate(parser: ArgumentParser, configs: Sequence[str | Path], section: str, flags: Sequence[str]) -> Any:
     settings = None
     try:
-        for file in with_bases(config):
-            settings = parser.parse_object({section: read(file).get(section, {})}, settings)
+        for file in (file for config in configs for file in with_bases(config)):
+            if section in read(file):
+                settings = parser.parse_object({section: read(file)[section]}, settings)
+        if settings is None:
+            raise InputError(f"config {configs[0]}: says nothing of {section}")
         parsed = parser.parse_args(list(flags), namespace=settings)
     except ArgumentError as error:
-        raise InputError(f"config {config}: " + " ".join(str(error).split())) from error
-    return parser.instantiate_classes(parsed)[section]
+        raise InputError(f"config {configs[0]}: {reason(error)}") from error
+    with construction_errors():
+        return parser.instantiate_classes(parsed)[section]
+
+
+@contextmanager
+def construction_errors() -> Iterator[None]:
+    """An error in the constructor of a class that a setting names, without what jsonargparse wraps around it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """The line of a jsonargparse error that says what is wrong."""
+    text = str(error)
+    inside = re.search(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", text, re.DOTALL)
+    if inside:
+        return unknown("setting", inside[2], settings_of(inside[1]))
+    keys = ".".join(re.findall(r"key \"([\w.]+)\"", text))
+    listed = text.rpartition("Errors:")[2].partition("Given value")[0]
+    lines = [" ".join(part.split()) for part in re.split(r"^\s*- ", listed, flags=re.MULTILINE) if part.strip()]
+    found = next((line for line in lines if "NoneType" not in line), " ".join(text.split()))
+    found = re.sub(r"^Problem with given class_path '[\w.]+': ", "", found)
+    return f"{keys}: {found}" if found.startswith("Expected") else found
+
+
+def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:
+    """One line on a name that there is not: what it may have been meant to be, and what there is."""
+    available = list(available)
+    if not available:
+        return f"no {kind} {parent}{name}: give --config before the settings that it brings, a small/ one behind what it scales"
+    near = difflib.get_close_matches(name, available, 1)
+    hint = f"; did you mean {parent}{near[0]}?" if near else ";"
+    return f"no {kind} {parent}{name}{hint} there are: {', '.join(sorted(available))}"
+
+
+def settings_of(class_path: str) -> list[str]:
+    """Names of the settings of a class that has been imported."""
+    module, _, name = class_path.rpartition(".")
+    return ArgumentParser().add_class_arguments(getattr(sys.modules[module], name))
 
 
 def _folder() -> Path:

@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m diffguard_pl.data", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("action", choices=["check", "prepare"])
-    parser.add_argument("config", help="path or name of a config")
+    parser.add_argument("config", nargs="+", help="path or name of a config; a later one overrides")
     given, settings = parser.parse_known_args(args)
     try:
         data: Any = load_data(given.config, settings)
@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where this one stopped")
-    report(given.config, sources, holdings, getattr(data, "groups", {}))
+    report(" ".join([*given.config, *settings]), sources, holdings, getattr(data, "groups", {}))
     if not all(found.complete for found in holdings.values()):
         sys.exit(1)
 

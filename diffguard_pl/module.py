@@ -1,6 +1,7 @@
 """The evaluation module: classify, invert, reconstruct, compare, one image after the other."""
 
 import random
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ class DiffGuardModule(pl.LightningModule):
     def __init__(self, oracle: str = "none", **detector: Any):
         super().__init__()
         choose("oracle", oracle, ["none", "ind", "all"])
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle = oracle
         self.detector = DiffGuard(**detector)
         self.rows: list[Row] = []
+        self.left_out: dict[str, int] = {}
         self.on_step: dict[str, StepCallback] = {}
         """Called after each step of ``inversion`` and ``denoising``, for callbacks that watch."""
 
@@ -72,12 +75,15 @@ class DiffGuardModule(pl.LightningModule):
             self.device
         )
         self.arrived = [0] * len(self.datasets)
+        self.usable = [0] * len(self.datasets)
+        self.first_reason = ""
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         batch = self._named(batch, dataloader_idx)
         images = batch["image"]
         dataset = self.datasets[dataloader_idx]
         self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
+        self._check_progress(batch, dataloader_idx)
         if len(images) == 0:
             return {"batch": batch, "dataset": dataset, "detection": None}
 
@@ -91,6 +97,9 @@ class DiffGuardModule(pl.LightningModule):
         self.metrics.update(values, torch.full((len(images),), dataloader_idx, device=self.device))
         if dataloader_idx == 0:
             known = batch["label"] >= 0
+            if (batch["label"] >= self.detector.classifier.num_classes).any():
+                what = "labels that the classifier does not know: is its numbering of the classes another?"
+                warnings.warn(f"{dataset} has {what}", stacklevel=1)
             self.accuracy.update((prediction.predicted == batch["label"])[known].float())
         detection = Detection(
             prediction.labels, reconstruction.guided, scores, prediction, inversion.stop_index, reconstruction.unguided
@@ -131,6 +140,18 @@ class DiffGuardModule(pl.LightningModule):
             where = f"{self.datasets[dataloader_idx]} image {int(batch['index'][i])} {batch['path'][i]}"
             raise InputError(f"{where}: has NaN or infinite values; leave it out")
         return batch
+
+    def _check_progress(self, batch: dict[str, Any], dataloader_idx: int) -> None:
+        """Stop after an in-distribution set of which nothing could be used, not after all the others."""
+        self.usable[dataloader_idx] += len(batch["image"])
+        if dataloader_idx == 0:
+            for item in batch["broken"][:1]:
+                self.first_reason = self.first_reason or f"{item['path']}: {item['error']}"
+        elif self.arrived[0] and not self.usable[0] and (self.trainer.world_size == 1 or self.arrived[0] >= 32):
+            raise InputError(
+                f"{self.datasets[0]}: none of its {self.arrived[0]} images could be used; the first, {self.first_reason}; "
+                "is data.root right?"
+            )
 
     def _oracle_labels(self, batch: dict[str, Any], dataloader_idx: int) -> Tensor | None:
         """Labels [N] to reconstruct under, -1 for the predicted one."""

@@ -34,11 +34,17 @@ def rows(batch: dict[str, Any], dataset: str, group: str, detection: Detection |
 
 
 def merge(parts: list[Path], path: Path) -> None:
-    """Join the files of all ranks into one, in the order of the parts, and remove them."""
-    with path.open("w", newline="") as merged:
-        for i, part in enumerate(parts):
-            lines = part.read_text().splitlines(keepends=True)
-            merged.writelines(lines if i == 0 else lines[1:])
+    """Join the files of all ranks into one, set by set and in the order of the images, and remove them."""
+    rows: list[dict[str, str]] = []
+    for part in parts:
+        with part.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows += reader
+            names = list(reader.fieldnames or [])
+    order = {name: i for i, name in enumerate(dict.fromkeys(row["dataset"] for row in rows))}
+    merged = ScoreFile(path, names)
+    merged.write(sorted(rows, key=lambda row: (order[row["dataset"]], int(row["index"]))))
+    merged.close()
     for part in parts:
         part.unlink()
 

@@ -4,18 +4,18 @@ Without ``--config`` it runs the embedded digits benchmark. The command line is 
 given as ``--section.setting value``, ``--print_config`` shows them all.
 """
 
-import difflib
 import inspect
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import SUPPRESS, ActionConfigFile
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from . import datamodules  # noqa: F401  so that a config may name its classes without their package
 from .backbones import Backbone
 from .callbacks import MetricsTable, PictureGrid, RunProgress, ScoreWriter, TrajectoryLogger
-from .config import config_name, find_config, with_bases
+from .config import config_name, config_names, construction_errors, find_config, settings_of, unknown, with_bases
 from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
@@ -95,10 +95,15 @@ def with_config_paths(args: list[str]) -> tuple[list[str], str]:
     resolved, configs, rest = [], [], list(args)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
+        if name == "--base":
+            raise InputError("--base is a setting of config files; on the command line give --config more than once")
         if name not in ("-c", "--config"):
             resolved.append(name + equals + value)
-        elif equals or rest:
-            files = with_bases(value if equals else rest.pop(0))
+        else:
+            value = value if equals else rest.pop(0) if rest else ""
+            if not value:
+                raise InputError(f"{name}: expected the name or path of a config; there are: {', '.join(config_names())}")
+            files = with_bases(value)
             configs.append(config_name(files[-1]))
             resolved += [part for file in files for part in ("--config", str(file))]
     if not configs:
@@ -114,7 +119,7 @@ class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path or name of a config; a later one overrides.")
-        parser.add_argument("--base", type=str | None, help="Name or path of the config that a config file builds on.")
+        parser.add_argument("--base", type=str | None, help=SUPPRESS)  # in config files; with_config_paths resolves it
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -122,7 +127,18 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(TrajectoryLogger, "trajectory")
         parser.add_lightning_class_args(MetricsTable, "table")
 
+    def instantiate_classes(self) -> None:
+        with construction_errors():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config_init.trainer
+        if settings.default_root_dir is None:  # not in self.config: what is saved can be run again, into a folder of its own
+            settings.default_root_dir = f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        if (Path(settings.default_root_dir) / "scores.csv").exists():
+            raise InputError(
+                f"run folder {settings.default_root_dir}: holds the results of another run; choose another, or remove them"
+            )
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -130,8 +146,6 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.config.base = None  # what is saved stands for itself
-        if self.config.trainer.default_root_dir is None:
-            self.config.trainer.default_root_dir = f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 class Parser(LightningArgumentParser):
@@ -146,7 +160,7 @@ class Parser(LightningArgumentParser):
     def _explained(self, line: str) -> str:
         inside = re.search(r"class_path '([\w.]+)'.*Option '(\w+)' is not accepted", line)
         if inside:
-            return _unknown("setting", inside[2], _settings(inside[1]))
+            return unknown("setting", inside[2], settings_of(inside[1]))
         for pattern in (
             r"[Uu]nrecognized arguments: --([\w.]+)",
             r"ambiguous option: --([\w.]+)",
@@ -158,7 +172,7 @@ class Parser(LightningArgumentParser):
         found = re.search(r"key \"([\w.]+)\": ", line)
         given = re.search(r"import path string: ?'?([\w.]+)", line)
         if found and given and found[1] in BASES:
-            return _unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in _subclasses(BASES[found[1]])])
+            return unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in _subclasses(BASES[found[1]])])
         return line
 
     def _no_setting(self, key: str) -> str:
@@ -169,19 +183,7 @@ class Parser(LightningArgumentParser):
         depth = parent.count(".") + 1 if parent else 0
         siblings = {name.split(".")[depth] for name in known if not parent or name.startswith(f"{parent}.")}
         option = key.removeprefix(f"{parent}.").split(".")[0]
-        return _unknown("setting", option, siblings, f"{parent}." if parent else "")
-
-
-def _unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:
-    near = difflib.get_close_matches(name, list(available), 1)
-    hint = f"; did you mean {parent}{near[0]}?" if near else ";"
-    return f"no {kind} {parent}{name}{hint} there are: {', '.join(sorted(available))}"
-
-
-def _settings(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    parser = ArgumentParser()
-    return parser.add_class_arguments(getattr(sys.modules[module], name))
+        return unknown("setting", option, siblings, f"{parent}." if parent else "")
 
 
 def _subclasses(base: type) -> list[type]:

@@ -480,7 +480,7 @@ def test_prepare_downloads_what_is_missing_and_nothing_else(drive, tmp_path, cap
     assert not list(target.rglob("*.zip"))
     hashes = (target / "downloads.sha256").read_text().splitlines()
     assert len(hashes) == 6
-    data = load_data("gdm", [f"--data.root={target}", "--data.num_workers=0"])
+    data = load_data(["gdm"], [f"--data.root={target}", "--data.num_workers=0"])
     assert "image" in data.datasets()["species"][0]
 
     drive.clear()
@@ -496,3 +496,110 @@ def test_prepare_refuses_an_archive_that_is_not_what_it_was(drive, tmp_path):
     (target / "downloads.sha256").write_text(f"{'0' * 64}  benchmark_imglist.zip\n")
     with pytest.raises(SystemExit, match=r"error: .*0000"):
         data_command.main(["prepare", "gdm", "--data.root", str(target)])
+
+
+# ------------------------------------------------------------------------------------------------ what reviewers broke
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--data.only", "[nothing]"], r"no data.only 'nothing'; there are: folder, noise, broken$"),
+        (["--data.limit", "0"], r"data.limit=0: expected at least 1"),
+        (["--data.batch_size", "0"], r"data.batch_size=0, num_workers=2: expected at least 1 and 0"),
+        (["--data.on_error", "skip"], r"no data.on_error 'skip'; there are: record, raise$"),
+        (["--trajectory.every", "0"], r"trajectory.count=0, every=0: expected at least 0 and 1"),
+        (["--config"], r"--config: expected the name or path of a config"),
+        (["--base", "gdm"], r"--base is a setting of config files"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_of_the_command(args, said, config, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "run"), *args)
+    assert isinstance(exit_.value.code, str)
+    assert "\n" not in exit_.value.code
+    assert re.search(said, exit_.value.code)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["gdm", "--data.only", "[specis]"], r"no data.only 'specis'; there are: species, "),
+        (["gdm", "--data.rot", "/x"], r"no setting rot; did you mean root\?"),
+        (["gdm", "--data.limit", "abc"], r"data.limit: Expected a <class 'int'>"),
+        (["gmd"], r"no config 'gmd'"),
+        (["small/gdm"], r"config small/gdm: "),
+    ],
+)
+def test_a_mistake_in_check_is_one_line(args, said):
+    with pytest.raises(SystemExit) as exit_:
+        data_command.main(["check", *args])
+    assert "\n" not in exit_.value.code
+    assert re.search(said, exit_.value.code)
+
+
+def test_one_name_will_do_for_only_and_overlays_are_heard(root, capsys):
+    data_command.main(["check", "gdm", "small/gdm", "--data.root", str(root), "--data.only", "species"])
+    assert "inaturalist" not in capsys.readouterr().out
+
+
+def test_a_folder_with_results_is_never_written_to_again_and_a_saved_config_makes_its_own(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "--config", str(config), "--data.only", "noise", "--data.limit", "3")
+    (first,) = (tmp_path / "runs" / "mine").iterdir()
+    before = (first / "scores.csv").read_text()
+    run(monkeypatch, "--config", str(first / "config.yaml"), "--data.limit", "2")
+    (again,) = (tmp_path / "runs" / "config").iterdir()
+    assert len((again / "scores.csv").read_text().splitlines()) == 5
+    with pytest.raises(SystemExit, match=r"holds the results of another run"):
+        run(monkeypatch, "--config", str(config), "--trainer.default_root_dir", str(first))
+    assert (first / "scores.csv").read_text() == before
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
+    layouts.save(tmp_path, ["cat/1.jpg", "dog/2.jpg", ".ipynb_checkpoints/3.png", "cat/.hidden.png", "cat/._1.jpg"])
+    assert [tuple(entry) for entry in ClassFolders(str(tmp_path)).entries] == [("cat/1.jpg", 0), ("dog/2.jpg", 1)]
+    assert len(ImageDirectory(str(tmp_path))) == 2
+
+
+def test_a_file_name_that_is_not_unicode_can_be_written_down(tmp_path):
+    layouts.save(tmp_path, ["a.png"])
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xe9t\xe9.png")
+    item = prepared(ImageDirectory(str(tmp_path)))[0]
+    assert item["image"].shape == (3, 32, 32)
+    assert item["path"].encode() == b"\\udce9t\\udce9.png"
+
+
+@pytest.mark.parametrize("label", ["cat", [0.0, 1.0], 1.5, None])
+def test_a_label_that_is_no_class_number_matters_in_distribution_alone(label):
+    data = [(layouts.photographs()[0], label)]
+    assert "is not the number of a class" in prepared(data)[0]["error"]
+    assert prepared(data, in_distribution=False)[0]["image"].shape == (3, 32, 32)
+
+
+def test_labels_as_json_and_names_with_strange_line_ends(pictures):
+    (pictures / "x\u0085y.jpg").write_bytes((pictures / "a.jpg").read_bytes())
+    (pictures / "list.txt").write_text('a.jpg {"label": 3, "x": null, "y": true}\r\nx\u0085y.jpg 4\n', encoding="utf-8")
+    assert [entry.label for entry in ImageList(str(pictures / "list.txt"), str(pictures)).entries] == [3, 4]
+    (pictures / "list.txt").write_text("a.jpg 99999999999999999999\n")
+    with pytest.raises(InputError, match="line 1"):
+        len(ImageList(str(pictures / "list.txt"), str(pictures)))
+
+
+def test_a_run_stops_after_an_in_distribution_set_of_which_nothing_could_be_used(config, tmp_path, monkeypatch):
+    (tmp_path / "images" / "list.txt").write_text("gone.jpg 1\ngone too.jpg 2\n")
+    with pytest.raises(SystemExit, match=r"mine: none of its 2 images could be used; the first, gone.jpg: no such file"):
+        run(monkeypatch, "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "run"))
+
+
+def test_a_set_of_fewer_images_than_devices(config, tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "images" / "list.txt").write_text("0.jpg 1\n")
+    command = [sys.executable, "-m", "diffguard_pl.test", "--config", str(config), "--data.only", "noise", "--data.limit", "3",
+               "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "run" / "scores.csv").open()))
+    assert [(row["dataset"], row["index"]) for row in rows] == [("mine", "0"), ("noise", "0"), ("noise", "1"), ("noise", "3")]

@@ -222,4 +222,4 @@ def test_a_config_that_builds_on_itself_or_on_nothing_is_said(tmp_path):
         with_bases(tmp_path / "c.yaml")
     (tmp_path / "d.yaml").write_text("model: [")
     with pytest.raises(InputError, match=r"config .*d.yaml: not YAML"):
-        load_data(tmp_path / "d.yaml")
+        load_data([tmp_path / "d.yaml"])

@@ -102,7 +102,9 @@ def uniform(alpha_bar: Tensor, steps: int) -> Schedule:
         raise InputError(f"steps={steps}: expected 1 to {total}")
     timesteps = torch.arange(0, total, total // steps) + 1
     if timesteps[-1] >= total:
-        raise InputError(f"steps={steps}: its last time step, {int(timesteps[-1])}, is beyond the {total} trained; choose fewer")
+        raise InputError(
+            f"steps={steps}: its last time step, {int(timesteps[-1])}, is beyond the {total} trained; choose another number"
+        )
     level = alpha_bar[timesteps]
     before = torch.cat([alpha_bar[:1], level[:-1]])
     return Schedule(timesteps, inversion_from=before, inversion_to=level, denoising_from=level, denoising_to=before)
