@@ -1,0 +1,69 @@
+"""The pictures that a run keeps of its images: ``pictures/SET/INDEX.png``, the panels of one image side by side.
+
+Panels are the input, the reconstruction without guidance where there is one, the reconstruction under the label, and the mask
+where guidance acted where there is one. Their names are in the file, so that it explains itself.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+FOLDER = "pictures"
+PANELS = ("input", "unguided", "reconstruction", "mask")
+
+
+@dataclass
+class Kept:
+    """An image and what became of it.
+
+    Attributes:
+        dataset: it is of.
+        index: its index in that set.
+        panels: by name, in the order of ``PANELS``, all of one size.
+    """
+
+    dataset: str
+    index: int
+    panels: dict[str, Image.Image]
+
+
+def picture_path(run: Path, dataset: str, index: int) -> Path:
+    """Where the pictures of an image belong."""
+    return run / FOLDER / re.sub(r"[^\w.-]", "_", dataset) / f"{index}.png"
+
+
+def keep(run: Path, kept: Kept) -> None:
+    """Write the panels of an image; the file is whole or not there."""
+    path = picture_path(run, kept.dataset, kept.index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = next(iter(kept.panels.values())).height
+    strip = Image.new("RGB", (side * len(kept.panels), side))
+    for i, panel in enumerate(kept.panels.values()):
+        strip.paste(panel.convert("RGB"), (i * side, 0))
+    words = PngImagePlugin.PngInfo()
+    for name, text in (("dataset", kept.dataset), ("index", str(kept.index)), ("panels", ",".join(kept.panels))):
+        words.add_itxt(name, text)
+    unfinished = path.with_suffix(".unfinished")
+    strip.save(unfinished, format="png", pnginfo=words)
+    unfinished.rename(path)
+
+
+def gallery(run: Path) -> list[Path]:
+    """The kept pictures of a run."""
+    return sorted((run / FOLDER).glob("*/*.png"))
+
+
+def load(path: Path) -> Kept:
+    """The panels of an image.
+
+    Raises:
+        OSError, KeyError: it is no kept picture.
+    """
+    with Image.open(path) as strip:
+        strip.load()
+        names = strip.info["panels"].split(",")
+        side = strip.height
+        panels = {name: strip.crop((i * side, 0, (i + 1) * side, side)) for i, name in enumerate(names)}
+        return Kept(strip.info["dataset"], int(strip.info["index"]), panels)

@@ -1,0 +1,82 @@
+"""What a run has found, read from its folder alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..bootstrap import with_intervals
+from ..metrics import Row, ScoreTable, result_rows, sizes
+from ..scores import Header, read, table
+
+
+@dataclass
+class Results:
+    """A run.
+
+    Attributes:
+        folder: of the run.
+        frame: a line for each image, with the columns of docs/results.md.
+        header: names of scores and data sets, and the groups.
+        table: the scores of the images that have any.
+        rows: the result table, with intervals.
+        sizes: by data set, images that have scores.
+        left_out: by data set, images that could not be used.
+        accuracy: of the classifier on in-distribution images with a label, in [0, 1]; NaN where none has.
+        run: the content of ``run.json``; empty where there is none.
+    """
+
+    folder: Path
+    frame: pd.DataFrame
+    header: Header
+    table: ScoreTable
+    rows: list[Row]
+    sizes: dict[str, int]
+    left_out: dict[str, int]
+    accuracy: float
+    run: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the run, for people: config and time."""
+        folder = self.folder.resolve()
+        return f"{folder.parent.name}/{folder.name}"
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the labels are called, where the run knew."""
+        return self.run.get("class_names")
+
+
+def read_results(folder: str | Path) -> Results:
+    """Read a run and compute its table.
+
+    Raises:
+        InputError: no run is there, or a part of it cannot be read.
+    """
+    folder = Path(folder)
+    frame, header = read(folder)
+    scores = table(frame, header)
+    ind = frame[(frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)]
+    broken = frame[frame["error"].notna()]["dataset"].value_counts()
+    return Results(
+        folder,
+        frame,
+        header,
+        scores,
+        with_intervals(result_rows(scores), scores),
+        sizes(scores),
+        {name: int(broken.get(name, 0)) for name in header.datasets},
+        float((ind["label"] == ind["prediction"]).mean()) if len(ind) else float("nan"),
+        read_run(folder),
+    )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of ``run.json``; empty where there is none that can be read."""
+    try:
+        return json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
