@@ -1,14 +1,20 @@
 """Pictures on disk."""
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
-import torch.distributed
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 
+from diffguard_pl.detector import Detection
 from diffguard_pl.errors import InputError
 from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.report.pictures import Picture, draw_grid, to_uint8
+from diffguard_pl.report.gallery import Kept, gallery, keep, load, picture_path
 
 
 def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
@@ -17,59 +23,98 @@ def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | 
     return of_data or getattr(pl_module.detector.classifier, "class_names", None)
 
 
-class PictureGrid(pl.Callback):
-    """Draws ``pictures.png``: for each set the most and the least mismatched and some random images.
+@dataclass(frozen=True)
+class Chosen:
+    """An image whose pictures are kept: its index, its headline score, and a number that decides who is among the random ones."""
+
+    index: int
+    score: float
+    chance: float
+
+
+class PictureWriter(pl.Callback):
+    """Keeps ``pictures/SET/INDEX.png`` (see :mod:`diffguard_pl.report.gallery`): for each set the most and the least mismatched
+    images by the headline score, and random ones. Which they are does not depend on batches, devices or interruptions.
 
     Args:
         count: images of each kind; 0: no pictures.
     """
 
-    def __init__(self, count: int = 6):
+    def __init__(self, count: int = 24):
         if count < 0:
             raise InputError(f"pictures.count={count}: expected at least 0")
         self.count = count
-        self.kept: dict[str, list[Picture]] = {}
-        self.seen: dict[str, int] = {}
+        self.kept: dict[str, list[Chosen]] = {}
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+        """After an interruption: those of images that have results. The others' are made again."""
+        self.kept = {}
+        if pl_module.earlier is None or not trainer.is_global_zero:
+            return
+        headline = pl_module.earlier[["dataset", "index", pl_module.score_names[0]]].dropna()
+        scores = {(dataset, index): score for dataset, index, score in headline.itertuples(index=False)}
+        for path in gallery(pl_module.run_folder):
+            try:
+                found = load(path)
+                score = scores[found.dataset, found.index]
+            except (OSError, KeyError, ValueError):
+                path.unlink(missing_ok=True)
+                continue
+            self.kept.setdefault(found.dataset, []).append(_chosen(found.dataset, found.index, score))
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
         dataset, detection, batch = outputs["dataset"], outputs["detection"], outputs["batch"]
         if self.count == 0 or detection is None:
             return
         scores = detection.scores[pl_module.score_names[0]].tolist()
-        shown = [batch["image"], detection.unguided, detection.reconstructions]
-        images = [to_uint8(part) for part in shown if part is not None]
-        names = class_names(trainer, pl_module)
-        for i, (label, score) in enumerate(zip(detection.labels.tolist(), scores, strict=True)):
-            name = names[label].partition(",")[0][:24] if names else str(label)
-            chance = random.Random(f"{dataset}/{int(batch['index'][i])}").random()
-            caption = f"{name}   {round(score, 3) + 0.0:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
-            self.kept.setdefault(dataset, []).append(Picture([part[i] for part in images], caption, score, chance))
-        self.seen[dataset] = self.seen.get(dataset, 0) + len(scores)
-        self.kept[dataset] = list({id(picture): picture for strip in self._strips(dataset).values() for picture in strip}.values())
+        new = [_chosen(dataset, index, score) for index, score in zip(batch["index"].tolist(), scores, strict=True)]
+        places = {chosen: i for i, chosen in enumerate(new)}
+        before = self.kept.get(dataset, [])
+        self.kept[dataset] = self._best([*before, *new])
+        made = [chosen for chosen in self.kept[dataset] if chosen in places]
+        if made:
+            panels = _panels(pl_module, batch["image"], detection, [places[chosen] for chosen in made])
+            for i, chosen in enumerate(made):
+                keep(pl_module.run_folder, Kept(dataset, chosen.index, {name: part[i] for name, part in panels.items()}))
+        self._remove(pl_module, dataset, set(before) - set(self.kept[dataset]))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        if self.count == 0:
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+        """The best of all ranks."""
+        if self.count == 0 or trainer.world_size == 1:
             return
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, (self.kept, self.seen))
-            self.kept = {name: [p for kept, _ in gathered for p in kept.get(name, [])] for name in pl_module.datasets}
-            self.seen = {name: sum(seen.get(name, 0) for _, seen in gathered) for name in pl_module.datasets}
-        if trainer.is_global_zero:
-            groups = pl_module.metrics.groups
-            sets = {
-                f"{name} ({groups.get(name, 'in-distribution')}), {self.seen[name]} images": self._strips(name)
-                for name in pl_module.datasets
-                if self.kept.get(name)
-            }
-            title = f"{pl_module.run_folder.parent.name}: {pl_module.score_names[0]}"
-            draw_grid(sets, title, pl_module.run_folder / "pictures.png")
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, self.kept)
+        for dataset in pl_module.datasets if trainer.is_global_zero else ():
+            of_all = [chosen for kept in gathered for chosen in kept.get(dataset, [])]
+            self.kept[dataset] = self._best(of_all)
+            self._remove(pl_module, dataset, set(of_all) - set(self.kept[dataset]))
 
-    def _strips(self, dataset: str) -> dict[str, list[Picture]]:
-        by_score = sorted(self.kept[dataset], key=lambda picture: picture.score)
-        by_chance = sorted(self.kept[dataset], key=lambda picture: picture.chance)
-        return {
-            "most mismatched": by_score[: self.count],
-            "random": by_chance[: self.count],
-            "least mismatched": by_score[-self.count :][::-1],
-        }
+    def _best(self, images: list[Chosen]) -> list[Chosen]:
+        by_score = sorted(images, key=lambda chosen: (chosen.score, chosen.chance))
+        by_chance = sorted(images, key=lambda chosen: chosen.chance)
+        return list(dict.fromkeys([*by_score[: self.count], *by_score[-self.count :], *by_chance[: self.count]]))
+
+    @staticmethod
+    def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Chosen]) -> None:
+        for chosen in dropped:
+            picture_path(pl_module.run_folder, dataset, chosen.index).unlink(missing_ok=True)
+
+
+def _chosen(dataset: str, index: int, score: float) -> Chosen:
+    return Chosen(index, score, random.Random(f"{dataset}/{index}").random())
+
+
+def _panels(pl_module: DiffGuardModule, images: Tensor, detection: Detection, places: list[int]) -> dict[str, list[Image.Image]]:
+    """The pictures of the chosen rows, by the name of the panel."""
+    mask = pl_module.detector.mask(detection.prediction)
+    parts = {"input": images, "unguided": detection.unguided, "reconstruction": detection.reconstructions, "mask": mask}
+    panels = {}
+    for name, part in parts.items():
+        if part is None:
+            continue
+        rows = part[torch.tensor(places, device=part.device)].float()
+        if name == "mask":
+            rows = interpolate(rows, images.shape[-2:]).expand(-1, 3, -1, -1)
+        pixels: np.ndarray = (rows * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        panels[name] = [Image.fromarray(row) for row in pixels]
+    return panels

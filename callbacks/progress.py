@@ -7,16 +7,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class RunProgress(ProgressBar):
-    """One rich bar over the images of all data sets, with images/s and time left."""
+    """One rich bar over the images of all data sets, with images/s and time left; plain lines where the output is no terminal.
 
-    def __init__(self) -> None:
+    Args:
+        every: seconds between two plain lines.
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
         super().__init__()
+        self.every = every
         self.bar: Progress | None = None
         self.enabled = True
+        self.counting = False
 
     def disable(self) -> None:
         self.enabled = False
@@ -28,32 +35,54 @@ class RunProgress(ProgressBar):
         loaders = trainer.test_dataloaders
         if not (self.enabled and trainer.is_global_zero and isinstance(loaders, Mapping)):
             return
+        self.counting = True
         sizes = [_size(loader, batches) for loader, batches in zip(loaders.values(), trainer.num_test_batches, strict=True)]
-        images = None if None in sizes else sum(size or 0 for size in sizes)
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        self.bar = Progress(*columns, expand=True)
-        self.task = self.bar.add_task("", total=images, rate="")
-        self.began = time.monotonic()
-        self.bar.start()
+        self.total = None if None in sizes else sum(size or 0 for size in sizes)
+        self.images, self.began = 0, time.monotonic()
+        self.told = self.began
+        self.ranks = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
+        console = Console()
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            self.bar = Progress(*columns, expand=True, console=console)
+            self.task = self.bar.add_task("", total=self.total, rate="")
+            self.bar.start()
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if self.bar:
             self.bar.update(self.task, description=pl_module.datasets[dataloader_idx], refresh=True)
 
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
-        if not self.bar:
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not self.counting:
             return
-        self.bar.advance(self.task, len(outputs["batch"]["image"]) + len(outputs["batch"]["broken"]))
-        task = self.bar.tasks[0]
-        rate = task.completed / (time.monotonic() - self.began)
-        left = f", {_clock((task.total - task.completed) / rate)} left" if task.total else ""
-        self.bar.update(self.task, rate=f"{rate:.1f} images/s{left}", refresh=True)
+        self.images += len(outputs["batch"]["image"]) + len(outputs["batch"]["broken"])
+        if self.bar:
+            self.bar.update(self.task, completed=self.images, rate=self._rate(), refresh=True)
+        elif time.monotonic() - self.told >= self.every:
+            self._tell(f"{pl_module.datasets[dataloader_idx]}: ")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.counting and not self.bar:
+            self._tell("")
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._stop()
+
+    def _tell(self, before: str) -> None:
+        if self.total == 0:
+            print("nothing is left to compute", flush=True)
+            return
+        of = f"/{self.total}" if self.total is not None else ""
+        print(f"{before}{self.images}{of} images, {self._rate()}", flush=True)
+        self.told = time.monotonic()
+
+    def _rate(self) -> str:
+        rate = self.images / max(time.monotonic() - self.began, 1e-9)
+        left = f", {_clock((self.total - self.images) / rate)} left" if self.total is not None and rate else ""
+        return f"{rate:.1f} images/s{self.ranks}{left}"
 
     def _stop(self) -> None:
         if self.bar:
@@ -63,6 +92,9 @@ class RunProgress(ProgressBar):
 
 def _size(loader: Any, batches: float) -> int | None:
     """Images that ``batches`` batches of a loader hold; None where it does not say."""
+    lists = getattr(loader, "batch_sampler", None)
+    if isinstance(lists, list):  # those of this package's data modules
+        return sum(len(batch) for batch in (lists[: int(batches)] if math.isfinite(batches) else lists))
     try:
         size = len(loader.dataset)
     except (TypeError, AttributeError):

@@ -1,35 +1,125 @@
 """Scores on disk."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
+from diffguard_pl.detector import Detection
+from diffguard_pl.errors import InputError, choose
 from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.scores import ScoreFile, columns, merge, rows
+from diffguard_pl.scores import IND, Header, PartWriter, parts, read
+
+ARRAYS = {"logits": "input_logits", "features": "input_features", "reconstructions": "reconstruction"}
+"""What can be kept besides the scores, and its column: ``logits`` and ``features`` alone are names of discrepancies."""
 
 
 class ScoreWriter(pl.Callback):
-    """Writes every image's result to ``scores.csv`` in the run's folder as it is made: a file a rank, joined at the end."""
+    """Writes every image's result to ``scores/part-*.parquet`` in the run's folder as it is made (columns: docs/results.md).
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        self.folder = pl_module.run_folder
-        self.file = ScoreFile(self._path(trainer.global_rank, trainer), columns(pl_module.score_names))
+    Args:
+        keep: what to keep besides, in half precision: any of logits, features, reconstructions.
+        every: seconds of work that a part holds at most, and that an interruption can cost.
+
+    Attributes:
+        resume: go on with the run that is in the folder: count what is there and compute the rest. Without it, a folder that has
+            scores is refused.
+    """
+
+    def __init__(self, keep: Sequence[str] = (), every: float = 30.0):
+        keep = [keep] if isinstance(keep, str) else list(keep)
+        for name in keep:
+            choose("scores.keep", name, list(ARRAYS))
+        if every < 0:
+            raise InputError(f"scores.every={every}: expected seconds, 0 for a part after each batch")
+        self.columns, self.every, self.resume = [ARRAYS[name] for name in keep], every, False
+        self.writer: PartWriter | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: DiffGuardModule, stage: str) -> None:
+        """Find what is there; the first rank says it to all, for another may see the first new part already."""
+        self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
+        found: list[Path] = trainer.strategy.broadcast(parts(self.folder))
+        if found and not self.resume:
+            raise InputError(
+                f"run folder {self.folder}: holds the results of another run; resume it, choose another, or remove them"
+            )
+        self.session = 1 + max((int(part.name.split("-")[1]) for part in found), default=-1)
+        if found:
+            earlier, header = read(self.folder, only=found)
+            if (header.scores, header.arrays) != (pl_module.score_names, self.columns):
+                raise InputError(
+                    f"run folder {self.folder}: has the scores {', '.join([*header.scores, *header.arrays])}; it cannot go on with "
+                    f"{', '.join([*pl_module.score_names, *self.columns])}"
+                )
+            pl_module.go_on_from(earlier)
+            if hasattr(trainer.datamodule, "done"):  # type: ignore[attr-defined]
+                trainer.datamodule.done = pl_module.done  # type: ignore[attr-defined]
+            if trainer.is_global_zero:
+                print(f"{len(earlier)} images have results already, in {self.folder}", flush=True)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule, *_: Any) -> None:
+        self.began = time.monotonic()
+        if self.writer is None:
+            header = Header(pl_module.score_names, pl_module.datasets, dict(pl_module.metrics.groups), self.columns)
+            self.writer = PartWriter(self.folder, header, f"{self.session:03}-{trainer.global_rank:04}")
+            self.last = self.began
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
-        dataset = outputs["dataset"]
-        group = pl_module.metrics.groups.get(dataset, "" if dataset == pl_module.datasets[0] else dataset)
-        self.file.write(rows(outputs["batch"], dataset, group, outputs["detection"]))
+        dataset, batch, detection = outputs["dataset"], outputs["batch"], outputs["detection"]
+        group = IND if dataset == pl_module.datasets[0] else pl_module.metrics.groups.get(dataset, dataset)
+        rows = _rows(batch, detection, self.columns)
+        seconds = (time.monotonic() - self.began) / max(1, len(batch["image"]))
+        assert self.writer is not None
+        self.writer.add(
+            [{"dataset": dataset, "group": group} | row | ({} if "error" in row else {"seconds": seconds}) for row in rows]
+        )
+        if time.monotonic() - self.last >= self.every:
+            self._flush()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        self.file.close()
+        self._flush()
         trainer.strategy.barrier()
-        if trainer.is_global_zero and trainer.world_size > 1:
-            merge([self._path(rank, trainer) for rank in range(trainer.world_size)], self.folder / "scores.csv")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: DiffGuardModule, exception: BaseException) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
+        try:
+            self._flush()
+        except InputError as error:
+            print(error, flush=True)
 
-    def _path(self, rank: int, trainer: pl.Trainer) -> Path:
-        return self.folder / ("scores.csv" if trainer.world_size == 1 else f"scores-rank{rank}.csv")
+    def _flush(self) -> None:
+        if self.writer:
+            self.writer.flush()
+        self.last = time.monotonic()
+
+
+def _rows(batch: dict[str, Any], detection: Detection | None, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """One dict an image, by column; ``detection`` is None where no image of the batch could be read."""
+    broken: list[dict[str, Any]] = batch["broken"]
+    if detection is None:
+        return broken
+    table: dict[str, Any] = {
+        "index": batch["index"].tolist(),
+        "path": list(batch["path"]),
+        "label": batch["label"].tolist(),
+        "prediction": detection.prediction.predicted.tolist(),
+        "reconstructed_as": detection.labels.tolist(),
+        "stop_index": detection.stop_index.tolist(),
+    }
+    table |= {name: values.tolist() for name, values in detection.scores.items()}
+    table |= {name: list(_array(detection, name)) for name in columns}
+    scored = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return sorted(scored + broken, key=lambda row: row["index"])
+
+
+def _array(detection: Detection, column: str) -> np.ndarray:
+    """Half precision, [N, D]; a reconstruction as [N, 3 * H * W]."""
+    view = detection.prediction.view
+    tensor: Tensor = {"input_logits": view.logits, "input_features": view.features, "reconstruction": detection.reconstructions}[
+        column
+    ]
+    return tensor.detach().to(torch.float16).flatten(1).cpu().numpy()

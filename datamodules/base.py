@@ -1,5 +1,6 @@
 """What all data sets here have in common."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,19 @@ def spread(data: Dataset, limit: int | None) -> Dataset:
     return Subset(data, [i * size // limit for i in range(limit)])
 
 
-def shard(data: Dataset, trainer: Any) -> Dataset:
-    """This rank's images: every image on exactly one rank, none twice (Lightning's own sampler repeats some to pad)."""
-    if trainer is None or trainer.world_size == 1:
-        return data
-    return Subset(data, range(trainer.global_rank, len(data), trainer.world_size))  # type: ignore[arg-type]
+def batches(data: Dataset, size: int, trainer: Any, done: Collection[int] = ()) -> list[list[int]]:
+    """This rank's images, by their places in ``data``, in batches: every image on exactly one rank, none twice (Lightning's own
+    sampler repeats some to pad).
+
+    Args:
+        data: what :func:`spread` gives.
+        size: images a batch.
+        trainer: that knows rank and number of ranks; none: one rank.
+        done: indices of images to leave out.
+
+    A rank without images gets one empty batch: Lightning calls no hook on a rank that has no batches, and the others wait for it.
+    """
+    indices: Sequence[int] = data.indices if isinstance(data, Subset) else range(len(data))  # type: ignore[arg-type]
+    pending = [place for place, index in enumerate(indices) if index not in done]
+    mine = pending if trainer is None else pending[trainer.global_rank :: trainer.world_size]
+    return [mine[i : i + size] for i in range(0, len(mine), size)] or [[]]

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import InputError, choose
 
-from .base import ImageSet, shard, spread
+from .base import ImageSet, batches, spread
+from .reading import collate
 
 CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
 """The digit that each of the eight labels stands for."""
@@ -52,7 +53,11 @@ class DigitsDataModule(LightningDataModule):
         if limit is not None and limit < 1:
             raise InputError(f"data.limit={limit}: expected at least 1 image of each set, or null for all")
         self.class_names = [str(digit) for digit in CLASSES]
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0")
         self.batch_size, self.split, self.limit, self.num_workers = batch_size, split, limit, num_workers
+        self.done: dict[str, set[int]] = {}
+        """Indices, by data set, of images that a run that is resumed has scored before."""
 
     @property
     def groups(self) -> dict[str, str]:
@@ -68,7 +73,12 @@ class DigitsDataModule(LightningDataModule):
 
     def test_dataloader(self) -> dict[str, DataLoader]:
         return {
-            name: DataLoader(shard(data, self.trainer), batch_size=self.batch_size, num_workers=self.num_workers)
+            name: DataLoader(
+                data,
+                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ())),
+                collate_fn=collate,
+                num_workers=self.num_workers,
+            )
             for name, data in self.datasets().items()
         }
 

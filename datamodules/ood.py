@@ -7,8 +7,9 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import InputError, choose
+from diffguard_pl.scores import IND
 
-from .base import shard, spread
+from .base import batches, spread
 from .reading import Prepared, collate, standard_transform
 
 
@@ -55,6 +56,8 @@ class OODDataModule(LightningDataModule):
         self.sources = dict(ind)
         self.groups: dict[str, str] = {}
         for group, sets in ood.items():
+            if group == IND:
+                raise InputError(f"data.ood: a group cannot be called {IND!r}, which is that of the in-distribution set")
             for name, source in sets.items():
                 if name in self.sources:
                     raise InputError(f"data.ood: there are two data sets with the name {name!r}")
@@ -77,6 +80,8 @@ class OODDataModule(LightningDataModule):
             raise InputError("data.ood: expected at least one out-of-distribution set")
         self.transform = standard_transform(resize or image_size, image_size, interpolation)
         self.batch_size, self.num_workers, self.limit, self.on_error = batch_size, num_workers, limit, on_error
+        self.done: dict[str, set[int]] = {}
+        """Indices, by data set, of images that a run that is resumed has scored before."""
 
     def datasets(self) -> dict[str, Dataset]:
         """What is run, by name; items are dicts with ``image`` (or ``error``), ``label``, ``index`` and ``path``."""
@@ -86,19 +91,19 @@ class OODDataModule(LightningDataModule):
         }
 
     def test_dataloader(self) -> dict[str, DataLoader]:
-        return {name: self._loader(data) for name, data in self.datasets().items()}
+        return {
+            name: DataLoader(
+                data,
+                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ())),
+                num_workers=self.num_workers,
+                collate_fn=collate,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for name, data in self.datasets().items()
+        }
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.on_error == "raise" and batch["broken"]:
             broken = batch["broken"][0]
             raise InputError(f"{list(self.sources)[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}")
         return batch
-
-    def _loader(self, data: Dataset) -> DataLoader:
-        return DataLoader(
-            shard(data, self.trainer),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-        )

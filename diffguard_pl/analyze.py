@@ -121,6 +121,8 @@ class AnalysisModule(pl.LightningModule):
 class AnalyzeCLI(CLI):
     """The settings of a test, and those of the analysis in place of the callbacks'."""
 
+    record = None
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Analysis, "analysis")
 

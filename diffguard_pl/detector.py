@@ -144,6 +144,8 @@ class DiffGuard(nn.Module):
         self.compare_to, self.early_stop, self.forback_skip_diff = compare_to, early_stop or {}, forback_skip_diff
         self.early_stop_steps, self.skip_first_steps = early_stop_steps, skip_first_steps
         self.discrepancies = Discrepancies(discrepancies)
+        self.unet_rows = 0
+        """Rows that have gone through the diffusion model so far."""
         self.stop_metrics = nn.ModuleDict({name: PiqScore(name) for name in self.early_stop if name != "psnr"})
 
     def train(self, mode: bool = True) -> "DiffGuard":
@@ -196,7 +198,7 @@ class DiffGuard(nn.Module):
             similarities: dict[str, Similarity] = {"psnr": psnr}
             similarities |= {name: _on_unit_range(metric) for name, metric in self.stop_metrics.items()}  # type: ignore[arg-type]
             stop = EarlyStop(x, self.early_stop, similarities, self.backbone.crop)
-        model = self.guidance.inversion(self.backbone.eps, condition)
+        model = self.guidance.inversion(self._eps, condition)
         steps = len(self.schedule) - self.early_stop_steps
         return Inversion(*invert(model, x, self.schedule, steps, self.backbone.clip_denoised, stop, callback))
 
@@ -209,7 +211,7 @@ class DiffGuard(nn.Module):
             x, stop_index = torch.cat([x, x]), torch.cat([stop_index, stop_index])
         start = first_denoising_index(stop_index, len(self.schedule), self.skip_first_steps, self.forback_skip_diff)
         classifier = Protected(self.classifier.whole, self.classifier.input_size)
-        model = self.guidance.denoising(self.backbone.eps, condition, classifier, self.backbone.clip_denoised)
+        model = self.guidance.denoising(self._eps, condition, classifier, self.backbone.clip_denoised)
         images = self.backbone.decode(denoise(model, x, self.schedule, start, callback))
         images = ((images + 1) / 2).clamp(0, 1)
         count = len(inversion.noise)
@@ -238,11 +240,21 @@ class DiffGuard(nn.Module):
             what = "NaN" if images[i].isnan().any() else f"values from {images[i].min():.3g} to {images[i].max():.3g}"
             raise InputError(f"image {i} of the batch has {what}, expected numbers in [0, 1]")
 
+    def mask(self, prediction: Prediction) -> Tensor | None:
+        """Where guidance acts [N, 1, H, W], True inside; None where it acts everywhere."""
+        cam, cut = prediction.cam, self.guidance.cam_cut
+        if cut is None or cam is None:
+            return None
+        return cam > cut if cut >= 0 else cam < -cut
+
+    def _eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        self.unet_rows += len(x)
+        return self.backbone.eps(x, t, labels)
+
     def _condition(self, prediction: Prediction, x: Tensor) -> Condition:
-        mask, cut = None, self.guidance.cam_cut
-        if cut is not None and prediction.cam is not None:
-            inside = prediction.cam > cut if cut >= 0 else prediction.cam < -cut
-            mask = nn.functional.interpolate(inside.float(), x.shape[-2:]) > 0.5
+        mask = self.mask(prediction)
+        if mask is not None:
+            mask = nn.functional.interpolate(mask.float(), x.shape[-2:]) > 0.5
         return Condition(prediction.labels, self.backbone.null_label, torch.ones(len(x), dtype=torch.bool), mask)
 
 

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
+from .bootstrap import with_intervals
 from .classifier import yardsticks
 from .detector import Detection, DiffGuard
 from .diffusion.ddim import Callback as StepCallback
 from .errors import InputError, choose
 from .metrics import OODMetrics, Row
+from .stopwatch import Stopwatch
 
 YARDSTICKS = ["msp", "max_logit", "energy"]
 
@@ -44,7 +47,11 @@ class DiffGuardModule(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle = oracle
         self.detector = DiffGuard(**detector)
+        self.stopwatch = Stopwatch()
+        self.earlier: pd.DataFrame | None = None
+        self.done: dict[str, set[int]] = {}
         self.rows: list[Row] = []
+        """The result table, with 95 % intervals on the first rank."""
         self.left_out: dict[str, int] = {}
         self.on_step: dict[str, StepCallback] = {}
         """Called after each step of ``inversion`` and ``denoising``, for callbacks that watch."""
@@ -56,6 +63,11 @@ class DiffGuardModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
+
+    def go_on_from(self, earlier: pd.DataFrame) -> None:
+        """Count these results of the same run, as :func:`~diffguard_pl.scores.read` gives them, and compute only the others."""
+        self.earlier = earlier
+        self.done = {name: set(of_set["index"].tolist()) for name, of_set in earlier.groupby("dataset")}
 
     def on_test_start(self) -> None:
         loaders = self.trainer.test_dataloaders
@@ -77,6 +89,24 @@ class DiffGuardModule(pl.LightningModule):
         self.arrived = [0] * len(self.datasets)
         self.usable = [0] * len(self.datasets)
         self.first_reason = ""
+        if self.earlier is not None:
+            self._count(self.earlier)
+
+    def _count(self, earlier: pd.DataFrame) -> None:
+        """Earlier results into the metrics, on one rank, as if they had been computed now."""
+        scored = earlier[earlier["error"].isna()]
+        self.usable = [int((scored["dataset"] == name).sum()) for name in self.datasets]
+        if self.global_rank != 0:
+            return
+        for d, name in enumerate(self.datasets):
+            of_set = scored[scored["dataset"] == name]
+            values = torch.tensor(of_set[self.score_names].to_numpy("float64"), device=self.device)
+            self.metrics.update(values, torch.full((len(of_set),), d, device=self.device))
+            self.unreadable[str(d)].update(int((earlier["dataset"] == name).sum()) - len(of_set))
+            known = of_set[of_set["label"] >= 0]
+            if d == 0 and len(known):
+                right = (known["prediction"] == known["label"]).to_numpy("float32")
+                self.accuracy.update(torch.tensor(right, device=self.device))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         batch = self._named(batch, dataloader_idx)
@@ -84,13 +114,18 @@ class DiffGuardModule(pl.LightningModule):
         dataset = self.datasets[dataloader_idx]
         self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
         self._check_progress(batch, dataloader_idx)
+        self.stopwatch.start(self.device)
         if len(images) == 0:
             return {"batch": batch, "dataset": dataset, "detection": None}
 
         prediction = self.detector.classify(images, self._oracle_labels(batch, dataloader_idx))
+        self.stopwatch.lap("classify")
         inversion = self.detector.invert(images, prediction, self.on_step.get("inversion"))
+        self.stopwatch.lap("invert")
         reconstruction = self.detector.reconstruct(inversion, prediction, self.on_step.get("denoising"))
+        self.stopwatch.lap("reconstruct")
         scores = self.detector.compare(images, prediction, reconstruction)
+        self.stopwatch.lap("compare")
 
         scores |= yardsticks(prediction.view.logits)
         values = torch.stack([scores[name] for name in self.score_names], dim=1)
@@ -108,13 +143,13 @@ class DiffGuardModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.rows = self.metrics.compute()
+        if self.global_rank == 0 and self.metrics.table is not None:
+            self.rows = with_intervals(self.rows, self.metrics.table)
         for row in self.rows:
+            ends = {f"{name}_{end}": value for name, i in row.intervals.items() for end, value in i._asdict().items()}
+            of = row.dataset if row.dataset != "mean" else row.group
             self.log_dict(
-                {
-                    f"{row.dataset if row.dataset != 'mean' else row.group}/{row.score}/{name}": value
-                    for name, value in row.figures._asdict().items()
-                },
-                rank_zero_only=True,
+                {f"{of}/{row.score}/{name}": value for name, value in (row.figures._asdict() | ends).items()}, rank_zero_only=True
             )
         self.ind_accuracy = self.accuracy.compute().item()  # NaN where no label is known
         self.log("accuracy", self.ind_accuracy, rank_zero_only=True)
@@ -132,7 +167,9 @@ class DiffGuardModule(pl.LightningModule):
             batch["index"] = torch.arange(first, first + count, device=self.device) * self.trainer.world_size + self.global_rank
         self.arrived[dataloader_idx] += count + len(broken)
         batch.setdefault("path", [""] * count)
-        if count == 0:
+        if done := self.done.get(self.datasets[dataloader_idx]):
+            batch = _without(batch, done)
+        if len(batch["image"]) == 0:
             return batch
         broken = ~batch["image"].isfinite().flatten(1).all(dim=1)
         if broken.any():
@@ -169,3 +206,13 @@ class DiffGuardModule(pl.LightningModule):
             return batch["label"]
         drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"]]
         return torch.tensor(drawn, device=self.device)
+
+
+def _without(batch: dict[str, Any], done: set[int]) -> dict[str, Any]:
+    """The batch less the images that have results; most data modules do not even load them."""
+    kept = [i for i, index in enumerate(torch.as_tensor(batch["index"]).tolist()) if index not in done]
+    if len(kept) < len(batch["image"]):
+        of_images = {"image": batch["image"][kept], "path": [batch["path"][i] for i in kept]}
+        of_images |= {name: torch.as_tensor(batch[name])[kept] for name in ("label", "index")}
+        batch = batch | of_images
+    return batch | {"broken": [item for item in batch["broken"] if item["index"] not in done]}

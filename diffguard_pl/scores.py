@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from .errors import InputError
+from .files import replacing
 from .metrics import ScoreTable
 
 FOLDER = "scores"
@@ -45,18 +46,17 @@ class Header:
         scores: names of the scores, the headline one first.
         datasets: names of the data sets, the in-distribution one first.
         groups: group of each out-of-distribution set.
-        arrays: what is kept besides, in half precision, of ``logits``, ``features`` and ``reconstruction``, with its shape.
+        arrays: what is kept besides, in half precision, of ``input_logits``, ``input_features`` and ``reconstruction``.
     """
 
     scores: list[str]
     datasets: list[str]
     groups: dict[str, str]
-    arrays: dict[str, list[int]]
+    arrays: list[str]
 
     @property
     def schema(self) -> pa.Schema:
-        arrays = {name: pa.list_(pa.float16(), int(np.prod(shape))) for name, shape in self.arrays.items()}
-        fields = BEFORE | dict.fromkeys(self.scores, pa.float64()) | AFTER | arrays
+        fields = BEFORE | dict.fromkeys(self.scores, pa.float64()) | AFTER | dict.fromkeys(self.arrays, pa.list_(pa.float16()))
         return pa.schema(fields.items(), metadata={HEADER: json.dumps(asdict(self))})
 
 
@@ -73,7 +73,6 @@ class PartWriter:
         self.folder, self.header, self.name = folder / FOLDER, header, name
         self.rows: list[dict[str, Any]] = []
         self.count = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Keep rows, dicts by column; a column that a row lacks is null."""
@@ -89,19 +88,10 @@ class PartWriter:
             return
         rows, self.rows = self.rows, []
         path = self.folder / f"part-{self.name}-{self.count:06}.parquet"
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                parquet.write_table(pa.Table.from_pylist(rows, self.header.schema), file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise InputError(
-                f"{path}: could not be written ({error.strerror or error}); what was written before is kept: make room, then "
-                f"python -m diffguard_pl.test --resume {self.folder.parent}"
-            ) from error
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            parquet.write_table(pa.Table.from_pylist(rows, self.header.schema), file)
+            file.flush()
+            os.fsync(file.fileno())
         self.count += 1
 
 

@@ -6,6 +6,7 @@ given as ``--section.setting value``, ``--print_config`` shows them all.
 
 import inspect
 import logging
+import os
 import re
 import sys
 import warnings
@@ -15,18 +16,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from . import datamodules  # noqa: F401  so that a config may name its classes without their package
+from . import datamodules, run  # noqa: F401  datamodules: so that a config may name its classes without their package
 from .backbones import Backbone
-from .callbacks import MetricsTable, PictureGrid, RunProgress, ScoreWriter, TrajectoryLogger
+from .callbacks import (
+    MetricsTable,
+    PictureWriter,
+    ReportPage,
+    RunProgress,
+    RunRecord,
+    ScoreWriter,
+    ThroughputMonitor,
+    TrajectoryLogger,
+)
 from .config import config_name, config_names, construction_errors, find_config, settings_of, unknown, with_bases
 from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
+from .scores import parts
 
 DEFAULT_CONFIG = "digits_ldm"
 LEFT_OUT = 3
@@ -38,11 +50,11 @@ BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": Lightni
 def main(args: list[str] | None = None) -> None:
     """Run a test as the command line says."""
     with one_line_errors():
-        cli = command_line(CLI, args, callbacks=[RunProgress(), ScoreWriter()])
+        cli = command_line(CLI, args, callbacks=[])
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
         left_out = sum(cli.model.left_out.values())
         if left_out and cli.trainer.is_global_zero:  # another rank's exit status would have the whole run killed
-            print(f"{left_out} images could not be used; the column error of scores.csv says why", file=sys.stderr)
+            print(f"{left_out} images could not be used; the column error of the scores says why", file=sys.stderr)
             sys.exit(LEFT_OUT)
 
 
@@ -76,7 +88,7 @@ def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Call
         run=False,
         auto_configure_optimizers=False,
         seed_everything_default=100,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=kind.record,
         trainer_defaults={
             "logger": False,
             "enable_checkpointing": False,
@@ -90,11 +102,18 @@ def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Call
 def with_config_paths(args: list[str]) -> tuple[list[str], str]:
     """Arguments with the names of configs replaced by their paths, each after what it builds on, and the name of the first config.
 
-    Without a config, the default one is put in.
+    A run that is resumed brings its own; without a config, the default one is put in.
     """
-    resolved, configs, rest = [], [], list(args)
+    resolved: list[str] = []
+    configs: list[str] = []
+    rest = list(args)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
+        if name == "--resume":
+            value = value if equals else rest.pop(0) if rest else ""
+            resolved = ["--config", str(saved_config(value)), *resolved, "--resume", value]
+            configs.append("resumed")
+            continue
         if name == "--base":
             raise InputError("--base is a setting of config files; on the command line give --config more than once")
         if name not in ("-c", "--config"):
@@ -111,10 +130,22 @@ def with_config_paths(args: list[str]) -> tuple[list[str], str]:
     return resolved, configs[0]
 
 
+def saved_config(folder: str) -> Path:
+    """The config of a run that is to be resumed."""
+    path = Path(folder) / run.CONFIG
+    if not folder or not path.is_file():
+        begun = sorted(Path("runs").glob(f"**/{run.CONFIG}"), key=lambda found: found.stat().st_mtime)
+        hint = f"; the latest one here is {begun[-1].parent}" if begun else ""
+        raise InputError(f"--resume {folder}: expected the folder of a run, with its {run.CONFIG}{hint}")
+    return path
+
+
 class CLI(LightningCLI):
     """One run: a module, a data module, a trainer, and the callbacks that write its results."""
 
     run_folder = "runs"
+    record: type[RunRecord] | None = RunRecord
+    resumed = False
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
@@ -123,29 +154,73 @@ class CLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(PictureGrid, "pictures")
+        parser.add_argument("--resume", type=str | None, help="Folder of a run: compute what is missing of it, and nothing else.")
+        parser.add_lightning_class_args(RunProgress, "progress")
+        parser.add_lightning_class_args(PictureWriter, "pictures")
         parser.add_lightning_class_args(TrajectoryLogger, "trajectory")
+        parser.add_lightning_class_args(ScoreWriter, "scores")  # after the pictures: what has a score has been drawn
+        parser.add_lightning_class_args(ThroughputMonitor, "throughput")
         parser.add_lightning_class_args(MetricsTable, "table")
+        parser.add_lightning_class_args(ReportPage, "page")
+
+    def before_instantiate_classes(self) -> None:
+        resume = self.config.pop("resume", None)
+        self.config.base = None  # what is saved stands for itself
+        self.folder, self.resumed = self.choose_folder(resume)
+        if self.resumed:
+            self.check_resumed()
+
+    def choose_folder(self, resume: str | None) -> tuple[str, bool]:
+        """Where the run goes, and whether it has begun there: told by --resume, or by itself in a requeued SLURM job."""
+        given = self.config.trainer.default_root_dir
+        if resume is not None:
+            if given is not None and Path(given).resolve() != Path(resume).resolve():
+                saved = yaml.safe_load(saved_config(resume).read_text()).get("trainer", {}).get("default_root_dir")
+                if given != saved:  # else it is the run's own, which may have been moved
+                    raise InputError(f"--resume {resume} goes on in that folder; leave out trainer.default_root_dir={given}")
+            return resume, True
+        job = run.slurm_job()
+        if given is not None:
+            return given, job is not None and run.read_record(given).get("sessions", [{}])[-1].get("slurm_job") == job
+        if job is None:
+            return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}", False
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
+            for folder in sorted(Path(self.run_folder).glob(f"*_job{job}")):
+                return str(folder), (folder / run.RECORD).exists()
+        return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}_job{job}", False
+
+    def check_resumed(self) -> None:
+        """Raise an `InputError` where scores would not be those that the run began with."""
+        begun = run.read_record(self.folder).get("config")
+        if begun is None:
+            begun = yaml.safe_load(saved_config(self.folder).read_text())
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if why := run.changed(begun, settings):
+            raise InputError(f"run {self.folder} cannot go on: {why}; leave it as it was, or begin another run")
+        if settings["trainer"]["limit_test_batches"] is not None:
+            raise InputError(
+                f"run {self.folder} cannot go on: which images trainer.limit_test_batches leaves depends on what was done before; "
+                "data.limit can be resumed"
+            )
 
     def instantiate_classes(self) -> None:
         with construction_errors():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        settings = self.config_init.trainer
-        if settings.default_root_dir is None:  # not in self.config: what is saved can be run again, into a folder of its own
-            settings.default_root_dir = f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        if (Path(settings.default_root_dir) / "scores.csv").exists():
+        self.config_init.trainer.default_root_dir = self.folder  # not in self.config: what is saved can be run again elsewhere
+        if not self.resumed and parts(Path(self.folder)):
             raise InputError(
-                f"run folder {settings.default_root_dir}: holds the results of another run; choose another, or remove them"
+                f"run folder {self.folder}: holds the results of another run; --resume it, choose another, or remove them"
             )
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {error}") from error
-
-    def before_instantiate_classes(self) -> None:
-        self.config.base = None  # what is saved stands for itself
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ScoreWriter):
+                callback.resume = self.resumed
+        return trainer
 
 
 class Parser(LightningArgumentParser):

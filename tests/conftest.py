@@ -20,6 +20,7 @@ from diffguard_pl.backbones import (
     PixelDiffusion,
 )
 from diffguard_pl.diffusion.guidance import ClassifierFreeGuidance, ClassifierGuidance
+from diffguard_pl.scores import read
 
 REFERENCE = Path(__file__).parent / "reference"
 GDM_ARCHITECTURE = GuidedDiffusionArchitecture(
@@ -42,6 +43,12 @@ def squeezenet() -> nn.Module:
     model = squeezenet1_1(num_classes=10)
     torch.random.set_rng_state(state)
     return model
+
+
+def scores_of(run: Path) -> list[dict]:
+    """The results of a run as dicts by column, with None where there is nothing."""
+    frame, _ = read(run)
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import scores_of
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,11 +35,11 @@ def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tm
     (folder,) = (tmp_path / "runs" / config).iterdir()
     for name in ("digits_4_9", "photos", "letters", "AUROC", "FPR@95", "AUPR-in", "AUPR-out", "msp", "Classifier accuracy"):
         assert name in done.stdout
-    for name in ("scores.csv", "metrics.csv", "pictures.png"):
+    for name in ("scores", "metrics.csv", "pictures.png", "report.html"):
         assert str(folder.relative_to(tmp_path) / name) in done.stdout
-    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    rows = scores_of(folder)
     assert [row["dataset"] for row in rows] == [name for name in ("digits", "digits_4_9", "photos", "letters") for _ in range(12)]
-    assert all(float(row["msp"]) <= 1 and row["path"] and row["stop_index"] for row in rows)
+    assert all(row["msp"] <= 1 and row["path"] and row["stop_index"] is not None for row in rows)
     assert Image.open(folder / "pictures.png").width > 600
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["data"]["init_args"]["limit"] == 12
@@ -53,8 +54,8 @@ def test_two_devices_give_the_table_of_one(tmp_path):
         done = run(*QUICK, "--data.limit", "7", "--trainer.devices", devices, "--trainer.accelerator", "cpu",
                    "--trainer.default_root_dir", str(folder), cwd=tmp_path)  # fmt: skip
         assert done.returncode == 0, done.stderr
-        scores = list(csv.DictReader((folder / "scores.csv").open()))
-        tables.append({(row["dataset"], row["index"]): float(row["features"]) for row in scores})
+        scores = scores_of(folder)
+        tables.append({(row["dataset"], row["index"]): row["features"] for row in scores})
         assert len(scores) == len(tables[-1]) == 28
         tables.append({tuple(row[:3]): float(row[3]) for row in list(csv.reader((folder / "metrics.csv").open()))[1:]})
     for one, two in (tables[0::2], tables[1::2]):
@@ -169,7 +170,7 @@ def test_an_image_with_nan_is_named_and_what_was_scored_is_kept(settings, tmp_pa
     loaders = {"good": DataLoader(Pictures(False), 2), "bad": DataLoader(Pictures(True), 2)}
     with pytest.raises(InputError, match=r"bad image 3 folder/3.png: has NaN"):
         trainer(tmp_path, [ScoreWriter()]).test(DiffGuardModule(discrepancies=["l2"], **settings), loaders)
-    assert len(list(csv.DictReader((tmp_path / "scores.csv").open()))) == 7
+    assert len(scores_of(tmp_path)) == 7
 
 
 def test_loaders_of_ones_own_and_pairs_as_batches(settings, tmp_path):

@@ -13,6 +13,7 @@ import layouts
 import numpy as np
 import pytest
 import torch
+from conftest import scores_of
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms as v1
@@ -358,17 +359,17 @@ def test_broken_images_are_recorded_counted_and_left_out_and_the_exit_says_so(co
         run(monkeypatch, "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "run"))
     assert exit_.value.code == 3
     said = capsys.readouterr()
-    assert "13 images could not be used; the column error of scores.csv says why" in said.err
+    assert "13 images could not be used; the column error of the scores says why" in said.err
     assert "6 images of mine, 1 left out" in " ".join(said.out.split())
     assert "6 left out" in said.out
-    rows = list(csv.DictReader((tmp_path / "run" / "scores.csv").open()))
+    rows = scores_of(tmp_path / "run")
     assert len(rows) == 7 + 12 + 5 + 6
-    assert [row["index"] for row in rows if row["dataset"] == "mine"] == [str(i) for i in range(7)]
+    assert [row["index"] for row in rows if row["dataset"] == "mine"] == list(range(7))
     for row in rows:
-        assert bool(row["error"]) == (row["l2"] == "")
-    assert {row["group"] for row in rows} == {"", "near", "strange"}
+        assert (row["error"] is None) == (row["l2"] is not None)
+    assert {row["group"] for row in rows} == {"ind", "near", "strange"}
     (gone,) = [row for row in rows if row["path"] == "gone.jpg"]
-    assert (gone["dataset"], gone["label"], gone["error"]) == ("mine", "1", "no such file")
+    assert (gone["dataset"], gone["label"], gone["error"]) == ("mine", 1, "no such file")
     metrics = {row["dataset"]: row["auroc"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())}
     assert metrics["broken"] == "nan"  # nothing of it could be read
     assert 0 <= float(metrics["folder"]) <= 1
@@ -377,7 +378,7 @@ def test_broken_images_are_recorded_counted_and_left_out_and_the_exit_says_so(co
 def test_on_error_raise_ends_the_run_with_the_file_s_name(config, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"error: mine image 6 gone.jpg: no such file"):
         run(monkeypatch, "--config", str(config), "--data.on_error", "raise", "--trainer.default_root_dir", str(tmp_path / "run"))
-    assert len(list(csv.DictReader((tmp_path / "run" / "scores.csv").open()))) == 4  # the batch before
+    assert len(scores_of(tmp_path / "run")) == 4  # the batch before
 
 
 def test_plain_pairs_get_an_index_of_their_own_and_unlabelled_images_no_accuracy(tmp_path):
@@ -394,8 +395,8 @@ def test_plain_pairs_get_an_index_of_their_own_and_unlabelled_images_no_accuracy
     callbacks = [ScoreWriter(), MetricsTable()]
     trainer = pl.Trainer(accelerator="cpu", devices=1, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
     trainer.test(module, {"mine": DataLoader(pairs, 2), "other": DataLoader(pairs, 2)}, verbose=False)
-    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert [row["index"] for row in rows] == [str(i) for i in range(5)] * 2
+    rows = scores_of(tmp_path)
+    assert [row["index"] for row in rows] == [*range(5), *range(5)]
     assert module.ind_accuracy != module.ind_accuracy
 
 
@@ -547,13 +548,13 @@ def test_a_folder_with_results_is_never_written_to_again_and_a_saved_config_make
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "--config", str(config), "--data.only", "noise", "--data.limit", "3")
     (first,) = (tmp_path / "runs" / "mine").iterdir()
-    before = (first / "scores.csv").read_text()
+    before = scores_of(first)
     run(monkeypatch, "--config", str(first / "config.yaml"), "--data.limit", "2")
     (again,) = (tmp_path / "runs" / "config").iterdir()
-    assert len((again / "scores.csv").read_text().splitlines()) == 5
+    assert len(scores_of(again)) == 4
     with pytest.raises(SystemExit, match=r"holds the results of another run"):
         run(monkeypatch, "--config", str(config), "--trainer.default_root_dir", str(first))
-    assert (first / "scores.csv").read_text() == before
+    assert scores_of(first) == before
 
 
 def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
@@ -601,5 +602,5 @@ def test_a_set_of_fewer_images_than_devices(config, tmp_path):
                "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "run" / "scores.csv").open()))
-    assert [(row["dataset"], row["index"]) for row in rows] == [("mine", "0"), ("noise", "0"), ("noise", "1"), ("noise", "3")]
+    rows = scores_of(tmp_path / "run")
+    assert [(row["dataset"], row["index"]) for row in rows] == [("mine", 0), ("noise", 0), ("noise", 1), ("noise", 3)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from ..files import replacing
+
 FOLDER = "pictures"
 PANELS = ("input", "unguided", "reconstruction", "mask")
 
@@ -37,7 +39,6 @@ def picture_path(run: Path, dataset: str, index: int) -> Path:
 def keep(run: Path, kept: Kept) -> None:
     """Write the panels of an image; the file is whole or not there."""
     path = picture_path(run, kept.dataset, kept.index)
-    path.parent.mkdir(parents=True, exist_ok=True)
     side = next(iter(kept.panels.values())).height
     strip = Image.new("RGB", (side * len(kept.panels), side))
     for i, panel in enumerate(kept.panels.values()):
@@ -45,9 +46,8 @@ def keep(run: Path, kept: Kept) -> None:
     words = PngImagePlugin.PngInfo()
     for name, text in (("dataset", kept.dataset), ("index", str(kept.index)), ("panels", ",".join(kept.panels))):
         words.add_itxt(name, text)
-    unfinished = path.with_suffix(".unfinished")
-    strip.save(unfinished, format="png", pnginfo=words)
-    unfinished.rename(path)
+    with replacing(path) as unfinished:
+        strip.save(unfinished, format="png", pnginfo=words)
 
 
 def gallery(run: Path) -> list[Path]:

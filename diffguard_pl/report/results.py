@@ -50,8 +50,12 @@ class Results:
         return self.run.get("class_names")
 
 
-def read_results(folder: str | Path) -> Results:
+def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
     """Read a run and compute its table.
+
+    Args:
+        folder: of the run.
+        rows: the table with its intervals, where it is known already.
 
     Raises:
         InputError: no run is there, or a part of it cannot be read.
@@ -66,7 +70,7 @@ def read_results(folder: str | Path) -> Results:
         frame,
         header,
         scores,
-        with_intervals(result_rows(scores), scores),
+        with_intervals(result_rows(scores), scores) if rows is None else rows,
         sizes(scores),
         {name: int(broken.get(name, 0)) for name in header.datasets},
         float((ind["label"] == ind["prediction"]).mean()) if len(ind) else float("nan"),

@@ -1,0 +1,37 @@
+"""The report page."""
+
+import sys
+
+import pytorch_lightning as pl
+
+from diffguard_pl.errors import InputError
+from diffguard_pl.module import DiffGuardModule
+from diffguard_pl.scores import parts
+
+
+class ReportPage(pl.Callback):
+    """Draws ``pictures.png``, ``plots.png`` and ``report.html`` from what the run has written, and says where they are.
+
+    Args:
+        enabled: false: leave it to ``python -m diffguard_pl.report RUN_DIR``.
+    """
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+        folder = pl_module.run_folder
+        if not (self.enabled and trainer.is_global_zero and parts(folder)):
+            return
+        from diffguard_pl.report.build import build
+        from diffguard_pl.report.results import read_results
+
+        try:
+            written = build(read_results(folder, pl_module.rows))
+        except (InputError, OSError) as error:
+            print(f"no report page: {error}; python -m diffguard_pl.report {folder} makes it from the scores", file=sys.stderr)
+            return
+        names = {"pictures.png": "pictures", "plots.png": "plots", "report.html": "report"}
+        for path in written:
+            if path.name in names:
+                print(f"{names[path.name]:>9}: {path}", flush=True)

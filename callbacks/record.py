@@ -1,0 +1,62 @@
+"""The record of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.cli import SaveConfigCallback
+
+from diffguard_pl import run
+from diffguard_pl.errors import InputError
+from diffguard_pl.files import replacing
+from diffguard_pl.module import DiffGuardModule
+
+from .pictures import class_names
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes ``config.yaml`` and ``run.json`` when a run begins; refuses to go on with one whose weights were others."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, DiffGuardModule)
+            self._write(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            run.update_session(trainer.default_root_dir, ended=run.now())
+
+    def _write(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+        folder = trainer.default_root_dir
+        detector = pl_module.detector
+        parts = {"classifier": detector.classifier, "backbone": detector.backbone, "discrepancies": detector.discrepancies}
+        weights = {name: found for name, part in parts.items() if (found := run.weights_hash(part))}
+        record = run.read_record(folder)
+        for name, before in record.get("weights", {}).items():
+            if weights.get(name) != before:
+                raise InputError(
+                    f"run folder {folder}: the weights of the {name} are not those that the run began with; "
+                    "give their checkpoint back, or begin another run"
+                )
+        settings = self.parser.dump(self.config, skip_none=False)
+        if not record.get("config"):
+            record |= {"config": yaml.safe_load(settings), "weights": weights, "class_names": class_names(trainer, pl_module)}
+        session: dict[str, Any] = {
+            "began": run.now(),
+            "command": run.command(),
+            "machine": run.machine(),
+            "devices": trainer.world_size,
+            "versions": run.versions(),
+            "revisions": run.revisions(),
+            "slurm_job": run.slurm_job(),
+        }
+        for logger in trainer.loggers:
+            if hasattr(logger, "run_id"):
+                record["wandb_run"] = logger.run_id
+        record["sessions"] = [*record.get("sessions", []), session]
+        run.write_record(folder, record)
+        saved = Path(folder) / run.CONFIG
+        if not saved.exists():
+            with replacing(saved) as unfinished:
+                unfinished.write_text(settings)
