@@ -19,7 +19,8 @@ from diffguard_pl.errors import InputError
 from diffguard_pl.registry import PUBLISHED, plain
 from diffguard_pl.test import main
 
-IMAGENET = [name for name in config_names() if not name.startswith(("digits", "small/", "cifar"))]
+EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")]
+IMAGENET = [name for name in EXPERIMENTS if not name.startswith(("digits", "small/", "cifar", "wandb"))]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def resolved(name: str) -> dict:
     return merged
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_config_says_what_it_reproduces_and_stays_short(name):
     text = find_config(name).read_text()
     assert text.startswith("# ")
