@@ -1,9 +1,26 @@
-"""What happens beside the test: progress, scores on disk, pictures, trajectories, the result table."""
+"""What happens beside the test: progress, scores, pictures and report on disk, the result table, loggers, the record of the run."""
 
-from .pictures import PictureGrid
+from .page import ReportPage
+from .pictures import PictureWriter
 from .progress import RunProgress
+from .reconstructions import ReconstructionLogger, RunLogger
+from .record import RunRecord
 from .scores import ScoreWriter
 from .table import MetricsTable
+from .throughput import ThroughputMonitor
 from .trajectory import TrajectoryLogger
+from .wandb_run import WandbRun
 
-__all__ = ["MetricsTable", "PictureGrid", "RunProgress", "ScoreWriter", "TrajectoryLogger"]
+__all__ = [
+    "MetricsTable",
+    "PictureWriter",
+    "ReconstructionLogger",
+    "ReportPage",
+    "RunLogger",
+    "RunProgress",
+    "RunRecord",
+    "ScoreWriter",
+    "ThroughputMonitor",
+    "TrajectoryLogger",
+    "WandbRun",
+]

@@ -27,12 +27,15 @@ from .backbones import Backbone
 from .callbacks import (
     MetricsTable,
     PictureWriter,
+    ReconstructionLogger,
     ReportPage,
+    RunLogger,
     RunProgress,
     RunRecord,
     ScoreWriter,
     ThroughputMonitor,
     TrajectoryLogger,
+    WandbRun,
 )
 from .config import config_name, config_names, construction_errors, find_config, settings_of, unknown, with_bases
 from .diffusion.guidance import Guidance
@@ -50,7 +53,7 @@ BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": Lightni
 def main(args: list[str] | None = None) -> None:
     """Run a test as the command line says."""
     with one_line_errors():
-        cli = command_line(CLI, args, callbacks=[])
+        cli = command_line(CLI, args, callbacks=[RunLogger()])
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
         left_out = sum(cli.model.left_out.values())
         if left_out and cli.trainer.is_global_zero:  # another rank's exit status would have the whole run killed
@@ -162,6 +165,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ThroughputMonitor, "throughput")
         parser.add_lightning_class_args(MetricsTable, "table")
         parser.add_lightning_class_args(ReportPage, "page")
+        parser.add_lightning_class_args(ReconstructionLogger, "reconstructions")
 
     def before_instantiate_classes(self) -> None:
         resume = self.config.pop("resume", None)
@@ -194,7 +198,7 @@ class CLI(LightningCLI):
         begun = run.read_record(self.folder).get("config")
         if begun is None:
             begun = yaml.safe_load(saved_config(self.folder).read_text())
-        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        settings = self.settings()
         if why := run.changed(begun, settings):
             raise InputError(f"run {self.folder} cannot go on: {why}; leave it as it was, or begin another run")
         if settings["trainer"]["limit_test_batches"] is not None:
@@ -202,6 +206,10 @@ class CLI(LightningCLI):
                 f"run {self.folder} cannot go on: which images trainer.limit_test_batches leaves depends on what was done before; "
                 "data.limit can be resumed"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """All of them, as in a saved config."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def instantiate_classes(self) -> None:
         with construction_errors():
@@ -220,6 +228,9 @@ class CLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ScoreWriter):
                 callback.resume = self.resumed
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.attach(self.folder, self.settings(), run.read_record(self.folder).get("wandb_run"))
         return trainer
 
 

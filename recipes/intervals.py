@@ -4,38 +4,24 @@ For each out-of-distribution set of a run: AUROC of the score less AUROC of the 
 interval of a paired bootstrap over images (1,000 samples).
 """
 
-import csv
 import sys
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from diffguard_pl.metrics import auroc
+from diffguard_pl.bootstrap import intervals, replicates
+from diffguard_pl.metrics import result_rows
+from diffguard_pl.scores import read, table
 
 
-def main(run: Path, score: str) -> None:
-    generator = np.random.default_rng(0)
-    with (run / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    sets = {
-        name: torch.tensor([[float(row[score]), float(row["msp"])] for row in rows if row["dataset"] == name], dtype=torch.float64)
-        for name in dict.fromkeys(row["dataset"] for row in rows)
-    }
-    ind_name = next(iter(sets))
-    ind = sets.pop(ind_name)
-
-    def lead(a: torch.Tensor, b: torch.Tensor) -> float:
-        return 100 * (auroc(a[:, 0], b[:, 0]) - auroc(a[:, 1], b[:, 1]))
-
-    for name, ood in sets.items():
-        samples = [
-            lead(ind[generator.integers(len(ind), size=len(ind))], ood[generator.integers(len(ood), size=len(ood))])
-            for _ in range(1000)
-        ]
-        low, high = np.percentile(samples, [2.5, 97.5])
-        print(f"{name}: {score} less msp {lead(ind, ood):+.2f}, 95 % interval {low:.2f} to {high:.2f}")
+def main(run: str, score: str) -> None:
+    scores = table(*read(run))
+    drawn = replicates(scores)  # of all scores on the same draws
+    figures = {(row.group, row.dataset, row.score): row.figures for row in result_rows(scores)}
+    for group, dataset, name in figures:
+        if name == score:
+            lead = figures[group, dataset, score].auroc - figures[group, dataset, "msp"].auroc
+            low, high = intervals(drawn[group, dataset, score] - drawn[group, dataset, "msp"])["auroc"]
+            of = f"{group} ({dataset})"
+            print(f"{of}: {score} less msp {100 * lead:+.2f}, 95 % interval {100 * low:.2f} to {100 * high:.2f}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], sys.argv[2])

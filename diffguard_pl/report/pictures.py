@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..files import replacing
+
 INK, PAPER, FAINT = (28, 28, 30), (255, 255, 255), (120, 120, 124)
 
 
@@ -18,16 +20,12 @@ class Picture:
     """One image and what became of it.
 
     Attributes:
-        images: uint8 [3, H, W] each: input, the unguided reconstruction if there is one, reconstruction.
+        images: input, the unguided reconstruction if there is one, reconstruction.
         caption: the classifier's label and the score.
-        score: the headline score.
-        chance: a number that decides who is among the random ones.
     """
 
-    images: list[Tensor]
+    images: list[Image.Image]
     caption: str
-    score: float
-    chance: float
 
 
 def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, path: Path, cell: int = 72) -> None:
@@ -72,12 +70,12 @@ def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, p
             for i, picture in enumerate(strip):
                 x = margin + label + i * tile
                 pen.text((x, y), picture.caption, INK, font=font)
-                for image in [*map(_to_image, picture.images), _difference(*picture.images[-2:])]:
+                for image in [*picture.images, difference(*picture.images[-2:])]:
                     canvas.paste(_fit(image, cell), (x, y + 18))
                     x += cell + gap
             y += row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, format="png")
 
 
 @dataclass
@@ -111,8 +109,8 @@ def draw_strips(strips: Mapping[str, Sequence[Frame]], title: str, path: Path, c
             pen.text((x, y), frame.caption, INK, font=font)
             canvas.paste(_fit(_to_image(frame.image), cell), (x, y + 18))
         y += cell + 30
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, format="png")
 
 
 def _fit(image: Image.Image, cell: int) -> Image.Image:
@@ -123,10 +121,10 @@ def _to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
-def _difference(a: Tensor, b: Tensor) -> Image.Image:
+def difference(a: Image.Image, b: Image.Image) -> Image.Image:
     """|a - b|, mean over channels, black (0) to bright yellow (1)."""
-    share = (a.float() - b.float()).abs().mean(0) / 255
-    return Image.fromarray((matplotlib.colormaps["inferno"](share.numpy())[..., :3] * 255).astype(np.uint8))
+    share = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean(axis=-1) / 255
+    return Image.fromarray((matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8))
 
 
 def to_uint8(images: Tensor) -> Tensor:

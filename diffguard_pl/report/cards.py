@@ -1,0 +1,155 @@
+"""The gallery of the page: which kept pictures it shows, on which side of the threshold each image is, and how far."""
+
+import base64
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from .gallery import gallery, load
+from .pictures import difference
+from .results import Results
+
+BUDGET = 8_000_000
+"""Bytes of all pictures in the page, in base64."""
+SIDE, SMALL = 224, 64
+"""Pixels of a picture in the page, at most; below so many, pixels are shown as squares."""
+ORDER = ("input", "reconstruction", "unguided", "difference", "mask")
+
+
+@dataclass
+class Cards:
+    """What the gallery shows.
+
+    Attributes:
+        cards: an entry for each image, the most confusing one of each set first.
+        kept: how many images have pictures in the folder of the run.
+    """
+
+    cards: list[dict[str, Any]]
+    kept: int
+
+
+def threshold(ind: np.ndarray) -> float:
+    """The highest one that at least 95 % of in-distribution scores [n] reach; NaN of none."""
+    ind = np.sort(ind[~np.isnan(ind)])
+    count = len(ind)
+    rejected = (c for c in range(int(0.05 * count) + 1, -1, -1) if (count - c) / count >= 0.95) if count else iter(())
+    return next((float(ind[c]) for c in rejected), float("nan"))
+
+
+def confusion(values: np.ndarray, is_ind: np.ndarray, ind: np.ndarray) -> np.ndarray:
+    """How far on the wrong side of the 95 % threshold scores [N] are: 0 at it, 1 as far as can be, below 0 on the right side.
+
+    It is measured in ranks among the in-distribution scores ``ind``, as a share of all ranks on that side. ``is_ind`` [N]: which
+    scores are of in-distribution images.
+    """
+    ind = np.sort(ind[~np.isnan(ind)])
+    if len(ind) == 0:
+        return np.full(len(values), np.nan)
+    cut = np.searchsorted(ind, threshold(ind), "left")
+    above = (np.searchsorted(ind, values, "left") - cut).astype(float)  # ranks above the threshold
+    accepted = values >= threshold(ind)
+    # a side, however near: an image at the threshold is on one of them too
+    share = np.where(accepted, np.maximum(above / max(len(ind) - cut, 1), 1e-4), np.minimum(above / max(cut, 1), -1e-4))
+    return np.where(np.isnan(values), np.nan, np.where(is_ind, -share, share))
+
+
+def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
+    """Where the pictures of each image are, by data set and index; what is no kept picture is passed over."""
+    found = {}
+    for path in gallery(run):
+        try:
+            with Image.open(path) as strip:
+                found[strip.info["dataset"], int(strip.info["index"])] = path
+        except (OSError, KeyError, ValueError):
+            continue
+    return found
+
+
+def chance(dataset: str, index: int) -> float:
+    """A number in [0, 1) that decides who is among the random ones, the same each time."""
+    return random.Random(f"{dataset}/{index}").random()
+
+
+def cards(results: Results, budget: int = BUDGET) -> Cards:
+    """Pictures until the budget is used up: the most confusing of each set in turn, by the headline score, then the next ones."""
+    scored = results.frame[results.frame["error"].isna()].reset_index(drop=True)
+    paths = kept_pictures(results.folder)
+    is_ind = (scored["dataset"] == results.header.datasets[0]).to_numpy()
+    ind = results.table.of(0)
+    confusing = np.stack(
+        [confusion(results.table.values[:, k], is_ind, ind[:, k]) for k in range(len(results.header.scores))], axis=1
+    )
+    chosen, left = [], budget
+    there = scored[[pair in paths for pair in zip(scored["dataset"], scored["index"], strict=True)]]
+    for i in _in_turn(there, confusing[:, 0], results.header.datasets):
+        line = scored.loc[i]
+        panels = _panels(paths[line["dataset"], line["index"]])
+        size = sum(len(uri) for uri in panels["pictures"].values()) if panels else 0
+        if panels and size > left:
+            break
+        if panels:
+            left -= size
+            chosen.append(panels | _about(line, results, confusing[i]))
+    return Cards(chosen, len(there))
+
+
+def class_name(results: Results, label: Any) -> str | None:
+    """What a label is called; None for one that is not known."""
+    if pd.isna(label) or label < 0:
+        return None
+    names = results.class_names
+    return names[int(label)].partition(",")[0] if names and int(label) < len(names) else str(int(label))
+
+
+def _in_turn(there: pd.DataFrame, confusing: np.ndarray, datasets: list[str]) -> Iterator[int]:
+    """Row numbers: the most confusing of each set, then the second ones."""
+    of_sets = []
+    for dataset in datasets:
+        rows = there.index[there["dataset"] == dataset].to_numpy()
+        of_sets.append(rows[np.argsort(-np.nan_to_num(confusing[rows], nan=-2.0), kind="stable")].tolist())
+    return (i for i in chain.from_iterable(zip_longest(*of_sets)) if i is not None)
+
+
+def _about(line: pd.Series, results: Results, confusing: np.ndarray) -> dict[str, Any]:
+    return {
+        "dataset": line["dataset"],
+        "index": int(line["index"]),
+        "path": line["path"] or "",
+        "label": class_name(results, line["label"]),
+        "prediction": class_name(results, line["prediction"]),
+        "reconstructed_as": class_name(results, line["reconstructed_as"]),
+        "stop_index": None if pd.isna(line["stop_index"]) else int(line["stop_index"]),
+        "seconds": line["seconds"],
+        "values": [float(line[name]) for name in results.header.scores],
+        "confusion": [round(float(value), 4) for value in confusing],
+    }
+
+
+def _panels(path: Path) -> dict[str, Any] | None:
+    """Pictures as data URIs by name; None where they cannot be read."""
+    try:
+        found = load(path).panels
+        reference = found["unguided"] if "unguided" in found else found["input"]
+        found["difference"] = difference(reference, found["reconstruction"])
+    except (OSError, KeyError, ValueError):
+        return None
+    small = found["input"].width < SMALL
+    pictures = {name: _data_uri(found[name], lossless=small or name == "mask") for name in ORDER if name in found}
+    return {"pictures": pictures, "small": small}
+
+
+def _data_uri(image: Image.Image, lossless: bool) -> str:
+    if image.width > SIDE:
+        image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="webp", lossless=lossless, quality=74, method=3)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
