@@ -6,6 +6,7 @@ the noisy picture x_t itself, and on the clean picture x0hat that the diffusion 
 
 import csv
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -21,6 +22,8 @@ from .detector import DiffGuard
 from .diffusion.ddim import Level, predict_x0
 from .diffusion.guidance import crop_sequence
 from .errors import InputError
+from .files import replacing
+from .run import CONFIG
 from .test import CLI, LEFT_OUT, command_line, one_line_errors
 
 VARIANTS = {"x_t": "$x_t$", "x_t_cutouts": "$x_t$, cutouts", "x0hat": "$\\hat{x}_0$", "x0hat_cutouts": "$\\hat{x}_0$, cutouts"}
@@ -143,6 +146,8 @@ def main(args: list[str] | None = None) -> None:
         if any(value != value for point in module.points for value in point.accuracy.values()):
             raise InputError(f"{dataset} has no labels: accuracy cannot be told")
         folder = cli.trainer.default_root_dir
+        with replacing(Path(folder) / CONFIG) as unfinished:
+            unfinished.write_text(cli.parser.dump(cli.config, skip_none=False))
         write(module.points, f"{folder}/analysis.csv")
         draw(module.points, dataset, f"{folder}/analysis.png")
         print(f"accuracy: {folder}/analysis.csv\n    plot: {folder}/analysis.png")

@@ -355,6 +355,7 @@ def run(monkeypatch, *args: str) -> None:
 
 
 def test_broken_images_are_recorded_counted_and_left_out_and_the_exit_says_so(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as exit_:
         run(monkeypatch, "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "run"))
     assert exit_.value.code == 3
