@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
@@ -24,14 +23,16 @@ from diffguard_pl.errors import InputError
 from diffguard_pl.metrics import ScoreTable
 from diffguard_pl.module import DiffGuardModule
 from diffguard_pl.report.gallery import Kept, gallery, load, picture_path
+from diffguard_pl.report.pictures import difference
+from diffguard_pl.report.plots import roc
 
 from .pictures import class_names
 from .wandb_run import WandbRun
 
 FILES = ("config.yaml", "run.json", "metrics.csv")
 """Of a run's folder, besides the scores, in the artifact."""
-POINTS, BINS, SIDE = 400, 60, 64
-"""Of a ROC curve at most; of a histogram; pixels of a picture at least."""
+BINS, SIDE = 60, 64
+"""Of a histogram; pixels of a picture at least."""
 
 
 class ReconstructionLogger(pl.Callback):
@@ -137,18 +138,12 @@ def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, K
 def _examined(row: pd.Series, names: list[str] | None, kept: Kept) -> Examined:
     panels = dict(kept.panels)
     mask = panels.pop("mask", None)
-    panels["difference"] = _difference(*list(panels.values())[-2:])
+    panels["difference"] = difference(*list(panels.values())[-2:])
     if mask is not None:
         panels["mask"] = mask
     labels = {name: int(row[name]) for name in ("label", "prediction", "reconstructed_as") if not pd.isna(row[name])}
     words = {name: names[i] if names and 0 <= i < len(names) else str(i) if i >= 0 else "" for name, i in labels.items()}
     return Examined(row, {name: _enlarged(panel) for name, panel in panels.items()}, words)
-
-
-def _difference(a: Image.Image, b: Image.Image) -> Image.Image:
-    """|a - b|, mean over channels, black (0) to bright yellow (1)."""
-    share = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean(axis=-1) / 255
-    return Image.fromarray((matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8))
 
 
 def _enlarged(panel: Image.Image) -> Image.Image:
@@ -204,6 +199,10 @@ def _log_wandb(logger: WandbLogger, pl_module: DiffGuardModule) -> None:
     run.summary.update(headline_figures(pl_module))
     assert table is not None
     run.log({name: wandb.Plotly(figure) for name, figure in plots(table).items()})
+    with _staging(logger):
+        trajectories = [wandb.Image(str(path), caption=path.stem) for path in _trajectories(folder)]
+        if trajectories:
+            run.log({"trajectories": trajectories})
     artifact = wandb.Artifact(f"scores-{run.id}", type="scores", metadata={"datasets": table.datasets, "scores": table.scores})
     with _staging(logger):
         if scores.parts(folder):
@@ -223,9 +222,16 @@ def _log_tensorboard(logger: TensorBoardLogger, pl_module: DiffGuardModule) -> N
             values = table.of(d)[:, k]
             if np.isfinite(values).any():
                 logger.experiment.add_histogram(f"scores_{score}/{dataset}", values[np.isfinite(values)])
-    if (path := pl_module.run_folder / "plots.png").exists():
-        with Image.open(path) as picture:
-            logger.experiment.add_image("plots", np.asarray(picture.convert("RGB")), dataformats="HWC")
+    pictures = {f"trajectories/{path.stem}": path for path in _trajectories(pl_module.run_folder)}
+    for tag, path in ({"plots": pl_module.run_folder / "plots.png"} | pictures).items():
+        if path.exists():
+            with Image.open(path) as picture:
+                logger.experiment.add_image(tag, np.asarray(picture.convert("RGB")), dataformats="HWC")
+
+
+def _trajectories(run: Path) -> list[Path]:
+    """The strips that ``TrajectoryLogger`` has drawn."""
+    return sorted((run / "trajectories").glob("*.png"))
 
 
 def plots(table: ScoreTable) -> dict[str, Any]:
@@ -234,7 +240,7 @@ def plots(table: ScoreTable) -> dict[str, Any]:
 
     found = {}
     for d, dataset in enumerate(table.datasets[1:], 1):
-        curves = {score: _roc(table.of(0)[:, k], table.of(d)[:, k]) for k, score in enumerate(table.scores)}
+        curves = {score: roc(table.of(0)[:, k], table.of(d)[:, k]) for k, score in enumerate(table.scores)}
         figure = go.Figure([go.Scatter(x=x, y=y, name=score, mode="lines") for score, (x, y) in curves.items()])
         found[f"roc/{dataset}"] = figure.update_layout(
             title=f"{table.datasets[0]} against {dataset}",
@@ -254,16 +260,6 @@ def plots(table: ScoreTable) -> dict[str, Any]:
             barmode="overlay", bargap=0, xaxis_title=f"{score} (higher = more in-distribution)", yaxis_title="share of the set"
         )
     return found
-
-
-def _roc(ind: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of out-of-distribution and of in-distribution scores at or above each threshold, at most ``POINTS`` of these."""
-    ind, ood = np.sort(ind[~np.isnan(ind)]), np.sort(ood[~np.isnan(ood)])
-    thresholds = np.unique(np.concatenate([ind, ood]))[::-1]
-    if len(thresholds) > POINTS:
-        thresholds = thresholds[np.linspace(0, len(thresholds) - 1, POINTS).round().astype(int)]
-    shares = [(len(s) - np.searchsorted(s, thresholds, "left")) / max(len(s), 1) for s in (ood, ind)]
-    return np.insert(shares[0], 0, 0.0), np.insert(shares[1], 0, 0.0)
 
 
 @contextmanager

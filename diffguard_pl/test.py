@@ -5,13 +5,14 @@ given as ``--section.setting value``, ``--print_config`` shows them all.
 """
 
 import inspect
+import itertools
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from jsonargparse import SUPPRESS, ActionConfigFile
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from . import datamodules, run  # noqa: F401  datamodules: so that a config may name its classes without their package
 from .backbones import Backbone
@@ -143,6 +145,16 @@ def saved_config(folder: str) -> Path:
     return path
 
 
+def claimed(folder: str) -> str:
+    """Make a folder that nobody else has: a run that began in the same second may have that name already."""
+    for number in itertools.count(1):
+        name = folder if number == 1 else f"{folder}-{number}"
+        with suppress(FileExistsError):
+            Path(name).mkdir(parents=True)
+            return name
+    raise AssertionError
+
+
 class CLI(LightningCLI):
     """One run: a module, a data module, a trainer, and the callbacks that write its results."""
 
@@ -176,6 +188,7 @@ class CLI(LightningCLI):
 
     def choose_folder(self, resume: str | None) -> tuple[str, bool]:
         """Where the run goes, and whether it has begun there: told by --resume, or by itself in a requeued SLURM job."""
+        self.own_folder = False
         given = self.config.trainer.default_root_dir
         if resume is not None:
             if given is not None and Path(given).resolve() != Path(resume).resolve():
@@ -186,12 +199,11 @@ class CLI(LightningCLI):
         job = run.slurm_job()
         if given is not None:
             return given, job is not None and run.read_record(given).get("sessions", [{}])[-1].get("slurm_job") == job
-        if job is None:
-            return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}", False
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
+        if job is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
             for folder in sorted(Path(self.run_folder).glob(f"*_job{job}")):
                 return str(folder), (folder / run.RECORD).exists()
-        return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}_job{job}", False
+        self.own_folder = True
+        return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_job{job}" if job else ""), False
 
     def check_resumed(self) -> None:
         """Raise an `InputError` where scores would not be those that the run began with."""
@@ -216,6 +228,8 @@ class CLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.own_folder and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.folder = claimed(self.folder)
         self.config_init.trainer.default_root_dir = self.folder  # not in self.config: what is saved can be run again elsewhere
         if not self.resumed and parts(Path(self.folder)):
             raise InputError(

@@ -1,5 +1,6 @@
 """The command, as a newcomer types it."""
 
+import contextlib
 import csv
 import os
 import re
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
 from diffguard_pl.config import config_names, find_config
-from diffguard_pl.test import main
+from diffguard_pl.test import claimed, main
 
 QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
 
@@ -45,6 +46,8 @@ def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tm
     assert saved["data"]["init_args"]["limit"] == 12
     assert "48/48" in done.stdout
     assert "images/s" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["report:", str(folder.relative_to(tmp_path) / "report.html")]
+    assert not set("\x1b\r\b") & set(done.stdout + done.stderr)  # in the log file of a job
 
 
 def test_two_devices_give_the_table_of_one(tmp_path):
@@ -60,6 +63,36 @@ def test_two_devices_give_the_table_of_one(tmp_path):
         tables.append({tuple(row[:3]): float(row[3]) for row in list(csv.reader((folder / "metrics.csv").open()))[1:]})
     for one, two in (tables[0::2], tables[1::2]):
         assert two == pytest.approx(one, abs=1e-3)
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(tmp_path):
+    done = run(*QUICK, "--progress.every", "0", "--page.enabled", "false", "--model.steps", "5", cwd=tmp_path)
+    lines = [line for line in done.stdout.splitlines() if "images/s" in line]
+    told = [re.fullmatch(r"(?:\w+: )?(\d+)/48 images, [\d.]+ images/s, \d+:\d\d left", line) for line in lines]
+    assert [int(found[1]) for found in told if found] == [8, 12, 20, 24, 32, 36, 44, 48, 48]
+    assert lines[2].startswith("digits_4_9: ")
+
+
+def test_progress_in_a_terminal_is_a_bar(tmp_path):
+    import pty
+
+    own, theirs = pty.openpty()
+    command = [sys.executable, "-m", "diffguard_pl.test", *QUICK, "--page.enabled", "false", "--model.steps", "5"]
+    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm-256color"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while chunk := os.read(own, 4096):
+                said += chunk
+    assert process.returncode == 0, said.decode()
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", said.decode())
+    assert re.search(r"letters .*━.* 48/48 .*images/s, 0:00 left", text)
+
+
+def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path):
+    names = [claimed(str(tmp_path / "runs" / "now")) for _ in range(3)]
+    assert [Path(name).name for name in names] == ["now", "now-2", "now-3"]
 
 
 def test_later_configs_and_the_command_line_override(tmp_path):

@@ -235,12 +235,16 @@ def test_a_requeued_job_with_a_folder_of_its_own_choice(begin, broken_off, undis
 # ------------------------------------------------------------------------------------------------------------------ disks
 
 
-def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays_good(begin, undisturbed, tmp_path):
+def test_a_full_or_read_only_disk_is_told_in_one_line_and_what_was_written_stays_good(begin, undisturbed, tmp_path):
     room = tmp_path / "small"
     room.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", room], capture_output=True).returncode:
         pytest.skip("a small disk of its own needs root")
     try:
+        subprocess.run(["mount", "-o", "remount,ro", room], check=True)
+        assert finished(begin(room, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 1
+        assert "error: run/run.json: could not be written (Read-only file system); what was" in log(room).read_text()
+        subprocess.run(["mount", "-o", "remount,rw", room], check=True)
         assert finished(begin(room, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 1
         (said,) = [line for line in log(room).read_text().splitlines() if "No space left" in line]
         assert re.fullmatch(r"error: run/\S+: could not be written \(No space left on device\); what .* --resume .*", said)

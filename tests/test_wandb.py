@@ -21,7 +21,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError, sweep
-from diffguard_pl.callbacks import PictureWriter, ReconstructionLogger, RunLogger, ScoreWriter, WandbRun
+from diffguard_pl.callbacks import PictureWriter, ReconstructionLogger, RunLogger, ScoreWriter, TrajectoryLogger, WandbRun
 from diffguard_pl.config import load_data
 from diffguard_pl.report.gallery import gallery
 
@@ -53,7 +53,7 @@ def run(folder: Path, logger: object, settings: dict, count: int = 4) -> pl.Trai
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("model: {steps: 4}\n")
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    callbacks = [PictureWriter(3), ScoreWriter(), RunLogger(), ReconstructionLogger(count)]
+    callbacks = [PictureWriter(3), TrajectoryLogger(1, 2), ScoreWriter(), RunLogger(), ReconstructionLogger(count)]
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=logger, callbacks=callbacks, default_root_dir=folder, **quiet)
     module = DiffGuardModule(steps=4, discrepancies=["l2"], **settings)
     trainer.test(module, load_data(["digits_ldm"], ["--data.limit=6"]), verbose=False)
@@ -148,6 +148,10 @@ def test_an_offline_run_holds_figures_pictures_plots_config_and_scores(settings,
         assert row["mask"]["masks"]["guidance"]["path"] in entries["run_table"]
         assert row["reconstructed_as"] in "01235678"
         assert (row["label"] == "") == (row["dataset"] != "digits")
+
+    assert logged["trajectories/captions"] == ["digits_0", "digits_4_9_0", "letters_0", "photos_0"]
+    strip = piece / "files" / logged["trajectories/filenames"][0]
+    assert Image.open(strip).width > 400
 
     roc = json.loads((piece / "files" / logged["roc/photos/path"]).read_text())
     assert [curve["name"] for curve in roc["data"]] == ["l2", "msp", "max_logit", "energy"]
@@ -313,6 +317,7 @@ def test_tensorboard_gets_figures_histograms_and_pictures(settings, tmp_path):
     tags = found.Reload().Tags()
     assert {"near/auroc", "mean/fpr95", "photos/l2/auroc"} <= set(tags["scalars"])
     assert "scores_l2/photos" in tags["histograms"]
+    assert "trajectories/photos_0" in tags["images"]
     shown = [tag for tag in tags["images"] if tag.startswith("photos/")]
     assert len(shown) == 2
     (picture,) = found.Images(shown[0])
