@@ -26,7 +26,7 @@ def main(args: list[str] | None = None) -> None:
         "--out", type=Path, default=Path("comparison.html"), help="page of the comparison; its table goes beside it"
     )
     given = parser.parse_args(args)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a log is wide enough for the tables
     try:
         runs = [read_results(folder) for folder in given.run]
         for run in runs:

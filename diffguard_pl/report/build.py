@@ -17,7 +17,7 @@ SHOWN = 6
 
 
 def build(results: Results) -> list[Path]:
-    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``plots.png`` and ``report.html``; the paths, in that order.
+    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``plots.png``, ``report.html``; the paths in that order.
 
     Raises:
         InputError: a file could not be written.

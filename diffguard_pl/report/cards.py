@@ -45,21 +45,27 @@ def threshold(ind: np.ndarray) -> float:
     return next((float(ind[c]) for c in rejected), float("nan"))
 
 
-def confusion(values: np.ndarray, is_ind: np.ndarray, ind: np.ndarray) -> np.ndarray:
-    """How far on the wrong side of the 95 % threshold scores [N] are: 0 at it, 1 as far as can be, below 0 on the right side.
+def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
+    """How confusing the scores of images [N] are, from -1 to 1; above 0 for those that the 95 % threshold puts on the wrong side.
 
-    It is measured in ranks among the in-distribution scores ``ind``, as a share of all ranks on that side. ``is_ind`` [N]: which
-    scores are of in-distribution images.
+    On the wrong side it is the share of the other kind that an image outdoes: of in-distribution images that look no more
+    in-distribution than it, if it is an out-of-distribution one, or the reverse. On the right side, that less 1.
+
+    Args:
+        values: higher = more in-distribution; NaN has no side, and gives NaN.
+        is_ind: which are of in-distribution images.
     """
-    ind = np.sort(ind[~np.isnan(ind)])
-    if len(ind) == 0:
+    cut = threshold(values[is_ind])
+    ind, ood = (np.sort(of[~np.isnan(of)]) for of in (values[is_ind], values[~is_ind]))
+    if len(ind) == 0 or len(ood) == 0:
         return np.full(len(values), np.nan)
-    cut = np.searchsorted(ind, threshold(ind), "left")
-    above = (np.searchsorted(ind, values, "left") - cut).astype(float)  # ranks above the threshold
-    accepted = values >= threshold(ind)
-    # a side, however near: an image at the threshold is on one of them too
-    share = np.where(accepted, np.maximum(above / max(len(ind) - cut, 1), 1e-4), np.minimum(above / max(cut, 1), -1e-4))
-    return np.where(np.isnan(values), np.nan, np.where(is_ind, -share, share))
+    outdone = np.where(
+        is_ind, 1 - np.searchsorted(ood, values, "left") / len(ood), np.searchsorted(ind, values, "right") / len(ind)
+    )
+    missed = is_ind != (values >= cut)
+    # never 0, so that the side can be told
+    share = np.where(missed, np.maximum(outdone, 1e-4), np.minimum(outdone - 1, -1e-4))
+    return np.where(np.isnan(values), np.nan, share)
 
 
 def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
@@ -84,10 +90,7 @@ def cards(results: Results, budget: int = BUDGET) -> Cards:
     scored = results.frame[results.frame["error"].isna()].reset_index(drop=True)
     paths = kept_pictures(results.folder)
     is_ind = (scored["dataset"] == results.header.datasets[0]).to_numpy()
-    ind = results.table.of(0)
-    confusing = np.stack(
-        [confusion(results.table.values[:, k], is_ind, ind[:, k]) for k in range(len(results.header.scores))], axis=1
-    )
+    confusing = np.stack([confusion(of_score, is_ind) for of_score in results.table.values.T], axis=1)
     chosen, left = [], budget
     there = scored[[pair in paths for pair in zip(scored["dataset"], scored["index"], strict=True)]]
     for i in _in_turn(there, confusing[:, 0], results.header.datasets):

@@ -81,13 +81,13 @@ function layout(x, y, more = {}) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12.5, color: colour("soft") },
-    margin: { l: 52, r: 10, t: 8, b: 44 },
+    margin: { l: 52, r: 10, t: 34, b: 44 },
     hovermode: "closest",
     hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("ink") } },
-    legend: { orientation: "h", y: -0.2, x: 0, font: { color: colour("ink") } },
+    legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: colour("ink") } },
     ...more,
-    xaxis: { ...axis, title: { text: x }, ...more.xaxis },
-    yaxis: { ...axis, title: { text: y }, ...more.yaxis },
+    xaxis: { ...axis, title: { text: x, font: { size: 12.5 }, standoff: 10 }, ...more.xaxis },
+    yaxis: { ...axis, title: { text: y, font: { size: 12.5 }, standoff: 8 }, ...more.yaxis },
   };
 }
 
@@ -147,7 +147,7 @@ function drawRun() {
   const cut = data.thresholds[k];
   const line = { type: "line", x0: cut, x1: cut, y0: 0, y1: 1, yref: "paper", line: { color: colour("ink"), width: 1, dash: "dash" } };
   plot("plot-histogram", sets.map((set) => outline(edges, shares[set.d], set.name, set.colour)),
-    layout(`${plain(score)} (higher = more in-distribution)`, "share of the set", { shapes: cut === null ? [] : [line], yaxis: { tickformat: ".0%", rangemode: "tozero" } }));
+    layout(`${plain(score)} (higher = more in-distribution)`, "share of the set", { shapes: cut === null ? [] : [line], yaxis: by("plot-axis").value === "log" ? { type: "log", range: [-4, 0.02], tickvals: [0.0001, 0.001, 0.01, 0.1, 1], ticktext: ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"] } : { tickformat: ".0%", rangemode: "tozero" } }));
 
   by("figure-scatter").hidden = !withMsp;
   if (withMsp) {
@@ -216,7 +216,7 @@ function description(card) {
 }
 
 function picture(card, name) {
-  return make("img", { src: card.pictures[name], alt: name, className: card.small ? "small" : "", decoding: "async", loading: "lazy" });
+  return make("img", { src: card.pictures[name], alt: name, className: card.small ? "small" : "", decoding: "async" });
 }
 
 function cardOf(card, place) {

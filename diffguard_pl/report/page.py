@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,9 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     if not math.isnan(results.accuracy):
         facts["Classifier"] = f"{100 * results.accuracy:.2f} % right on {results.header.datasets[0]}"
     if first.get("began"):
-        facts["Begun"] = str(first["began"]).replace("T", " ") + (f", {len(sessions)} sessions" if len(sessions) > 1 else "")
+        facts["Begun"] = _time(first["began"]) + (f", {len(sessions)} sessions" if len(sessions) > 1 else "")
     if last.get("ended"):
-        facts["Ended"] = str(last["ended"]).replace("T", " ")
+        facts["Ended"] = _time(last["ended"])
     if machine := _machine(last):
         facts["Machine"] = machine
     if command := first.get("command"):
@@ -204,7 +205,7 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
     stages = {name: float(s) for name, s in (speed.get("stages") or {}).items() if isinstance(s, int | float)}
     total = sum(stages.values())
     return {
-        "began": str(session.get("began") or "").replace("T", " "),
+        "began": _time(session.get("began") or ""),
         "machine": _machine(session),
         "images": session.get("images", speed.get("images")),
         "images_per_second": speed.get("images_per_second"),
@@ -229,13 +230,13 @@ def _curves(runs: Sequence[Results], line: Compared) -> list[dict[str, Any]] | N
 
 
 def _floors(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Where the scale of the small intervals of a figure begins and ends, in whole tenths."""
+    """Where the scale of the small intervals of a figure begins and ends, in steps of 2 %."""
     scales = {}
     for name in FIGURES:
         values = [v for row in rows for v in (getattr(row.figures, name), *row.intervals.get(name, ())) if not math.isnan(v)]
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        low, high = math.floor(low * 10) / 10, math.ceil(high * 10) / 10
-        scales[name] = (low, high if high > low else low + 0.1)
+        low, high = math.floor(low * 50) / 50, math.ceil(high * 50) / 50
+        scales[name] = (low, high if high > low else low + 0.02)
     return scales
 
 
@@ -246,6 +247,14 @@ def _span(row: Row, name: str, scale: tuple[float, float]) -> dict[str, float] |
         return None
     low, high, at = (round(100 * (v - scale[0]) / (scale[1] - scale[0]), 2) for v in (*interval, value))
     return {"low": low, "width": round(high - low, 2), "at": at}
+
+
+def _time(iso: Any) -> str:
+    """To the minute, in the time zone that it is given in."""
+    try:
+        return datetime.fromisoformat(str(iso)).strftime("%-d %B %Y, %H:%M %Z")
+    except ValueError:
+        return str(iso)
 
 
 def _percent(share: float | None, signed: bool = False) -> str:
