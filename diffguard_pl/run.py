@@ -129,7 +129,9 @@ def slurm_job() -> str | None:
 
 def command() -> list[str]:
     """How this process was started."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0])
+    started = ["python", "-m", f"diffguard_pl.{program.stem}"] if program.parent == Path(__file__).parent else [program.name]
+    return [*started, *sys.argv[1:]]
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,8 @@ The first four held-out 4s and 9s of `load_digits`, and the first four test digi
 
 from pathlib import Path
 
+from torchvision.transforms.v2.functional import to_pil_image
+
 import diffguard_pl
 from diffguard_pl.datamodules.digits import CLASSES, digits, held_out
 from diffguard_pl.report.pictures import Picture, draw_grid, to_uint8
@@ -15,8 +17,11 @@ COUNT = 4
 def strip(detector: diffguard_pl.DiffGuard, images) -> list[Picture]:
     found = detector(images)
     score = found.scores[detector.discrepancies.names[0]]
-    shown = zip(to_uint8(images), to_uint8(found.reconstructions), found.labels, score, strict=True)
-    return [Picture([a, b], f"taken for a {CLASSES[label]}   {float(s):.3f}", float(s), 0) for a, b, label, s in shown]
+    pairs = [
+        [to_pil_image(image) for image in pair] for pair in zip(to_uint8(images), to_uint8(found.reconstructions), strict=True)
+    ]
+    captions = [f"taken for a {CLASSES[label]}   {float(s):.3f}" for label, s in zip(found.labels, score, strict=True)]
+    return [Picture(pair, caption) for pair, caption in zip(pairs, captions, strict=True)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,9 @@ def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tm
     assert Image.open(folder / "pictures.png").width > 600
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["data"]["init_args"]["limit"] == 12
+    command = json.loads((folder / "run.json").read_text())["sessions"][0]["command"]
+    assert command[:3] == ["python", "-m", "diffguard_pl.test"]
+    assert "--data.limit" in command
     assert "48/48" in done.stdout
     assert "images/s" in done.stdout
     assert done.stdout.splitlines()[-1].split() == ["report:", str(folder.relative_to(tmp_path) / "report.html")]
