@@ -146,6 +146,7 @@ class OODMetrics(Metric):
     higher_is_better = None
     values: list[Tensor]
     members: list[Tensor]
+    indices: list[Tensor]
 
     def __init__(self, scores: list[str], datasets: list[str], groups: dict[str, str] | None = None):
         super().__init__()
@@ -156,9 +157,17 @@ class OODMetrics(Metric):
         self.table: ScoreTable | None = None
         self.add_state("values", [], dist_reduce_fx="cat")
         self.add_state("members", [], dist_reduce_fx="cat")
+        self.add_state("indices", [], dist_reduce_fx="cat")
 
-    def update(self, values: Tensor, members: Tensor) -> None:
-        """Scores [N, K], and the data set [N] that each image is of: 0 for the in-distribution one."""
+    def update(self, values: Tensor, members: Tensor, indices: Tensor | None = None) -> None:
+        """Count images.
+
+        Args:
+            values: scores [N, K].
+            members: [N] the data set of each image: 0 for the in-distribution one.
+            indices: [N] of each image in its set, so that ``table`` has one order however the images were shared out; none: as
+                they come.
+        """
         if values.ndim != 2 or values.shape[1] != len(self.scores) or members.shape != values.shape[:1]:
             raise InputError(
                 f"scores are {list(values.shape)} of data sets {list(members.shape)}; expected [N, {len(self.scores)}] and [N]"
@@ -166,15 +175,17 @@ class OODMetrics(Metric):
         exact = torch.float32 if values.device.type == "mps" else torch.float64
         self.values.append(values.detach().to(exact))
         self.members.append(members.detach())
+        self.indices.append(torch.zeros_like(members) if indices is None else indices.detach().to(members))
 
     def compute(self) -> list[Row]:
         """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a
         set is empty.
 
-        Leaves the gathered scores in ``table``, and in ``sizes`` how many images of each set there were.
+        Leaves the gathered scores in ``table``, set by set, and in ``sizes`` how many images of each set there were.
         """
-        values, members = dim_zero_cat(self.values), dim_zero_cat(self.members)
-        self.table = ScoreTable(self.scores, self.datasets, self.groups, values.cpu().double().numpy(), members.cpu().numpy())
+        values, members, indices = (dim_zero_cat(of).cpu().numpy() for of in (self.values, self.members, self.indices))
+        order = np.lexsort((indices, members))
+        self.table = ScoreTable(self.scores, self.datasets, self.groups, values[order].astype(np.float64), members[order])
         self.sizes = sizes(self.table)
         return result_rows(self.table)
 

@@ -79,9 +79,8 @@ class DiffGuardModule(pl.LightningModule):
         groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
         self.metrics = OODMetrics(self.score_names, self.datasets, groups).to(self.device)
         # so that a rank without images has something to gather
-        self.metrics.update(
-            torch.zeros(0, len(self.score_names), device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
-        )
+        nothing = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.metrics.update(torch.zeros(0, len(self.score_names), device=self.device), nothing, nothing)
         self.accuracy = MeanMetric().to(self.device)
         self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False).to(
             self.device
@@ -101,7 +100,8 @@ class DiffGuardModule(pl.LightningModule):
         for d, name in enumerate(self.datasets):
             of_set = scored[scored["dataset"] == name]
             values = torch.tensor(of_set[self.score_names].to_numpy("float64"), device=self.device)
-            self.metrics.update(values, torch.full((len(of_set),), d, device=self.device))
+            indices = torch.tensor(of_set["index"].to_numpy("int64"), device=self.device)
+            self.metrics.update(values, torch.full_like(indices, d), indices)
             self.unreadable[str(d)].update(int((earlier["dataset"] == name).sum()) - len(of_set))
             known = of_set[of_set["label"] >= 0]
             if d == 0 and len(known):
@@ -129,7 +129,8 @@ class DiffGuardModule(pl.LightningModule):
 
         scores |= yardsticks(prediction.view.logits)
         values = torch.stack([scores[name] for name in self.score_names], dim=1)
-        self.metrics.update(values, torch.full((len(images),), dataloader_idx, device=self.device))
+        indices = torch.as_tensor(batch["index"], device=self.device)
+        self.metrics.update(values, torch.full_like(indices, dataloader_idx), indices)
         if dataloader_idx == 0:
             known = batch["label"] >= 0
             if (batch["label"] >= self.detector.classifier.num_classes).any():

@@ -120,6 +120,19 @@ def test_a_run_without_in_distribution_scores_or_with_one_set_is_refused():
         OODMetrics(["a"], ["digits"])
 
 
+def test_the_table_has_one_order_however_the_images_were_shared_out():
+    values, members, indices = torch.randn(30, 2).double(), torch.arange(30) % 3, torch.arange(30)
+    tables = []
+    for shares in ([slice(None)], [slice(1, None, 2), slice(0, None, 2)]):
+        metric = OODMetrics(["a", "b"], ["ind", "near", "far"])
+        for share in shares:
+            metric.update(values[share], members[share], indices[share])
+        metric.compute()
+        tables.append(metric.table)
+    assert (tables[0].values == tables[1].values).all()
+    assert (tables[0].of(1) == values[members == 1].numpy()).all()
+
+
 def _one_rank(rank: int, world_size: int, meeting: str, values: torch.Tensor, members: torch.Tensor, expected: Figures) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
     metric = OODMetrics(["a"], ["ind", "ood"])
