@@ -6,12 +6,14 @@ from .progress import RunProgress
 from .reconstructions import ReconstructionLogger, RunLogger
 from .record import RunRecord
 from .scores import ScoreWriter
+from .stop import GracefulStop
 from .table import MetricsTable
 from .throughput import ThroughputMonitor
 from .trajectory import TrajectoryLogger
 from .wandb_run import WandbRun
 
 __all__ = [
+    "GracefulStop",
     "MetricsTable",
     "PictureWriter",
     "ReconstructionLogger",

@@ -78,7 +78,7 @@ class PictureWriter(pl.Callback):
                 keep(pl_module.run_folder, Kept(dataset, chosen.index, {name: part[i] for name, part in panels.items()}))
         self._remove(pl_module, dataset, set(before) - set(self.kept[dataset]))
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         """The best of all ranks."""
         if self.count == 0 or trainer.world_size == 1:
             return

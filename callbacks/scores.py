@@ -83,7 +83,7 @@ class ScoreWriter(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         self._flush()
-        trainer.strategy.barrier()
+        pl_module.wait_for_others()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: DiffGuardModule, exception: BaseException) -> None:
         try:

@@ -44,6 +44,7 @@ class ThroughputMonitor(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         totals = self.totals(pl_module)
+        pl_module.wait_for_others()
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, totals)

@@ -23,6 +23,7 @@ from .diffusion.ddim import Level, predict_x0
 from .diffusion.guidance import crop_sequence
 from .errors import InputError
 from .files import replacing
+from .owner import releasing
 from .run import CONFIG
 from .test import CLI, LEFT_OUT, command_line, one_line_errors
 
@@ -132,7 +133,7 @@ class AnalyzeCLI(CLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run the analysis as the command line says."""
-    with one_line_errors():
+    with one_line_errors(), releasing():
         cli = command_line(AnalyzeCLI, args, callbacks=[RunProgress()], run_kind="analyze")
         module = AnalysisModule(cli.model.detector, cli.config_init.analysis, cli.datamodule)
         cli.trainer.test(module, verbose=False)

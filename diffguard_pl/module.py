@@ -1,8 +1,10 @@
 """The evaluation module: classify, invert, reconstruct, compare, one image after the other."""
 
 import random
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from .bootstrap import with_intervals
 from .classifier import yardsticks
 from .detector import Detection, DiffGuard
 from .diffusion.ddim import Callback as StepCallback
+from .diffusion.ddim import Step
 from .errors import InputError, choose
 from .metrics import OODMetrics, Row
 from .stopwatch import Stopwatch
@@ -55,6 +58,8 @@ class DiffGuardModule(pl.LightningModule):
         self.left_out: dict[str, int] = {}
         self.on_step: dict[str, StepCallback] = {}
         """Called after each step of ``inversion`` and ``denoising``, for callbacks that watch."""
+        self.between_steps: list[Callable[[], None]] = []
+        """Called between any two steps and while this rank waits for others, for callbacks that may have to end the run."""
 
     @property
     def score_names(self) -> list[str]:
@@ -63,6 +68,15 @@ class DiffGuardModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Nothing: all weights are frozen and come from their own checkpoints, so that a checkpoint of a test weighs nothing."""
+        destination = kwargs.get("destination")
+        return {} if destination is None else destination
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Nothing is kept, so nothing is missing."""
+        return super().load_state_dict(state_dict, strict=strict and bool(state_dict), assign=assign)
 
     def go_on_from(self, earlier: pd.DataFrame) -> None:
         """Count these results of the same run, as :func:`~diffguard_pl.scores.read` gives them, and compute only the others."""
@@ -85,6 +99,9 @@ class DiffGuardModule(pl.LightningModule):
         self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False).to(
             self.device
         )
+        self.others: Any = None
+        if self.trainer.world_size > 1:
+            self.others = torch.distributed.new_group(timeout=timedelta(days=30), backend="gloo")
         self.arrived = [0] * len(self.datasets)
         self.usable = [0] * len(self.datasets)
         self.first_reason = ""
@@ -120,9 +137,9 @@ class DiffGuardModule(pl.LightningModule):
 
         prediction = self.detector.classify(images, self._oracle_labels(batch, dataloader_idx))
         self.stopwatch.lap("classify")
-        inversion = self.detector.invert(images, prediction, self.on_step.get("inversion"))
+        inversion = self.detector.invert(images, prediction, self._after_step("inversion"))
         self.stopwatch.lap("invert")
-        reconstruction = self.detector.reconstruct(inversion, prediction, self.on_step.get("denoising"))
+        reconstruction = self.detector.reconstruct(inversion, prediction, self._after_step("denoising"))
         self.stopwatch.lap("reconstruct")
         scores = self.detector.compare(images, prediction, reconstruction)
         self.stopwatch.lap("compare")
@@ -142,7 +159,34 @@ class DiffGuardModule(pl.LightningModule):
         )
         return {"batch": batch, "dataset": dataset, "detection": detection}
 
+    def _after_step(self, way: str) -> StepCallback:
+        watch = self.on_step.get(way)
+
+        def after(step: Step) -> None:
+            for check in self.between_steps:
+                check()
+            if watch:
+                watch(step)
+
+        return after
+
+    def wait_for_others(self) -> None:
+        """Until all ranks are here, for as long as that takes; a collective operation would give up on a slow one, and be deaf to
+        signals."""
+        if self.others is None:
+            return
+        work = torch.distributed.barrier(group=self.others, async_op=True)
+        try:
+            while not work.is_completed():
+                for check in self.between_steps:
+                    check()
+                time.sleep(0.02)
+            work.wait()
+        except RuntimeError as error:
+            raise InputError("another rank is gone; what was written is kept, and --resume goes on with the run") from error
+
     def on_test_epoch_end(self) -> None:
+        self.wait_for_others()
         self.rows = self.metrics.compute()
         if self.global_rank == 0 and self.metrics.table is not None:
             self.rows = with_intervals(self.rows, self.metrics.table)

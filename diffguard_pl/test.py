@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any, NoReturn
 
 import yaml
@@ -27,6 +28,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from . import datamodules, run  # noqa: F401  datamodules: so that a config may name its classes without their package
 from .backbones import Backbone
 from .callbacks import (
+    GracefulStop,
     MetricsTable,
     PictureWriter,
     ReconstructionLogger,
@@ -43,7 +45,9 @@ from .config import config_name, config_names, construction_errors, find_config,
 from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
+from .owner import claim, releasing
 from .scores import parts
+from .stop import WARNINGS, Stop, StopRequested, requeue
 
 DEFAULT_CONFIG = "digits_ldm"
 LEFT_OUT = 3
@@ -54,13 +58,35 @@ BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": Lightni
 
 def main(args: list[str] | None = None) -> None:
     """Run a test as the command line says."""
-    with one_line_errors():
-        cli = command_line(CLI, args, callbacks=[RunLogger()])
-        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    with one_line_errors(), releasing(), Stop().listening() as stop:
+        folder = ""
+        try:
+            cli = command_line(CLI, args, callbacks=[RunLogger(), GracefulStop(stop)])
+            folder = cli.folder
+            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+        except StopRequested as stopped:
+            end(stopped, folder)
         left_out = sum(cli.model.left_out.values())
         if left_out and cli.trainer.is_global_zero:  # another rank's exit status would have the whole run killed
             print(f"{left_out} images could not be used; the column error of the scores says why", file=sys.stderr)
             sys.exit(LEFT_OUT)
+
+
+def end(stopped: StopRequested, folder: str) -> NoReturn:
+    """Say how to go on, have a SLURM job that was warned put back into the queue, and end with the status of the signal."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        sys.exit()  # another status would have the first rank killed while it writes
+    print(f"stopped by {stopped}; python -m diffguard_pl.test --resume {folder or 'RUN_DIR'} goes on", file=sys.stderr, flush=True)
+    if stopped.signum in WARNINGS:
+        try:
+            if job := requeue():
+                print(f"SLURM job {job} is in the queue again, and goes on by itself", file=sys.stderr, flush=True)
+        except (OSError, SubprocessError) as error:
+            said = getattr(error, "stderr", None) or error
+            print(
+                f"the SLURM job could not be put into the queue again: {' '.join(str(said).split())}", file=sys.stderr, flush=True
+            )
+    sys.exit(128 + stopped.signum)
 
 
 @contextmanager
@@ -84,6 +110,9 @@ def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Call
     # Lightning starts the processes of other devices with sys.argv
     sys.argv[1:], run_name = with_config_paths(sys.argv[1:] if args is None else args)
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*|.*sync_dist=True.*")
+    warnings.filterwarnings(
+        "ignore", r"\s*.*(skip_none|instantiate_classes|add_instantiator).* deprecated"
+    )  # jsonargparse 4.40 needs
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     kind.run_folder = "/".join(filter(None, ["runs", run_kind, run_name]))
     return kind(
@@ -145,7 +174,7 @@ def saved_config(folder: str) -> Path:
     return path
 
 
-def claimed(folder: str) -> str:
+def unused(folder: str) -> str:
     """Make a folder that nobody else has: a run that began in the same second may have that name already."""
     for number in itertools.count(1):
         name = folder if number == 1 else f"{folder}-{number}"
@@ -229,7 +258,9 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.own_folder and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self.folder = claimed(self.folder)
+            self.folder = unused(self.folder)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            claim(self.folder)
         self.config_init.trainer.default_root_dir = self.folder  # not in self.config: what is saved can be run again elsewhere
         if not self.resumed and parts(Path(self.folder)):
             raise InputError(

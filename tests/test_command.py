@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
 from diffguard_pl.config import config_names, find_config
-from diffguard_pl.test import claimed, main
+from diffguard_pl.test import main, unused
 
 QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
 
@@ -95,7 +95,7 @@ def test_progress_in_a_terminal_is_a_bar(tmp_path):
 
 
 def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path):
-    names = [claimed(str(tmp_path / "runs" / "now")) for _ in range(3)]
+    names = [unused(str(tmp_path / "runs" / "now")) for _ in range(3)]
     assert [Path(name).name for name in names] == ["now", "now-2", "now-3"]
 
 

@@ -243,7 +243,7 @@ def test_a_full_or_read_only_disk_is_told_in_one_line_and_what_was_written_stays
     try:
         subprocess.run(["mount", "-o", "remount,ro", room], check=True)
         assert finished(begin(room, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 1
-        assert "error: run/run.json: could not be written (Read-only file system); what was" in log(room).read_text()
+        assert "error: run folder run: could not be written (Read-only file system); what was" in log(room).read_text()
         subprocess.run(["mount", "-o", "remount,rw", room], check=True)
         assert finished(begin(room, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 1
         (said,) = [line for line in log(room).read_text().splitlines() if "No space left" in line]
