@@ -1,5 +1,6 @@
 """Pictures on disk."""
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class PictureWriter(pl.Callback):
         self.kept = {}
         if pl_module.earlier is None or not trainer.is_global_zero:
             return
-        headline = pl_module.earlier[["dataset", "index", pl_module.score_names[0]]].dropna()
+        headline = pl_module.earlier.loc[pl_module.earlier["error"].isna(), ["dataset", "index", pl_module.score_names[0]]]
         scores = {(dataset, index): score for dataset, index, score in headline.itertuples(index=False)}
         for path in gallery(pl_module.run_folder):
             try:
@@ -60,17 +61,17 @@ class PictureWriter(pl.Callback):
             except (OSError, KeyError, ValueError):
                 path.unlink(missing_ok=True)
                 continue
-            self.kept.setdefault(found.dataset, []).append(_chosen(found.dataset, found.index, score))
+            self.kept.setdefault(found.dataset, []).append(chosen_for(found.dataset, found.index, score))
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
         dataset, detection, batch = outputs["dataset"], outputs["detection"], outputs["batch"]
         if self.count == 0 or detection is None:
             return
         scores = detection.scores[pl_module.score_names[0]].tolist()
-        new = [_chosen(dataset, index, score) for index, score in zip(batch["index"].tolist(), scores, strict=True)]
+        new = [chosen_for(dataset, index, score) for index, score in zip(batch["index"].tolist(), scores, strict=True)]
         places = {chosen: i for i, chosen in enumerate(new)}
         before = self.kept.get(dataset, [])
-        self.kept[dataset] = self._best([*before, *new])
+        self.kept[dataset] = self.best([*before, *new])
         made = [chosen for chosen in self.kept[dataset] if chosen in places]
         if made:
             panels = _panels(pl_module, batch["image"], detection, [places[chosen] for chosen in made])
@@ -86,13 +87,16 @@ class PictureWriter(pl.Callback):
         torch.distributed.all_gather_object(gathered, self.kept)
         for dataset in pl_module.datasets if trainer.is_global_zero else ():
             of_all = [chosen for kept in gathered for chosen in kept.get(dataset, [])]
-            self.kept[dataset] = self._best(of_all)
+            self.kept[dataset] = self.best(of_all)
             self._remove(pl_module, dataset, set(of_all) - set(self.kept[dataset]))
 
-    def _best(self, images: list[Chosen]) -> list[Chosen]:
-        by_score = sorted(images, key=lambda chosen: (chosen.score, chosen.chance))
+    def best(self, images: list[Chosen]) -> list[Chosen]:
+        """Which of the images of a set are kept."""
+        scored = [chosen for chosen in images if not math.isnan(chosen.score)]
+        by_score = sorted(scored, key=lambda chosen: (chosen.score, chosen.chance))
         by_chance = sorted(images, key=lambda chosen: chosen.chance)
-        return list(dict.fromkeys([*by_score[: self.count], *by_score[-self.count :], *by_chance[: self.count]]))
+        count = self.count
+        return list(dict.fromkeys([*by_score[:count], *by_score[-count:], *by_chance[:count]])) if count else []
 
     @staticmethod
     def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Chosen]) -> None:
@@ -100,7 +104,8 @@ class PictureWriter(pl.Callback):
             picture_path(pl_module.run_folder, dataset, chosen.index).unlink(missing_ok=True)
 
 
-def _chosen(dataset: str, index: int, score: float) -> Chosen:
+def chosen_for(dataset: str, index: int, score: float) -> Chosen:
+    """An image, to be compared with others of its set; its chance is always the same."""
     return Chosen(index, score, random.Random(f"{dataset}/{index}").random())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
@@ -39,7 +40,9 @@ class RunProgress(ProgressBar):
         sizes = [_size(loader, batches) for loader, batches in zip(loaders.values(), trainer.num_test_batches, strict=True)]
         self.total = None if None in sizes else sum(size or 0 for size in sizes)
         self.images, self.began = 0, time.monotonic()
-        self.told = self.began
+        self.told, self.dataset = self.began, ""
+        checks: Any = getattr(pl_module, "between_steps", [])
+        checks.append(self._tick)
         self.ranks = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         console = Console()
         if console.is_terminal:
@@ -49,8 +52,10 @@ class RunProgress(ProgressBar):
             self.bar.start()
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.counting:
+            self.dataset = pl_module.datasets[dataloader_idx]
         if self.bar:
-            self.bar.update(self.task, description=pl_module.datasets[dataloader_idx], refresh=True)
+            self.bar.update(self.task, description=escape(self.dataset), refresh=True)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -60,8 +65,7 @@ class RunProgress(ProgressBar):
         self.images += len(outputs["batch"]["image"]) + len(outputs["batch"]["broken"])
         if self.bar:
             self.bar.update(self.task, completed=self.images, rate=self._rate(), refresh=True)
-        elif time.monotonic() - self.told >= self.every:
-            self._tell(f"{pl_module.datasets[dataloader_idx]}: ")
+        self._tick()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.counting and not self.bar:
@@ -70,6 +74,11 @@ class RunProgress(ProgressBar):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._stop()
+
+    def _tick(self) -> None:
+        """A line if it is time, in the middle of a batch, too: it may take minutes."""
+        if not self.bar and time.monotonic() - self.told >= self.every:
+            self._tell(f"{self.dataset}: ")
 
     def _tell(self, before: str) -> None:
         if self.total == 0:

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffguard_pl.diffusion.ddim import Callback, Step
 from diffguard_pl.errors import InputError
 from diffguard_pl.module import DiffGuardModule
+from diffguard_pl.report.gallery import folder_name
 from diffguard_pl.report.pictures import Frame, draw_strips, to_uint8
 
 from .pictures import class_names
@@ -31,7 +32,7 @@ class TrajectoryLogger(pl.Callback):
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        size = len(batch["image"] if isinstance(batch, dict) else batch[0])
+        self.size = size = len(batch["image"] if isinstance(batch, dict) else batch[0])
         self.images = min(size, self.count - self.drawn.get(dataloader_idx, 0)) if trainer.is_global_zero else 0
         self.drawn[dataloader_idx] = self.drawn.get(dataloader_idx, 0) + self.images
         self.frames: dict[str, dict[int, list[Frame]]] = {"inversion": {}, "denoising": {}}
@@ -39,6 +40,9 @@ class TrajectoryLogger(pl.Callback):
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
         batch, detection = outputs["batch"], outputs["detection"]
+        pl_module.on_step = {}
+        if detection is None or len(batch["image"]) != self.size:
+            return  # some of the batch had results before, so its rows are others
         names = class_names(trainer, pl_module)
         size = len(batch["image"])
         for i in range(self.images):
@@ -53,8 +57,7 @@ class TrajectoryLogger(pl.Callback):
             }
             dataset, index = outputs["dataset"], int(batch["index"][i])
             title = f"{dataset} {index}, reconstructed as {names[label] if names else label}"
-            draw_strips(strips, title, pl_module.run_folder / "trajectories" / f"{dataset}_{index}.png")
-        pl_module.on_step = {}
+            draw_strips(strips, title, pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png")
 
     def _keep(self, pl_module: DiffGuardModule, way: str, size: int) -> Callback:
         """Keeps pictures of the chosen images' rows; denoising has unguided rows too, after those of all ``size`` images."""

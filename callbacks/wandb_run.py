@@ -69,6 +69,7 @@ class WandbRun(WandbLogger):
         )
         self.mode, self.timeouts = mode, {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
         self._online = False
+        self._gone = False
 
     def attach(self, folder: str | Path, config: Mapping[str, Any] | None = None, run_id: str | None = None) -> None:
         """Make this the record of the run in a folder; before the experiment is first used.
@@ -96,7 +97,13 @@ class WandbRun(WandbLogger):
     def experiment(self) -> Any:
         """The ``wandb.Run``; begun where there is none yet."""
         if self._experiment is None:
-            self._begin()
+            import wandb
+
+            try:
+                self._begin()
+            except (wandb.Error, ValueError) as error:  # settings and variables that it does not take
+                reason = str(error) if isinstance(error, InputError) else "trainer.logger: " + " ".join(str(error).split())[:300]
+                raise InputError(reason) from error
         return self._experiment
 
     @rank_zero_only
@@ -108,11 +115,25 @@ class WandbRun(WandbLogger):
             self._say_offline(reason)
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """A run outlives W&B's own process."""
+        if self._gone:
+            return
+        try:
+            super().log_metrics(dict(metrics), step)
+        except Exception as error:  # of many kinds
+            self._gone = True
+            _say(f"not all is logged: {' '.join(str(error).split())[:160] or type(error).__name__}; the run goes on without")
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Upload what is left, for so long as ``finish_timeout`` allows; wandb's files are complete when the process has ended."""
-        super().finalize(status)
-        if self._experiment is not None and not self._finish(0 if status == "success" else 1):
-            self._say_offline("not all could be uploaded")
+        try:
+            super().finalize(status)
+            if self._experiment is not None and not self._finish(0 if status == "success" else 1):
+                self._say_offline("not all could be uploaded")
+        except Exception as error:  # of many kinds
+            _say(f"could not end its run: {' '.join(str(error).split())[:160] or type(error).__name__}")
 
     def _finish(self, exit_code: int) -> bool:
         """End the piece of the run that is under way; whether all of it could be uploaded in time."""

@@ -37,19 +37,20 @@ def spread(data: Dataset, limit: int | None) -> Dataset:
     return Subset(data, [i * size // limit for i in range(limit)])
 
 
-def batches(data: Dataset, size: int, trainer: Any, done: Collection[int] = ()) -> list[list[int]]:
+def batches(data: Dataset, size: int, trainer: Any, done: Collection[int] = (), shard: tuple[int, int] = (0, 1)) -> list[list[int]]:
     """This rank's images, by their places in ``data``, in batches: every image on exactly one rank, none twice (Lightning's own
-    sampler repeats some to pad).
+    sampler repeats some to pad). Shards and ranks take every n-th image: neighbours cost alike, so that all are done together.
 
     Args:
         data: what :func:`spread` gives.
         size: images a batch.
         trainer: that knows rank and number of ranks; none: one rank.
         done: indices of images to leave out.
+        shard: which part of the images, and of how many.
 
     A rank without images gets one empty batch: Lightning calls no hook on a rank that has no batches, and the others wait for it.
     """
     indices: Sequence[int] = data.indices if isinstance(data, Subset) else range(len(data))  # type: ignore[arg-type]
-    pending = [place for place, index in enumerate(indices) if index not in done]
+    pending = [place for place in range(len(indices))[shard[0] :: shard[1]] if indices[place] not in done]
     mine = pending if trainer is None else pending[trainer.global_rank :: trainer.world_size]
     return [mine[i : i + size] for i in range(0, len(mine), size)] or [[]]

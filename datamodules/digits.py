@@ -58,6 +58,8 @@ class DigitsDataModule(LightningDataModule):
         self.batch_size, self.split, self.limit, self.num_workers = batch_size, split, limit, num_workers
         self.done: dict[str, set[int]] = {}
         """Indices, by data set, of images that a run that is resumed has scored before."""
+        self.shard = (0, 1)
+        """Which part of each set this run computes, and of how many."""
 
     @property
     def groups(self) -> dict[str, str]:
@@ -75,7 +77,7 @@ class DigitsDataModule(LightningDataModule):
         return {
             name: DataLoader(
                 data,
-                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ())),
+                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard),
                 collate_fn=collate,
                 num_workers=self.num_workers,
             )

@@ -1,5 +1,6 @@
 """One in-distribution set against any number of out-of-distribution sets, from wherever they come."""
 
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from diffguard_pl.scores import IND
 
 from .base import batches, spread
 from .reading import Prepared, collate, standard_transform
+from .sources import ImageFiles
 
 
 class OODDataModule(LightningDataModule):
@@ -82,6 +84,18 @@ class OODDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.limit, self.on_error = batch_size, num_workers, limit, on_error
         self.done: dict[str, set[int]] = {}
         """Indices, by data set, of images that a run that is resumed has scored before."""
+        self.shard = (0, 1)
+        """Which part of each set this run computes, and of how many."""
+
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Of each set how many images it has and, where it is a list of files, the SHA-256 of their paths and classes."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, source in self.sources.items():
+            found[name] = {"images": len(source)}  # type: ignore[arg-type]
+            if isinstance(source, ImageFiles):
+                lines = "\n".join(f"{entry.path} {entry.label}" for entry in source.entries)
+                found[name]["sha256"] = sha256(lines.encode(errors="surrogateescape")).hexdigest()
+        return found
 
     def datasets(self) -> dict[str, Dataset]:
         """What is run, by name; items are dicts with ``image`` (or ``error``), ``label``, ``index`` and ``path``."""
@@ -94,7 +108,7 @@ class OODDataModule(LightningDataModule):
         return {
             name: DataLoader(
                 data,
-                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ())),
+                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard),
                 num_workers=self.num_workers,
                 collate_fn=collate,
                 pin_memory=torch.cuda.is_available(),

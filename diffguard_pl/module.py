@@ -91,6 +91,7 @@ class DiffGuardModule(pl.LightningModule):
             )
         self.datasets = list(loaders)
         groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
+        _check_names(self.datasets, groups)
         self.metrics = OODMetrics(self.score_names, self.datasets, groups).to(self.device)
         # so that a rank without images has something to gather
         nothing = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -251,6 +252,16 @@ class DiffGuardModule(pl.LightningModule):
             return batch["label"]
         drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"]]
         return torch.tensor(drawn, device=self.device)
+
+
+def _check_names(datasets: list[str], groups: dict[str, str]) -> None:
+    """Raise an `InputError` where figures of a set and of a group would have one name."""
+    of_group = [groups.get(name, name) for name in datasets[1:]]
+    for name, group in zip(datasets[1:], of_group, strict=True):
+        others = of_group.count(name) - (group == name)
+        if name == "mean" or others:
+            what = "the mean over a group" if name == "mean" else "a group of sets"
+            raise InputError(f"data set {name!r}: so is {what} called; give it another name")
 
 
 def _without(batch: dict[str, Any], done: set[int]) -> dict[str, Any]:

@@ -92,16 +92,20 @@ def versions() -> dict[str, str]:
 
 def revisions() -> dict[str, str]:
     """Git revisions of this package and of the working directory, where they are checkouts; ``+`` after one with changes."""
-    folders = {"diffguard_pl": Path(__file__).parent, "working_directory": Path.cwd()}
-    return {name: revision for name, folder in folders.items() if (revision := _revision(folder))}
+    places = {"diffguard_pl": Path(__file__), "working_directory": Path.cwd()}
+    return {name: revision for name, place in places.items() if (revision := _revision(place))}
 
 
-def _revision(folder: Path) -> str | None:
+def _revision(place: Path) -> str | None:
+    folder = place if place.is_dir() else place.parent
+
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
+        if place.is_file():
+            git("ls-files", "--error-unmatch", place.name)  # it may be installed somewhere below another project
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -153,7 +157,9 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     data = json.loads(json.dumps(config.get("data")))
     for name in FREE:
         (data.get("init_args") or {}).pop(name, None)
-    return _flat({"model": config.get("model"), "data": data, "trainer": {name: trainer.get(name) for name in TRAINER}})
+    rest: dict[str, Any] = {"trainer": {name: trainer.get(name) for name in TRAINER}}
+    rest |= {name: config.get(name) for name in ("shard", "seed_everything")}
+    return _flat({"model": config.get("model"), "data": data} | rest)
 
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:

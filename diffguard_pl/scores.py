@@ -135,6 +135,7 @@ def read(run: str | Path, columns: Sequence[str] | None = None, only: Sequence[P
             tables.append(parquet.ParquetFile(file).read(columns=names))
     frame = pa.concat_tables(tables).to_pandas()
     if {"dataset", "index"} <= set(names):
+        frame = frame.drop_duplicates(["dataset", "index"])  # a rank that outlived its killed run for some seconds makes some
         order = frame["dataset"].map({name: d for d, name in enumerate(described.datasets)})
         frame = frame.assign(_order=order).sort_values(["_order", "index"], kind="stable").drop(columns="_order")
     return frame.reset_index(drop=True), described

@@ -9,6 +9,7 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from rich.table import Table
 
 from .config import find_config, read
 from .errors import InputError
+from .run import read_record
 from .scores import parts
 
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
@@ -131,8 +134,10 @@ def command(sweep: Sweep, combination: Mapping[str, Any]) -> list[str]:
 
 def title(combination: Mapping[str, Any]) -> str:
     """A combination in words that can be the name of a folder."""
-    words = [f"{name.removeprefix('model.')}={json.dumps(value)}" for name, value in combination.items()]
-    return re.sub(r"[^\w.=,+-]", "", ",".join(words))[:200]
+    words = ",".join(f"{name.removeprefix('model.')}={json.dumps(value)}" for name, value in combination.items())
+    plain = re.sub(r"[^\w.=,+-]", "", words)[:200]
+    unlike = words.replace('"', "") != plain  # others may lose what tells them from this one
+    return plain + (f"-{sha256(words.encode()).hexdigest()[:8]}" if unlike else "")
 
 
 def run(sweep: Sweep, extra: list[str]) -> int:
@@ -146,7 +151,7 @@ def run(sweep: Sweep, extra: list[str]) -> int:
     for i, combination in enumerate(sweep.combinations, 1):
         place = folder / title(combination)
         said = f"[{i}/{len(sweep.combinations)}] {place.name}"
-        if (place / METRICS).exists():
+        if _finished(place):
             print(f"{said}: finished before", flush=True)
             continue
         log = folder / f"{place.name}.log"
@@ -158,7 +163,7 @@ def run(sweep: Sweep, extra: list[str]) -> int:
             status = subprocess.run(
                 words, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             ).returncode
-        if not (place / METRICS).exists():
+        if not _finished(place):
             failed += 1
             print(f"{said}: failed with status {status}: {_last_line(log)}", flush=True)
             continue
@@ -176,6 +181,11 @@ def _check_same(folder: Path, sweep: Sweep, extra: list[str]) -> None:
     if kept.exists() and kept.read_text() != mine and any(folder.glob(f"*/{METRICS}")):
         raise InputError(f"{folder} holds runs of another command or other arguments, see {kept}; rename or remove it")
     kept.write_text(mine)
+
+
+def _finished(run: Path) -> bool:
+    """Whether a run came to its end; a report of a part of it writes its table, too."""
+    return (run / METRICS).exists() and bool(read_record(run).get("sessions", [{}])[-1].get("ended"))
 
 
 def _last_line(log: Path) -> str:
@@ -199,9 +209,9 @@ def _figure(run: Path, metric: tuple[str, str, str]) -> float:
 
 
 def _print_results(folder: Path, sweep: Sweep) -> None:
-    found = [(c, folder / title(c)) for c in sweep.combinations if (folder / title(c) / METRICS).exists()]
+    found = [(c, folder / title(c)) for c in sweep.combinations if _finished(folder / title(c))]
     ranked = [(_figure(place, sweep.metric), combination, place) for combination, place in found]
-    ranked.sort(key=lambda result: -result[0] if sweep.maximize else result[0])
+    ranked.sort(key=lambda result: (math.isnan(result[0]), -result[0] if sweep.maximize else result[0]))
     table = Table(title=f"{sweep.name}: {'/'.join(sweep.metric)} in percent, the best first")
     for name in sweep.combinations[0]:
         table.add_column(name, justify="right")

@@ -174,6 +174,14 @@ def saved_config(folder: str) -> Path:
     return path
 
 
+def parsed_shard(shard: str) -> tuple[int, int]:
+    """``0/8`` -> 0, 8."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or int(found[1]) >= int(found[2]):
+        raise InputError(f"shard={shard}: expected I/N with I from 0 to N-1, such as 0/8")
+    return int(found[1]), int(found[2])
+
+
 def unused(folder: str) -> str:
     """Make a folder that nobody else has: a run that began in the same second may have that name already."""
     for number in itertools.count(1):
@@ -199,6 +207,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--resume", type=str | None, help="Folder of a run: compute what is missing of it, and nothing else.")
+        parser.add_argument("--shard", type=str | None, help="I/N, I from 0: every N-th image, from the I-th on (docs/cluster.md).")
         parser.add_lightning_class_args(RunProgress, "progress")
         parser.add_lightning_class_args(PictureWriter, "pictures")
         parser.add_lightning_class_args(TrajectoryLogger, "trajectory")
@@ -210,8 +219,11 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         resume = self.config.pop("resume", None)
+        if self.config.get("shard"):
+            parsed_shard(self.config.shard)
         self.config.base = None  # what is saved stands for itself
         self.folder, self.resumed = self.choose_folder(resume)
+        self.config.trainer.default_root_dir = None  # so that the saved config begins a run elsewhere
         if self.resumed:
             self.check_resumed()
 
@@ -255,6 +267,10 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with construction_errors():
             super().instantiate_classes()
+        if shard := self.config.get("shard"):
+            if not hasattr(self.datamodule, "shard"):
+                raise InputError(f"shard: {type(self.datamodule).__name__} cannot be shared out; it has no attribute shard")
+            self.datamodule.shard = parsed_shard(shard)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.own_folder and rank_zero_only.rank == 0:  # type: ignore[attr-defined]

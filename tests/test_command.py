@@ -1,7 +1,6 @@
 """The command, as a newcomer types it."""
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -52,21 +51,6 @@ def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tm
     assert "images/s" in done.stdout
     assert done.stdout.splitlines()[-1].split() == ["report:", str(folder.relative_to(tmp_path) / "report.html")]
     assert not set("\x1b\r\b") & set(done.stdout + done.stderr)  # in the log file of a job
-
-
-def test_two_devices_give_the_table_of_one(tmp_path):
-    tables = []
-    for devices in ("1", "2"):
-        folder = tmp_path / devices
-        done = run(*QUICK, "--data.limit", "7", "--trainer.devices", devices, "--trainer.accelerator", "cpu",
-                   "--trainer.default_root_dir", str(folder), cwd=tmp_path)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        scores = scores_of(folder)
-        tables.append({(row["dataset"], row["index"]): row["features"] for row in scores})
-        assert len(scores) == len(tables[-1]) == 28
-        tables.append({tuple(row[:3]): float(row[3]) for row in list(csv.reader((folder / "metrics.csv").open()))[1:]})
-    for one, two in (tables[0::2], tables[1::2]):
-        assert two == pytest.approx(one, abs=1e-3)
 
 
 def test_progress_in_a_log_file_is_a_line_now_and_then(tmp_path):

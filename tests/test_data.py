@@ -12,11 +12,13 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import scores_of
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms as v1
+from torchvision.datasets import FakeData
 
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
@@ -605,3 +607,27 @@ def test_a_set_of_fewer_images_than_devices(config, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = scores_of(tmp_path / "run")
     assert [(row["dataset"], row["index"]) for row in rows] == [("mine", 0), ("noise", 0), ("noise", 1), ("noise", 3)]
+
+
+def test_a_run_does_not_go_on_with_other_images(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.batch_size", "1", "--scores.every", "0", "--pictures.count", "0", "--page.enabled", "false"]
+    with pytest.raises(SystemExit):  # status 3, for the broken ones
+        main(["--config", str(config), *small, "--trainer.default_root_dir", "run"])
+    for part in sorted((tmp_path / "run" / "scores").glob("part-*"))[-9:]:
+        part.unlink()
+    layouts.save(tmp_path / "images", ["00.jpg"])
+    with pytest.raises(SystemExit, match=r"the images of folder are not those .* \(\d+ then, \d+ now\)"):
+        main(["--resume", "run", *small])
+
+
+@pytest.mark.parametrize(
+    ("ood", "said"),
+    [({"near": {"a", "b"}, "far": {"near"}}, "a group of sets"), ({"near": {"mean", "a"}}, "the mean over a group")],
+)
+def test_a_set_that_is_called_like_a_group_is_refused(ood, said, digits_ldm, tmp_path):
+    settings = {"classifier": digits_ldm.classifier, "backbone": digits_ldm.backbone, "guidance": digits_ldm.guidance}
+    data = OODDataModule({"mine": FakeData(1)}, {group: {name: FakeData(1) for name in sets} for group, sets in ood.items()}, 16)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError, match=f"so is {said} called"):
+        trainer.test(DiffGuardModule(**settings, steps=5, discrepancies=["l2"]), data, verbose=False)

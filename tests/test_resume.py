@@ -151,9 +151,16 @@ def test_a_finished_run_gives_its_table_again_whatever_the_number_of_devices(und
     assert (undisturbed / "metrics.csv").read_text() == table
 
 
+def test_the_config_of_a_run_begins_the_same_run_elsewhere(undisturbed, begin, tmp_path):
+    assert finished(begin(tmp_path, "--config", str(undisturbed / "config.yaml"))) == 0, log(tmp_path).read_text()
+    (folder,) = (tmp_path / "runs" / "config").iterdir()
+    assert (folder / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (["--seed_everything", "7"], r"seed_everything was 100 .* is 7 now"),
         (["--model.guidance.scale", "5"], r"model.guidance.init_args.scale was 3.0 when the run began and is 5.0 now"),
         (["--model.steps", "10"], r"model.steps was 5 .* is 10 now"),
         (["--model.discrepancies", "[l2]"], r"model.discrepancies was \[\"maps\""),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from diffguard_pl import DiffGuardModule, InputError, sweep
 from diffguard_pl.callbacks import PictureWriter, ReconstructionLogger, RunLogger, ScoreWriter, TrajectoryLogger, WandbRun
 from diffguard_pl.config import load_data
 from diffguard_pl.report.gallery import gallery
+from diffguard_pl.scores import read
 
 KEY = "a" * 40
 
@@ -345,6 +347,26 @@ def test_the_sample_is_the_same_each_time_and_of_both_kinds(settings, tmp_path):
     assert shown[:2] == [min(of_photos), max(of_photos)]
 
 
+def test_a_run_outlives_the_process_of_wandb(settings, tmp_path, monkeypatch, capsys):
+    def killing(self, trainer, pl_module):
+        monkeypatch.undo()
+        subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "-f", "wandb-core"], check=True)
+
+    monkeypatch.setattr(PictureWriter, "on_test_epoch_end", killing, raising=False)
+    run(tmp_path / "run", attached(tmp_path / "run"), settings)
+    assert "W&B: not all is logged: " in capsys.readouterr().err
+    assert len(read(tmp_path / "run")[0]) == 24
+    with suppress(Exception):
+        wandb.teardown()  # it misses its process, once
+
+
+@pytest.mark.parametrize("variable", ["WANDB_MODE=garbage", "WANDB_BASE_URL=foo", "WANDB_PROJECT=a/b"])
+def test_a_variable_that_wandb_does_not_take_is_answered_in_one_line(variable, tmp_path, monkeypatch):
+    monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(InputError, match=r"^trainer.logger: [^\n]*(mode|base_url|project)"):
+        attached(tmp_path / "run").experiment  # noqa: B018
+
+
 def test_the_shipped_sweep_runs_here_and_goes_on_where_it_stopped(tmp_path, capsys):
     from diffguard_pl.config import find_config
 
@@ -374,8 +396,22 @@ def test_the_shipped_sweep_runs_here_and_goes_on_where_it_stopped(tmp_path, caps
     said = capsys.readouterr().out
     assert said.count("finished before") == 2
     assert "mine: tuning/maps/auroc in percent, the best first" in said
+    reported = tmp_path / "runs" / "sweeps" / "mine" / "guidance.scale=3.0,steps=4"
+    record = json.loads((reported / "run.json").read_text())
+    del record["sessions"][-1]["ended"]  # a part of it has been reported on: it has a table, and is not finished
+    (reported / "run.json").write_text(json.dumps(record))
+    sweep.main(["mine.yaml", *quick])
+    assert capsys.readouterr().out.count("finished before") == 1
+    assert "ended" in json.loads((reported / "run.json").read_text())["sessions"][-1]
     with pytest.raises(SystemExit, match="holds runs of another command or other arguments"):
         sweep.main(["mine.yaml", "--data.limit", "7"])
+
+
+def test_names_of_runs_of_a_sweep_tell_them_apart():
+    pairs = [({"a": "x y"}, {"a": "xy"}), ({"a": "/w/a.pt"}, {"a": "/wa.pt"}), ({"a": "x" * 300 + "1"}, {"a": "x" * 300 + "2"})]
+    for one, other in pairs:
+        assert sweep.title(one) != sweep.title(other)
+    assert sweep.title({"model.guidance.scale": 3.0, "data.split": "tuning"}) == "guidance.scale=3.0,data.split=tuning"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ where guidance acted where there is one. Their names are in the file, so that it
 
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -31,9 +32,15 @@ class Kept:
     panels: dict[str, Image.Image]
 
 
+def folder_name(dataset: str) -> str:
+    """The name of a data set as that of a file or folder, and of no other set."""
+    plain = re.sub(r"[^\w.-]|^\.", "_", dataset)  # "..", too, would be another folder
+    return plain if plain == dataset else f"{plain}-{sha256(dataset.encode()).hexdigest()[:8]}"
+
+
 def picture_path(run: Path, dataset: str, index: int) -> Path:
     """Where the pictures of an image belong."""
-    return run / FOLDER / re.sub(r"[^\w.-]", "_", dataset) / f"{index}.png"
+    return run / FOLDER / folder_name(dataset) / f"{index}.png"
 
 
 def keep(run: Path, kept: Kept) -> None:
