@@ -133,6 +133,7 @@ class OODMetrics(Metric):
         scores: names of the scores, K of them.
         datasets: names of the data sets, the in-distribution one first.
         groups: group of each out-of-distribution set, such as near and far; a set without one has its name.
+        first_rank: make the table on the first rank alone; the others get an empty one, and their time.
 
     Example:
         >>> metric = OODMetrics(["msp"], ["cifar10", "svhn"])
@@ -148,11 +149,12 @@ class OODMetrics(Metric):
     members: list[Tensor]
     indices: list[Tensor]
 
-    def __init__(self, scores: list[str], datasets: list[str], groups: dict[str, str] | None = None):
+    def __init__(self, scores: list[str], datasets: list[str], groups: dict[str, str] | None = None, first_rank: bool = False):
         super().__init__()
         if len(datasets) < 2:
             raise InputError(f"data sets {datasets}: expected an in-distribution one and at least one other")
         self.scores, self.datasets, self.groups = scores, datasets, groups or {}
+        self.first_rank = first_rank
         self.sizes: dict[str, int] = {}
         self.table: ScoreTable | None = None
         self.add_state("values", [], dist_reduce_fx="cat")
@@ -183,6 +185,8 @@ class OODMetrics(Metric):
 
         Leaves the gathered scores in ``table``, set by set, and in ``sizes`` how many images of each set there were.
         """
+        if self.first_rank and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+            return []
         values, members, indices = (dim_zero_cat(of).cpu().numpy() for of in (self.values, self.members, self.indices))
         order = np.lexsort((indices, members))
         self.table = ScoreTable(self.scores, self.datasets, self.groups, values[order].astype(np.float64), members[order])

@@ -92,7 +92,7 @@ class DiffGuardModule(pl.LightningModule):
         self.datasets = list(loaders)
         groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
         _check_names(self.datasets, groups)
-        self.metrics = OODMetrics(self.score_names, self.datasets, groups).to(self.device)
+        self.metrics = OODMetrics(self.score_names, self.datasets, groups, first_rank=True).to(self.device)
         # so that a rank without images has something to gather
         nothing = torch.zeros(0, dtype=torch.long, device=self.device)
         self.metrics.update(torch.zeros(0, len(self.score_names), device=self.device), nothing, nothing)
