@@ -1,10 +1,9 @@
 """The result table."""
 
 import pytorch_lightning as pl
-from rich.console import Console
 
 from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.report.table import result_table, write_csv
+from diffguard_pl.report.table import result_table, terminal, write_csv
 
 
 class MetricsTable(pl.Callback):
@@ -16,9 +15,9 @@ class MetricsTable(pl.Callback):
         folder = pl_module.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         headline, sizes = pl_module.score_names[0], pl_module.metrics.sizes
-        console = Console()
+        console = terminal()
         console.print(result_table(pl_module.rows, headline, pl_module.datasets, sizes, pl_module.left_out, pl_module.ind_accuracy))
         write_csv(pl_module.rows, folder / "metrics.csv")
         for name in ("scores", "metrics.csv"):
             if (folder / name).exists():
-                console.print(f"{name.partition('.')[0]:>9}: {folder / name}", soft_wrap=True, highlight=False)
+                console.print(f"{name.partition('.')[0]:>9}: {folder / name}", soft_wrap=True)

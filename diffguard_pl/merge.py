@@ -46,7 +46,10 @@ def merge(out: Path, shards: Sequence[Path]) -> None:
     first = records[0]
     config = first["config"] | {"shard": None}
     sessions = [session | {"shard": record["config"]["shard"]} for record in records for session in record["sessions"]]
-    run.write_record(out, first | {"config": config, "sessions": sorted(sessions, key=lambda session: str(session.get("began")))})
+    whole = {"config": config, "sessions": sorted(sessions, key=lambda session: str(session.get("began")))}
+    if all("images" in record for record in records):
+        whole["images"] = {name: sum(record["images"][name] for record in records) for name in first["images"]}
+    run.write_record(out, first | whole)
     with replacing(out / run.CONFIG) as unfinished:
         unfinished.write_text(yaml.safe_dump(config, sort_keys=False))
     _copy_pictures(out, shards)

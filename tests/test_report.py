@@ -18,15 +18,17 @@ from scipy.stats import norm
 
 from diffguard_pl import InputError
 from diffguard_pl.bootstrap import intervals, replicates
-from diffguard_pl.metrics import ScoreTable, figures
+from diffguard_pl.metrics import ScoreTable, figures, result_rows
+from diffguard_pl.report import cards
 from diffguard_pl.report.__main__ import main
-from diffguard_pl.report.build import build
+from diffguard_pl.report.build import build, grid_strips
 from diffguard_pl.report.cards import confusion, threshold
-from diffguard_pl.report.gallery import Kept, keep
+from diffguard_pl.report.gallery import Kept, folder_name, keep, picture_path
+from diffguard_pl.report.page import write_comparison_page, write_page
 from diffguard_pl.report.plots import roc
 from diffguard_pl.report.results import read_results
-from diffguard_pl.report.table import compare
-from diffguard_pl.scores import Header, PartWriter, parts, read
+from diffguard_pl.report.table import compare, terminal
+from diffguard_pl.scores import Header, PartWriter, parts, read, table
 
 GROUPS = {"letters": "near", "maps <b>&": "near", "photos": "far"}
 DATASETS = ["digits", *GROUPS]
@@ -84,6 +86,7 @@ def make_run(
                 "sessions": [
                     {
                         "began": "2026-11-23T20:30:00+00:00",
+                        "ended": "2026-11-23T20:40:00+00:00",
                         "command": ["python", "-m", "diffguard_pl.test", "--config", "a b.yaml"],
                         "machine": {"host": "node1", "cpus": 2, "gpus": []},
                         "throughput": {
@@ -98,6 +101,43 @@ def make_run(
         )
     )
     return folder
+
+
+def plain_run(
+    folder: Path,
+    groups: dict[str, str],
+    *,
+    count: int = 12,
+    scores: tuple[str, ...] = ("dists",),
+    path: str = "",
+    pictures: int = 0,
+) -> Path:
+    """The folder of a run of any sets, the first one without a group, without a record; a set's scores begin with its NaN ones.
+
+    There are two NaN scores in each set that is called so.
+    """
+    chance = np.random.default_rng(0)
+    header = Header(list(scores), ["ind", *groups], groups, [])
+    writer = PartWriter(folder, header, "0-0")
+    for d, name in enumerate(header.datasets):
+        values = chance.normal(-d / 2, size=(count, len(scores))).round(4)
+        values[: 2 * (name == "nan")] = np.nan
+        for i in range(count):
+            line = {"dataset": name, "group": groups.get(name, "ind"), "index": i, "path": f"{path}{i}.png"}
+            line |= {"label": i % 3 if d == 0 else -1, "prediction": i % 3, "reconstructed_as": i % 3, "seconds": 0.1}
+            writer.add([line | dict(zip(scores, values[i].tolist(), strict=True))])
+            if i < pictures:
+                panel = Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+                keep(folder, Kept(name, i, {"input": panel, "reconstruction": panel}))
+    writer.flush()
+    return folder
+
+
+def change_record(run: Path, **entries) -> None:
+    """Replace entries of ``run.json``; what is None goes."""
+    path = run / "run.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({name: value for name, value in (record | entries).items() if value is not None}))
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +275,105 @@ def test_what_is_no_whole_run_is_named_in_one_line(tmp_path, spoil, named):
     assert "\n" not in said
 
 
+# what a run may be like
+
+
+def test_a_run_that_has_not_ended_says_so(tmp_path, capsys):
+    folders = [make_run(tmp_path / name, pictures=0) for name in "ab"]
+    ended, open_ = {"ended": "2026-11-23T20:40:00+00:00"}, {"began": "2026-11-23T21:30:00+00:00"}
+    change_record(folders[1], sessions=[ended, open_])
+    read_ = read_results(folders[1])
+    assert read_.unfinished == "not finished: figures are of the 239 images so far"
+    change_record(folders[1], images={name: 1000 for name in DATASETS})
+    main([*map(str, folders), "--out", str(tmp_path / "both.html")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("not finished: figures are of 239 of 4,000 images") == 2, "in its own table and in the comparison"
+    for page in (folders[1] / "report.html", tmp_path / "both.html"):
+        head = page.read_text().partition("</header>")[0]
+        assert head.count("Not finished: figures are of 239 of 4,000 images.") == 1
+    assert "finished" not in (folders[0] / "report.html").read_text().partition("</header>")[0].partition("</style>")[2]
+    change_record(folders[1], sessions=[open_, ended])
+    assert read_results(folders[1]).unfinished == "", "gone on with, and ended"
+    change_record(folders[1], sessions=None)
+    assert read_results(folders[1]).unfinished == ""
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        "x",
+        None,
+        {"class_names": "zero", "sessions": [{"versions": ["torch"], "revisions": 3, "throughput": {"stages": [1]}}], "images": 7},
+        {"class_names": {"0": "zero"}, "sessions": "none", "images": {"ind": "many"}},
+        {"class_names": ["zero", 1], "sessions": [{"machine": {"gpus": {"0": "H200"}, "cpus": 2}, "throughput": 3}, 5]},
+    ],
+)
+def test_what_is_no_record_is_passed_over(tmp_path, record):
+    folder = plain_run(tmp_path / "run", {"letters": "near"}, pictures=1)
+    (folder / "run.json").write_text(json.dumps(record))
+    results = read_results(folder)
+    page = build(results)[-1]
+    assert results.class_names is None
+    assert data_of(page)["cards"][0]["prediction"] == "0"
+
+
+def test_signs_in_names_are_text(tmp_path, capsys):
+    """Of formulas to matplotlib, of markup to rich."""
+    groups = {"$\\frac$": "$x_$", "_b [red]c[/x]": "near"}
+    folders = [plain_run(tmp_path / "$a$" / name, groups, pictures=1) for name in ("p[red]1", "q[/x]")]
+    main([*map(str, folders), "--out", str(tmp_path / "[b]$.html")])
+    said = capsys.readouterr().out
+    for path in (*(folder / "report.html" for folder in folders), tmp_path / "[b]$.html"):
+        assert f": {path}\n" in said
+    for name in groups:
+        assert said.count(f" {name} ") == 3, name
+    assert (folders[0] / "plots.png").stat().st_size > 1000
+
+
+def test_nan_is_neither_most_nor_least_mismatched(tmp_path):
+    results = read_results(plain_run(tmp_path / "run", {"nan": "near"}, pictures=12))
+    drawn = grid_strips(results)["nan (near), 12 images"]
+    captions = {kind: [picture.caption.split()[-1] for picture in pictures] for kind, pictures in drawn.items()}
+    of_set = sorted(results.table.of(1)[2:, 0])
+    assert captions["most mismatched"] == [f"{value:.3f}" for value in of_set[:6]]
+    assert captions["least mismatched"] == [f"{value:.3f}" for value in of_set[:-7:-1]]
+
+
+def test_sets_of_like_names_have_their_own_pictures(tmp_path):
+    names = ["a_b", "a/b", "a b", "..", "."]
+    assert folder_name("a_b") == "a_b"
+    assert len({folder_name(name) for name in names}) == 5
+    assert all(re.fullmatch(r"[\w.-]+-[0-9a-f]{8}", folder_name(name)) for name in names[1:])
+    folder = plain_run(tmp_path / "run", dict.fromkeys(names, "near"), count=3, pictures=2)
+    assert {path.parent.parent for path in folder.glob("**/*.png")} == {folder / "pictures"}
+    named = picture_path(folder, "a/b", 0).parent
+    named.rename(folder / "pictures" / "a_b_before")  # a run from when folders had other names
+    found = {(card["dataset"], card["index"]) for card in data_of(build(read_results(folder))[-1])["cards"]}
+    assert found == {(name, i) for name in ["ind", *names] for i in range(2)}
+
+
+def test_tiles_show_the_interval_of_each_figure(run):
+    results = read_results(run)
+    tile = re.search(r'<div class="tile">\s*<h2>far.*?</dl>', (run / "report.html").read_text(), re.S)[0]
+    rows = {row.score: row for row in results.rows if row.dataset == "photos"}
+    for row, figure in ((rows["dists"], "auroc"), (rows["dists"], "fpr95"), (rows["msp"], "auroc")):
+        low, high = row.intervals[figure]
+        assert f"{100 * low:.1f} to {100 * high:.1f}" in tile
+        assert f"{100 * getattr(row.figures, figure):.2f}" in tile
+
+
+def test_class_names_are_short_where_they_stay_apart(tmp_path):
+    folder = plain_run(tmp_path / "run", {"letters": "near"})
+    change_record(folder, class_names=["cock, rooster", "crane, bird", "crane, machine", "maillot", "maillot"])
+    shown = ["cock", "crane, bird", "crane, machine", "maillot (3)", "maillot (4)"]
+    assert read_results(folder).short_class_names == shown
+
+
+def test_the_tables_are_wide_enough_where_there_is_no_terminal(capsys):
+    assert terminal().width == 120
+
+
 # the gallery's order
 
 
@@ -290,6 +429,49 @@ def test_a_run_against_itself_differs_by_nothing(pair):
         assert line.less_first == {name: [(0.0, (0.0, 0.0))] for name in ("auroc", "fpr95")}
 
 
+def test_means_are_compared_over_the_same_sets_only(tmp_path):
+    """A mean over other sets would stand beside a difference on common ones."""
+    two, three = {"a": "near", "b": "near"}, {"a": "near", "b": "near", "c": "near"}
+    runs = [
+        read_results(plain_run(tmp_path / f"{i}", groups))
+        for i, groups in enumerate((two, two, three, {"a": "hard", "b": "hard"}, {"a": "near", "b": "far"}))
+    ]
+
+    def lines(*which: int) -> list[tuple[str, str]]:
+        return [(line.group, line.dataset) for line in compare([runs[i] for i in which])]
+
+    sets = [("near", "a"), ("near", "b")]
+    assert lines(0, 1) == [*sets, ("near", "mean")]
+    for other in (2, 3, 4):
+        assert lines(0, other) == sets, "compared by name, in the first run's groups"
+    assert lines(2, 0) == sets
+    assert lines(0, 1, 2) == sets
+    assert lines(3, 0) == [("hard", "a"), ("hard", "b")]
+
+
+def test_a_mean_is_left_out_where_the_runs_share_no_image_of_one_set(tmp_path):
+    runs = [plain_run(tmp_path / name, {"a": "near", "b": "near", "c": "near"}) for name in "ab"]
+    frame, header = read(runs[1])
+    shutil.rmtree(runs[1] / "scores")
+    frame.loc[frame["dataset"] == "b", "path"] = "elsewhere.png"
+    writer = PartWriter(runs[1], header, "0-0")
+    lines = frame.astype(object)
+    writer.add(lines.where(lines.notna(), None).to_dict("records"))
+    writer.flush()
+    assert [line.dataset for line in compare([read_results(run) for run in runs])] == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", ["figures.csv", ".", "page"])
+def test_a_comparison_is_written_as_html_or_not_at_all(pair, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures.csv").write_text("mine")
+    with pytest.raises(SystemExit, match=r"^error: .*expected a file name that ends in \.html") as stopped:
+        main([str(pair.a), str(pair.b), "--out", name])
+    assert "\n" not in str(stopped.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.csv"]
+    assert (tmp_path / "figures.csv").read_text() == "mine"
+
+
 def test_differences_are_paired(pair):
     a, b = read_results(pair.a), read_results(pair.b)
     line = next(line for line in compare([a, b]) if line.dataset == "letters" and line.score == ("dists", "maps"))
@@ -326,6 +508,7 @@ def test_the_command_compares_runs_in_terminal_csv_and_page(pair, tmp_path, caps
     assert said.splitlines()[-1] == f"comparison: {tmp_path / 'both.html'}"
     lines = lines_of(tmp_path / "both.csv")
     assert {line["run"] for line in lines} == {f"{pair.a.parent.name}/a", f"{pair.a.parent.name}/b"}
+    assert {line["folder"] for line in lines} == {str(pair.a), str(pair.b)}
     better = next(line for line in lines if line["dataset"] == "letters" and line["score"] == "maps")
     assert float(better["auroc_less_first_low"]) > 0
     assert "+" in said
@@ -366,6 +549,25 @@ def test_a_page_of_ten_thousand_images_stays_below_15_mb_and_says_how_it_was_sam
     assert f"{len(cards)} of 239 images whose pictures were kept, of 9,999 scored" in " ".join(page.read_text().split())
     first = cards[0]["confusion"][0]
     assert all(card["confusion"][0] <= first for card in cards if card["dataset"] == cards[0]["dataset"])
+
+
+def test_a_page_of_many_sets_scores_and_small_pictures_stays_below_15_mb(tmp_path, monkeypatch):
+    """Here text and curves weigh more than pictures."""
+    groups, scores = {f"set {d}": "near" for d in range(30)}, tuple(f"score {k}" for k in range(12))
+    folder = plain_run(tmp_path / "run", groups, count=330, scores=scores, path="a folder/" * 13)
+    frame, header = read(folder)
+    pairs = list(zip(frame["dataset"], frame["index"], strict=True))
+    small = {
+        "pictures": dict.fromkeys(("input", "reconstruction", "difference"), "data:image/webp;base64," + "A" * 120),
+        "small": True,
+    }
+    monkeypatch.setattr(cards, "kept_pictures", lambda run: dict.fromkeys(pairs, run))
+    monkeypatch.setattr(cards, "_panels", lambda path: small)
+    write_page(read_results(folder, result_rows(table(frame, header))), tmp_path / "report.html")
+    assert 13_000_000 < (tmp_path / "report.html").stat().st_size < 15_000_000
+    shown = data_of(tmp_path / "report.html")["cards"]
+    assert len(shown) < len(pairs) == 31 * 330
+    assert {card["dataset"] for card in shown} == set(header.datasets)
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(run):
@@ -412,21 +614,24 @@ def cards_of(page) -> list[str]:
     return page.eval_on_selector_all("#cards .top > span:first-child", "spans => spans.map(s => s.textContent)")
 
 
+def _is_dark(page) -> bool:
+    return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) < 200
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_page_opens_from_disk_in_both_themes(browser, run, theme):
     with opened(browser, run / "report.html", color_scheme=theme) as page:
         assert page.title() == "digits_ldm · 2026-11-23_20-30-00", "nothing in a path is run"
-        red, green, blue = map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])
-        assert (red + green + blue < 200) == (theme == "dark")
+        assert _is_dark(page) == (theme == "dark")
         for plot in ("roc", "histogram", "scatter", "stops", "seconds"):
             assert page.locator(f"#plot-{plot} .main-svg").count() > 0, plot
         text = page.inner_text("body")
         for shown in ("maps <b>&", "node1", "'a b.yaml'", "1 images could not be used", "All 47 images whose pictures were kept"):
             assert shown in text, shown
-        page.click("#theme")
-        assert sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) > 200 or (
-            theme == "light"
-        )
+        for is_dark in (theme == "light", theme == "dark"):
+            page.click("#theme")
+            assert _is_dark(page) == is_dark
+            assert page.locator("#plot-roc .main-svg").count() > 0
 
 
 def test_the_table_sorts_by_mouse_and_by_keyboard(browser, run):
@@ -484,11 +689,25 @@ def test_the_gallery_filters_and_sorts(browser, run):
             page.select_option("#gallery-order", order)
             of_set = kept[kept["dataset"] == "letters"].sort_values(["msp", "index"], ascending=[ascending, True])
             assert cards_of(page) == [f"letters {i}" for i in of_set["index"]]
+        of_photos = kept[kept["dataset"] == "photos"]
+        missing = next(i for i in range(7) if not (missed["msp"][of_photos.index] & (of_photos["prediction"] == i)).any())
         page.select_option("#filter-dataset", label="photos")
         page.select_option("#filter-verdict", "missed")
-        page.select_option("#filter-class", label="zero")
-        if not cards_of(page):
-            assert page.inner_text("#gallery-count") == "No image is like that."
+        page.select_option("#filter-class", label=["zero", "one", "two", "three", "four", "five", "six"][missing])
+        assert cards_of(page) == []
+        assert page.inner_text("#gallery-count") == "No image is like that."
+        assert not page.locator("#more").is_visible()
+
+
+def test_the_gallery_filters_by_classes_of_odd_names(browser, tmp_path):
+    folder = plain_run(tmp_path / "run", {"letters": "near"}, pictures=6)
+    names = ["two  spaces", "crane, bird", "crane, machine"]
+    change_record(folder, class_names=names)
+    with opened(browser, build(read_results(folder))[-1]) as page:
+        for i, name in enumerate(names):
+            page.select_option("#filter-class", label=name)
+            assert set(cards_of(page)) == {f"{dataset} {index}" for dataset in ("ind", "letters") for index in (i, i + 3)}
+            assert name in page.evaluate("document.querySelector('.card .bottom').textContent")
 
 
 def test_the_most_confusing_images_come_first(browser, run):
@@ -526,6 +745,36 @@ def test_an_image_is_enlarged_by_mouse_or_keyboard_and_arrows_lead_on(browser, r
         assert page.evaluate("document.activeElement.dataset.place") == "46", "the focus is where one left off"
 
 
+def test_the_keyboard_leads_on_from_the_first_and_the_last_image(browser, run):
+    """A button that is pressed until it has no use any more keeps no focus; then the arrows would do nothing."""
+    focus = "document.activeElement.id"
+    with opened(browser, run / "report.html") as page:
+        order = cards_of(page)
+        page.locator("#cards button").nth(1).click()
+        page.focus("#previous")
+        page.keyboard.press("Enter")
+        assert page.inner_text("#viewer-title").startswith(f"{order[0]}:")
+        assert page.evaluate(focus) == "next"
+        page.keyboard.press("ArrowRight")
+        assert page.inner_text("#viewer-title").startswith(f"{order[1]}:")
+        for _ in range(44):
+            page.keyboard.press("ArrowRight")
+        page.focus("#next")
+        page.keyboard.press("Enter")
+        assert page.inner_text("#viewer-place") == "47 of 47"
+        assert page.evaluate(focus) == "previous"
+        page.keyboard.press("ArrowLeft")
+        assert page.inner_text("#viewer-place") == "46 of 47"
+        page.mouse.click(*_middle(page.locator("#viewer-panels img").first))
+        page.keyboard.press("ArrowLeft")
+        assert page.inner_text("#viewer-place") == "45 of 47", "after a click on what takes no focus"
+
+
+def _middle(place) -> tuple[float, float]:
+    box = place.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
 def test_another_score_draws_other_plots(browser, run):
     with opened(browser, run / "report.html") as page:
         axis = "#plot-histogram .xtitle"
@@ -558,3 +807,17 @@ def test_the_comparison_opens_sorts_and_fits_a_phone(browser, pair, tmp_path):
         assert page.locator("#plot-intervals .main-svg").count() > 0
     with opened(browser, tmp_path / "all.html", viewport={"width": 360, "height": 740}, color_scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_runs_of_a_set_stay_apart_from_those_of_the_next_in_a_comparison_of_many(browser, tmp_path):
+    runs = [read_results(plain_run(tmp_path / "run", {"letters": "near", "photos": "far"}))] * 12
+    write_comparison_page(runs, compare(runs), tmp_path / "all.html")
+    with opened(browser, tmp_path / "all.html") as page:
+        for figure, count in (("auroc", 12), ("less-auroc", 11)):
+            page.select_option("#plot-figure", figure)
+            places = page.evaluate("document.getElementById('plot-intervals').data.map(trace => trace.y)")
+            assert len(places) == count
+            for n in range(2):
+                assert all(abs(y[n] - n) < 0.45 for y in places)
+            box = page.locator("#plot-intervals").bounding_box()
+            assert box["height"] / 2 / count >= 10, "pixels a row"

@@ -22,7 +22,7 @@ def build(results: Results) -> list[Path]:
     Raises:
         InputError: a file could not be written.
     """
-    folder, title = results.folder, f"{results.name}: {results.header.scores[0]}"
+    folder, title = results.folder, f"{results.name}: {results.header.scores[0]}{results.unfinished and ', not finished'}"
     written = [folder / "metrics.csv"]
     write_csv(results.rows, written[0])
     strips = grid_strips(results)
@@ -43,14 +43,15 @@ def grid_strips(results: Results) -> dict[str, dict[str, list[Picture]]]:
     strips = {}
     for dataset in results.header.datasets:
         there = scored[scored["dataset"] == dataset]
-        by_score = there.assign(chance=[chance(dataset, i) for i in there["index"]]).sort_values([headline, "chance"])
+        there = there.assign(chance=[chance(dataset, i) for i in there["index"]])
+        by_score = there[there[headline].notna()].sort_values([headline, "chance"])  # NaN is neither most nor least
         chosen = {
             "most mismatched": by_score[:SHOWN],
-            "random": by_score.sort_values("chance")[:SHOWN],
+            "random": there.sort_values("chance")[:SHOWN],
             "least mismatched": by_score[-SHOWN:][::-1],
         }
-        drawn = {name: _pictures(results, lines, kept) for name, lines in chosen.items()}
-        if any(drawn.values()):
+        drawn = {name: pictures for name, lines in chosen.items() if (pictures := _pictures(results, lines, kept))}
+        if drawn:
             group = results.header.groups.get(dataset, "in-distribution")
             strips[f"{dataset} ({group}), {results.sizes[dataset]} images"] = drawn
     return strips

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .embed import as_json
 from .gallery import gallery, load
 from .pictures import difference
 from .results import Results
 
 BUDGET = 8_000_000
-"""Bytes of all pictures in the page, in base64."""
+"""Bytes of all cards in the page: pictures in base64, and text."""
 SIDE, SMALL = 224, 64
 """Pixels of a picture in the page, at most; below so many, pixels are shown as squares."""
 ORDER = ("input", "reconstruction", "unguided", "difference", "mask")
@@ -86,7 +87,7 @@ def chance(dataset: str, index: int) -> float:
 
 
 def cards(results: Results, budget: int = BUDGET) -> Cards:
-    """Pictures until the budget is used up: the most confusing of each set in turn, by the headline score, then the next ones."""
+    """Cards until the budget is used up: the most confusing of each set in turn, by the headline score, then the next ones."""
     scored = results.frame[results.frame["error"].isna()].reset_index(drop=True)
     paths = kept_pictures(results.folder)
     is_ind = (scored["dataset"] == results.header.datasets[0]).to_numpy()
@@ -96,12 +97,13 @@ def cards(results: Results, budget: int = BUDGET) -> Cards:
     for i in _in_turn(there, confusing[:, 0], results.header.datasets):
         line = scored.loc[i]
         panels = _panels(paths[line["dataset"], line["index"]])
-        size = sum(len(uri) for uri in panels["pictures"].values()) if panels else 0
-        if panels and size > left:
+        if panels is None:
+            continue
+        card = panels | _about(line, results, confusing[i])
+        left -= len(as_json(card)) + 1
+        if left < 0:
             break
-        if panels:
-            left -= size
-            chosen.append(panels | _about(line, results, confusing[i]))
+        chosen.append(card)
     return Cards(chosen, len(there))
 
 
@@ -109,8 +111,8 @@ def class_name(results: Results, label: Any) -> str | None:
     """What a label is called; None for one that is not known."""
     if pd.isna(label) or label < 0:
         return None
-    names = results.class_names
-    return names[int(label)].partition(",")[0] if names and int(label) < len(names) else str(int(label))
+    names = results.short_class_names
+    return names[int(label)] if int(label) < len(names) else str(int(label))
 
 
 def _in_turn(there: pd.DataFrame, confusing: np.ndarray, datasets: list[str]) -> Iterator[int]:

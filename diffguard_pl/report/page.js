@@ -106,6 +106,9 @@ function shareAxis() {
     : { type: "linear", range: [-0.02, 1.02], tickformat: ".0%" };
 }
 
+/* There are fewer colours than some runs have sets: those that share one differ in their dashes. */
+const dashOf = (d) => ["solid", "dash", "dashdot", "longdash"][Math.floor(d / data.shades) % 4];
+
 const whole = { range: [-0.02, 1.02], tickformat: ".0%" };
 const diagonal = () => {
   const x = [0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1];
@@ -117,7 +120,7 @@ function curve(points, name, line, more = {}) {
 }
 
 /* Only a few sets fit over each other in one histogram, so each is an outline over a light fill. */
-function outline(edges, shares, name, colourOf) {
+function outline(edges, shares, name, colourOf, dash = "solid") {
   const x = [edges[0]], y = [0];
   shares.forEach((share, i) => {
     x.push(edges[i], edges[i + 1]);
@@ -125,7 +128,7 @@ function outline(edges, shares, name, colourOf) {
   });
   x.push(edges[edges.length - 1]);
   y.push(0);
-  return { x, y, name: plain(name), mode: "lines", fill: "tozeroy", fillcolor: colourOf + "33", line: { color: colourOf, width: 1.4 }, hovertemplate: "%{x:.4g}: %{y:.1%}" };
+  return { x, y, name: plain(name), mode: "lines", fill: "tozeroy", fillcolor: colourOf + "33", line: { color: colourOf, width: 1.4, dash }, hovertemplate: "%{x:.4g}: %{y:.1%}" };
 }
 
 function drawRun() {
@@ -136,7 +139,7 @@ function drawRun() {
 
   const withMsp = data.msp !== null && data.msp !== k;
   by("roc-note").textContent = withMsp ? "dotted: MSP" : "";
-  const curves = others.map(({ name, d, colour }) => curve(data.roc[score][d - 1], name, { color: colour, width: 2 }));
+  const curves = others.map(({ name, d, colour }) => curve(data.roc[score][d - 1], name, { color: colour, width: 2, dash: dashOf(d) }));
   const dotted = others.map(({ name, d, colour }) =>
     curve(data.roc.msp?.[d - 1] ?? { x: [], y: [] }, `${name}, MSP`, { color: colour, width: 1.2, dash: "dot" }, { showlegend: false }));
   const accepted = `${data.datasets[0]} accepted`;
@@ -146,7 +149,7 @@ function drawRun() {
   const { edges, shares } = data.histogram[score];
   const cut = data.thresholds[k];
   const line = { type: "line", x0: cut, x1: cut, y0: 0, y1: 1, yref: "paper", line: { color: colour("ink"), width: 1, dash: "dash" } };
-  plot("plot-histogram", sets.map((set) => outline(edges, shares[set.d], set.name, set.colour)),
+  plot("plot-histogram", sets.map((set) => outline(edges, shares[set.d], set.name, set.colour, dashOf(set.d))),
     layout(`${plain(score)} (higher = more in-distribution)`, "share of the set", { shapes: cut === null ? [] : [line], yaxis: by("plot-axis").value === "log" ? { type: "log", range: [-4, 0.02], tickvals: [0.0001, 0.001, 0.01, 0.1, 1], ticktext: ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"] } : { tickformat: ".0%", rangemode: "tozero" } }));
 
   by("figure-scatter").hidden = !withMsp;
@@ -169,23 +172,27 @@ function drawRun() {
 
 function drawComparison() {
   const line = data.lines[Number(by("plot-line").value)];
-  const curves = line.curves.map((points, i) => curve(points, `${data.runs[i].letter}  ${line.score[i]}`, { color: data.runs[i].colour, width: 2 }));
+  const curves = line.curves.map((points, i) => curve(points, `${data.runs[i].letter}  ${line.score[i]}`, { color: data.runs[i].colour, width: 2, dash: dashOf(i) }));
   plot("plot-roc", [diagonal(), ...curves], layout(`${plain(line.dataset)} accepted`, "in-distribution accepted", { xaxis: shareAxis(), yaxis: whole }));
 
   const [figure, less] = by("plot-figure").value.split("-").reverse();
   const first = new Map(data.lines.map((one) => [`${one.group}: ${one.dataset}`, one]).reverse()); // the headline's line comes first
   const names = [...first.keys()];
-  const traces = data.runs.slice(less ? 1 : 0).map((run, i) => {
+  const runs = data.runs.slice(less ? 1 : 0);
+  const apart = Math.min(0.16, 0.76 / runs.length); // rows of one set stay clear of those of the next
+  const traces = runs.map((run, i) => {
     const found = names.map((name) => (less ? first.get(name).less[figure][i] : first.get(name).figures[figure][i]));
     const x = found.map((one) => one[0]);
     return {
-      x, y: names.map((_, n) => n + (i - (data.runs.length - 1) / 2) * -0.16), name: plain(run.letter), mode: "markers", type: "scatter", marker: { color: run.colour, size: 8 },
+      x, y: names.map((_, n) => n - (i - (runs.length - 1) / 2) * apart), name: plain(run.letter), mode: "markers", type: "scatter", marker: { color: run.colour, size: 8, symbol: ["circle", "diamond", "square", "triangle-up"][Math.floor(data.runs.indexOf(run) / data.shades) % 4] },
       error_x: { type: "data", symmetric: false, array: found.map((one) => one[2] - one[0]), arrayminus: found.map((one) => one[0] - one[1]), color: run.colour, thickness: 1.6, width: 0 },
       text: found.map((one) => one.map((value) => (value === null ? "–" : (100 * value).toFixed(2)))).map(([at, low, high]) => `${at} [${low}, ${high}]`), hovertemplate: "%{text}",
     };
   });
   const zero = { type: "line", x0: 0, x1: 0, y0: 0, y1: 1, yref: "paper", line: { color: colour("soft"), width: 1 } };
-  plot("plot-intervals", traces, layout("", "", { shapes: less ? [zero] : [], xaxis: { tickformat: less ? "+.1%" : ".1%" }, yaxis: { tickvals: names.map((_, n) => n), ticktext: names.map(plain), range: [-0.6, names.length - 0.4] } }));
+  const height = Math.max(by("plot-roc").clientHeight, 100 + names.length * Math.max(26, runs.length * 11));
+  by("plot-intervals").style.height = `${height}px`;
+  plot("plot-intervals", traces, layout("", "", { height, shapes: less ? [zero] : [], xaxis: { tickformat: less ? "+.1%" : ".1%" }, yaxis: { tickvals: names.map((_, n) => n), ticktext: names.map(plain), range: [-0.6, names.length - 0.4] } }));
 }
 
 function drawPlots() {
@@ -242,7 +249,7 @@ function list() {
   const order = by("gallery-order").value;
   listed = data.cards.filter((card) =>
     (!dataset || card.dataset === data.datasets[Number(dataset)]) &&
-    (!name || card.prediction === name) &&
+    (!name || card.prediction === data.classes[Number(name)]) &&
     (!wanted || (card.confusion[k] !== null && isMissed(card, k) === (wanted === "missed"))));
   const of = order === "confusing" ? (card) => -(card.confusion[k] ?? -2) : order === "low" ? (card) => card.values[k] ?? Infinity : (card) => -(card.values[k] ?? -Infinity);
   listed.sort((a, b) => of(a) - of(b) || a.index - b.index);
@@ -268,6 +275,7 @@ function open(place) {
   const card = listed[place];
   by("viewer-title").textContent = `${card.dataset} ${card.index}: ${description(card)}`;
   by("viewer-place").textContent = `${place + 1} of ${listed.length}`;
+  const held = document.activeElement;
   by("previous").disabled = place === 0;
   by("next").disabled = place === listed.length - 1;
   by("viewer-panels").replaceChildren(...Object.keys(card.pictures).map((name) => make("div", {}, picture(card, name), make("span", { textContent: name }))));
@@ -279,6 +287,7 @@ function open(place) {
     make("td", { textContent: shown(data.thresholds[k]), className: "figure" }), make("td", {}, verdict(card, k))));
   by("viewer-scores").replaceChildren(head, make("tbody", {}, ...rows));
   if (!by("viewer").open) by("viewer").showModal();
+  if (held?.disabled) ["previous", "next", "close"].map(by).find((button) => !button.disabled).focus(); // else keys lead nowhere
 }
 
 function step(by_) {

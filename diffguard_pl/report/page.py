@@ -1,6 +1,5 @@
 """``report.html`` and ``comparison.html``: one file each, that opens from disk and asks for nothing else."""
 
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,17 @@ from markupsafe import Markup
 from ..bootstrap import FIGURES
 from ..files import replacing
 from ..metrics import Interval, Row
-from .cards import cards, threshold
-from .plots import COLOURS, plot_data, roc
+from .cards import BUDGET, Cards, cards, threshold
+from .embed import as_json
+from .plots import COLOURS, curve_points, plot_data, roc
 from .results import Results
 from .table import YARDSTICKS, Compared, letter
 
 HERE = Path(__file__).parent
 REASONS = 50
 """Left-out images that the page names."""
+PAGE_BYTES = 14_000_000
+"""Of the page of a run; what other parts leave of it is for the gallery."""
 
 
 def write_page(results: Results, path: Path) -> None:
@@ -32,19 +34,35 @@ def write_page(results: Results, path: Path) -> None:
     Raises:
         InputError: it could not be written.
     """
-    shown, header = cards(results), results.header
-    data = plot_data(results) | {
+    data, context = _data(results), _context(results)
+    bare = _rendered("page.html.j2", data, context | _gallery(results, Cards([], 0), data))
+    shown = cards(results, min(BUDGET, PAGE_BYTES - len(bare.encode())))
+    gallery = _gallery(results, shown, data)
+    _write(_rendered("page.html.j2", data | {"cards": shown.cards, "classes": gallery["classes"]}, context | gallery), path)
+
+
+def _data(results: Results) -> dict[str, Any]:
+    """What the scripts of a run's page draw, but for the gallery."""
+    header = results.header
+    return plot_data(results) | {
         "scores": header.scores,
         "datasets": header.datasets,
         "colours": [COLOURS[d % len(COLOURS)] for d in range(len(header.datasets))],
+        "shades": len(COLOURS),
         "thresholds": [threshold(results.table.of(0)[:, k]) for k in range(len(header.scores))],
         "msp": header.scores.index("msp") if "msp" in header.scores else None,
-        "cards": shown.cards,
+        "cards": [],
+        "classes": [],
     }
-    broken = results.frame[results.frame["error"].notna()]
-    context = {
+
+
+def _context(results: Results) -> dict[str, Any]:
+    """What the template of a run's page shows, but for plots and gallery."""
+    header, broken = results.header, results.frame[results.frame["error"].notna()]
+    return {
         "title": results.folder.resolve().parent.name,
         "subtitle": results.folder.resolve().name,
+        "unfinished": results.unfinished,
         "headline": header.scores[0],
         "yardsticks": YARDSTICKS,
         "ind": header.datasets[0],
@@ -57,19 +75,27 @@ def write_page(results: Results, path: Path) -> None:
         ],
         "left_out": broken[["dataset", "index", "path", "error"]][:REASONS].to_dict("records"),
         "left_out_count": len(broken),
-        "shown": len(shown.cards),
-        "kept": shown.kept,
         "images": sum(results.sizes.values()),
         "scores": header.scores,
         "datasets": header.datasets,
-        "classes": sorted({card["prediction"] for card in shown.cards if card["prediction"]}, key=_natural),
-        "sessions": [_session(session) for session in _sessions(results)],
+        "sessions": [_session(session) for session in results.sessions],
         "settings": yaml.safe_dump(results.run["config"], sort_keys=False) if results.run.get("config") else "",
+    }
+
+
+def _gallery(results: Results, shown: Cards, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of plots and gallery."""
+    return {
+        "shown": len(shown.cards),
+        "kept": shown.kept,
+        "classes": sorted({card["prediction"] for card in shown.cards if card["prediction"]}, key=_natural),
         "plots": {name: data[name] is not None for name in ("stops", "seconds")},
         "seconds": data["seconds"],
-        "sampled": [(name, len(of["index"]), of["of"]) for name, of in zip(header.datasets, data["scatter"], strict=True)],
+        "sampled": [
+            {"name": name, "count": len(of["index"]), "of": of["of"], "missing": of["of"] - len(of["index"])}
+            for name, of in zip(results.header.datasets, data["scatter"], strict=True)
+        ],
     }
-    _write("page.html.j2", data, context, path)
 
 
 def write_comparison_page(runs: Sequence[Results], lines: Sequence[Compared], path: Path) -> None:
@@ -78,8 +104,9 @@ def write_comparison_page(runs: Sequence[Results], lines: Sequence[Compared], pa
     Raises:
         InputError: it could not be written.
     """
-    letters = [letter(i) for i in range(len(runs))]
+    letters, points = [letter(i) for i in range(len(runs))], curve_points(len(runs) * len(lines))
     data: dict[str, Any] = {
+        "shades": len(COLOURS),
         "runs": [
             {"letter": of, "name": run.name, "colour": COLOURS[i % len(COLOURS)]}
             for i, (of, run) in enumerate(zip(letters, runs, strict=True))
@@ -89,7 +116,7 @@ def write_comparison_page(runs: Sequence[Results], lines: Sequence[Compared], pa
                 "group": line.group,
                 "dataset": line.dataset,
                 "score": list(line.score),
-                "curves": _curves(runs, line),
+                "curves": _curves(runs, line, points),
                 "figures": {
                     name: [[getattr(row.figures, name), *row.intervals.get(name, (None, None))] for row in line.rows]
                     for name in FIGURES
@@ -101,6 +128,7 @@ def write_comparison_page(runs: Sequence[Results], lines: Sequence[Compared], pa
     }
     context = {
         "title": "Comparison",
+        "unfinished": "",
         "subtitle": f"of {len(runs)} runs against {runs[0].header.datasets[0]}",
         "runs": [(of, run, _facts(run)) for of, run in zip(letters, runs, strict=True)],
         "colours": [run["colour"] for run in data["runs"]],
@@ -108,23 +136,26 @@ def write_comparison_page(runs: Sequence[Results], lines: Sequence[Compared], pa
         "letters": letters,
         "floors": _floors([row for line in lines for row in line.rows]),
     }
-    _write("comparison.html.j2", data, context, path)
+    _write(_rendered("comparison.html.j2", data, context), path)
 
 
-def _write(template: str, data: Mapping[str, Any], context: Mapping[str, Any], path: Path) -> None:
+def _rendered(template: str, data: Mapping[str, Any], context: Mapping[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
-    page = (
+    return (
         _templates()
         .get_template(template)
         .render(
             context,
-            data=Markup(_json(data)),
+            data=Markup(as_json(data)),
             css=Markup((HERE / "page.css").read_text("utf-8")),
             js=Markup((HERE / "page.js").read_text("utf-8")),
             plotly=Markup(get_plotlyjs()),
         )
     )
+
+
+def _write(page: str, path: Path) -> None:
     with replacing(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
@@ -136,19 +167,6 @@ def _templates() -> Environment:
     )
     found.filters |= {"percent": _percent, "ends": _ends, "number": _number, "bytes": _bytes, "span": _span}
     return found
-
-
-def _json(data: Any) -> str:
-    """For a script element: nothing in it can end that, and what JSON has no word for is null."""
-    return json.dumps(_plain(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(of) for name, of in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(of) for of in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tiles(results: Results) -> list[tuple[str, str, Row, Row | None]]:
@@ -165,7 +183,7 @@ def _tiles(results: Results) -> list[tuple[str, str, Row, Row | None]]:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     """What the head of the page says of a run, as far as it is known."""
-    sessions, left_out = _sessions(results), sum(results.left_out.values())
+    sessions, left_out = results.sessions, sum(results.left_out.values())
     first, last = (sessions[0], sessions[-1]) if sessions else ({}, {})
     images = f"{sum(results.sizes.values()):,} scored" + (f", {left_out:,} left out" if left_out else "")
     facts = {"Score": results.header.scores[0], "Images": images}
@@ -183,26 +201,19 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     return list(facts.items())
 
 
-def _sessions(results: Results) -> list[dict[str, Any]]:
-    found = results.run.get("sessions")
-    return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
-
-
 def _machine(session: Mapping[str, Any]) -> str:
-    machine = session.get("machine")
-    machine = machine if isinstance(machine, dict) else {}
-    gpus = machine.get("gpus") or []
+    machine = _dict(session, "machine")
+    gpus = machine.get("gpus")
     devices = session.get("devices")
-    what = gpus[0] if gpus else f"{machine['cpus']} CPU cores" if machine.get("cpus") else ""
+    what = gpus[0] if isinstance(gpus, list) and gpus else f"{machine['cpus']} CPU cores" if machine.get("cpus") else ""
     times = f"{devices} devices" if isinstance(devices, int) and devices > 1 else ""
     return ", ".join(str(part) for part in (machine.get("host") or session.get("host"), what, times) if part)
 
 
 def _session(session: Mapping[str, Any]) -> dict[str, Any]:
     """A session as the page shows it: what is not known is None."""
-    speed = session.get("throughput")
-    speed = speed if isinstance(speed, dict) else {}
-    stages = {name: float(s) for name, s in (speed.get("stages") or {}).items() if isinstance(s, int | float)}
+    speed = _dict(session, "throughput")
+    stages = {name: float(s) for name, s in _dict(speed, "stages").items() if isinstance(s, int | float)}
     total = sum(stages.values())
     return {
         "began": _time(session.get("began") or ""),
@@ -212,19 +223,25 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
         "rows_per_second": speed.get("rows_per_second"),
         "peak_memory_bytes": speed.get("peak_memory_bytes"),
         "stages": [(name, seconds, 100 * seconds / total) for name, seconds in stages.items()] if total else [],
-        "versions": session.get("versions") or {},
-        "revisions": session.get("revisions") or {},
+        "versions": _dict(session, "versions"),
+        "revisions": _dict(session, "revisions"),
     }
 
 
-def _curves(runs: Sequence[Results], line: Compared) -> list[dict[str, Any]] | None:
+def _dict(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part of the record; empty where it is missing or something else."""
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _curves(runs: Sequence[Results], line: Compared, points: int) -> list[dict[str, Any]] | None:
     """The ROC curve of each run; None for the mean over a group."""
     if line.dataset == "mean":
         return None
     curves = []
     for run, score in zip(runs, line.score, strict=True):
         k, d = run.header.scores.index(score), run.header.datasets.index(line.dataset)
-        x, y = roc(run.table.of(0)[:, k], run.table.of(d)[:, k])
+        x, y = roc(run.table.of(0)[:, k], run.table.of(d)[:, k], points)
         curves.append({"x": x.round(5).tolist(), "y": y.round(5).tolist()})
     return curves
 
@@ -284,4 +301,4 @@ def _bytes(count: Any) -> str:
 
 def _natural(name: str) -> tuple[bool, float, str]:
     """Numbers in their order, before words."""
-    return (False, float(name), "") if name.isdigit() else (True, 0.0, name)
+    return (False, float(name), "") if name.isdecimal() else (True, 0.0, name)

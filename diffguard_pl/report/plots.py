@@ -10,10 +10,15 @@ from ..metrics import ScoreTable
 from .cards import chance
 from .results import Results
 
+CURVE_POINTS = 120_000
+"""Of all ROC curves of a page."""
 POINTS = 6000
 """Of a scatter plot, over all sets; and 1,500 of each at most."""
 COLOURS = ("#2b6cb0", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8d5fd3", "#7f7f7f")
 """Of the in-distribution set, then of the others; told apart by the colour-blind, seen on light and on dark."""
+LINES = ("-", "--", "-.", (0, (7, 2)))
+"""Of sets that share a colour."""
+LEGEND_COLUMNS = 5
 
 
 def roc(ind: np.ndarray, ood: np.ndarray, points: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +29,11 @@ def roc(ind: np.ndarray, ood: np.ndarray, points: int = 300) -> tuple[np.ndarray
         thresholds = thresholds[np.linspace(0, len(thresholds) - 1, points - 1).round().astype(int)]
     accepted = [(len(s) - np.searchsorted(s, thresholds, "left")) / max(len(s), 1) for s in (ood, ind)]
     return np.insert(accepted[0], 0, 0.0), np.insert(accepted[1], 0, 0.0)
+
+
+def curve_points(curves: int) -> int:
+    """How many points each of so many curves of a page gets."""
+    return min(300, max(20, CURVE_POINTS // curves))
 
 
 def histograms(table: ScoreTable, score: int, bins: int = 50) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -39,8 +49,9 @@ def plot_data(results: Results) -> dict[str, Any]:
     """The numbers of the page's plots."""
     table, datasets, scores = results.table, results.header.datasets, results.header.scores
     data: dict[str, Any] = {"roc": {}, "histogram": {}}
+    points = curve_points(len(scores) * len(datasets))
     for k, score in enumerate(scores):
-        curves = [roc(table.of(0)[:, k], table.of(d)[:, k]) for d in range(1, len(datasets))]
+        curves = [roc(table.of(0)[:, k], table.of(d)[:, k], points) for d in range(1, len(datasets))]
         data["roc"][score] = [{"x": x.round(5).tolist(), "y": y.round(5).tolist()} for x, y in curves]
         edges, shares = histograms(table, k)
         data["histogram"][score] = {"edges": edges.tolist(), "shares": [of_set.round(5).tolist() for of_set in shares]}
@@ -90,17 +101,29 @@ def draw_plots(table: ScoreTable, title: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
+    with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is one
+        figure = _drawn(table, title)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=150, format="png")
+        pyplot.close(figure)
+
+
+def _drawn(table: ScoreTable, title: str) -> Any:
+    from matplotlib import pyplot
+
+    under = -(-len(table.datasets) // LEGEND_COLUMNS)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10.5, 4.4 + 0.19 * under), layout="constrained")
     msp = table.scores.index("msp") if "msp" in table.scores[1:] else None
     edges, shares = histograms(table, 0)
     centres = (edges[1:] + edges[:-1]) / 2
-    for d, name in enumerate(table.datasets):
-        colour = COLOURS[d % len(COLOURS)]
+    shade = 0.35 if len(table.datasets) <= len(COLOURS) else 0.06  # outlines alone are told apart where there are many
+    for d in range(len(table.datasets)):
+        colour, line = _look(d)
         if len(table.of(d)):
-            right.fill_between(centres, 100 * shares[d], step="mid", color=colour, alpha=0.35, linewidth=0)
-            right.step(centres, 100 * shares[d], where="mid", color=colour, linewidth=1, label=name)
+            right.fill_between(centres, 100 * shares[d], step="mid", color=colour, alpha=shade, linewidth=0)
+            right.step(centres, 100 * shares[d], where="mid", color=colour, linestyle=line, linewidth=1)
         if d and len(table.of(d)):
-            left.plot(*roc(table.of(0)[:, 0], table.of(d)[:, 0]), color=colour, label=name)
+            left.plot(*roc(table.of(0)[:, 0], table.of(d)[:, 0]), color=colour, linestyle=line)
             if msp is not None:
                 left.plot(*roc(table.of(0)[:, msp], table.of(d)[:, msp]), color=colour, linewidth=1, linestyle=":")
     left.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8)
@@ -110,8 +133,30 @@ def draw_plots(table: ScoreTable, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=11)
     for axes in (left, right):
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
-    pyplot.close(figure)
+    _legend(figure, table)
+    return figure
+
+
+def _legend(figure: Any, table: ScoreTable) -> None:
+    """Below both plots, where there is room for any number of sets."""
+    from matplotlib.lines import Line2D
+
+    keys, names = [], []
+    for d, name in enumerate(table.datasets):
+        if len(table.of(d)):
+            colour, line = _look(d)
+            keys.append(Line2D([], [], color=colour, linestyle=line))
+            names.append(_cut(name))
+    figure.legend(keys, names, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8, handlelength=3)
+
+
+def _look(dataset: int) -> tuple[str, Any]:
+    """Colour and line of a set."""
+    return COLOURS[dataset % len(COLOURS)], LINES[dataset // len(COLOURS) % len(LINES)]
+
+
+def _cut(name: str) -> str:
+    """A name that fits into its column; one that begins with _ would be hidden."""
+    shown = name if len(name) <= 30 else f"{name[:29]}…"
+    return f" {shown}" if shown.startswith("_") else shown

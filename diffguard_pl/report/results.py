@@ -1,7 +1,9 @@
 """What a run has found, read from its folder alone."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,40 @@ class Results:
     @property
     def class_names(self) -> list[str] | None:
         """What the labels are called, where the run knew."""
-        return self.run.get("class_names")
+        names = self.run.get("class_names")
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+    @cached_property
+    def short_class_names(self) -> list[str]:
+        """What stands before the first comma, where no two labels are called that; no two are the same."""
+        names = self.class_names or []
+        short = [name.partition(",")[0] for name in names]
+        few, all_ = Counter(short), Counter(names)
+        full = [name if all_[name] == 1 else f"{name} ({label})" for label, name in enumerate(names)]
+        return [brief if few[brief] == 1 else whole for brief, whole in zip(short, full, strict=True)]
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Entries of the record, the last one last."""
+        found = self.run.get("sessions")
+        return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+
+    @property
+    def unfinished(self) -> str:
+        """In words, that the run has not ended and of how many images the figures are; empty where it has, or nobody knows."""
+        if not self.sessions or self.sessions[-1].get("ended"):
+            return ""
+        done, all_ = sum(self.sizes.values()), self._images()
+        of = f"{done:,} of {all_:,} images" if all_ else f"the {done:,} images so far"
+        return f"not finished: figures are of {of}"
+
+    def _images(self) -> int | None:
+        """How many images the run is to compute, where the record has it of every set."""
+        images = self.run.get("images")
+        if not isinstance(images, dict):
+            return None
+        counts = [count for name in self.header.datasets if isinstance(count := images.get(name), int)]
+        return sum(counts) if len(counts) == len(self.header.datasets) else None
 
 
 def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
@@ -79,8 +114,9 @@ def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The content of ``run.json``; empty where there is none that can be read."""
+    """The content of ``run.json``; empty where there is none that can be read, or it is no record."""
     try:
-        return json.loads((folder / "run.json").read_text())
+        found = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -2,12 +2,13 @@
 
 import csv
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,11 @@ YARDSTICKS = ("msp", "max_logit", "energy")
 """Scores of the classifier alone."""
 
 
+def terminal() -> Console:
+    """Prints what it is given as it is: nothing in a name is markup. A log is wide enough for the tables."""
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False)
+
+
 def result_table(
     rows: Sequence[Row],
     headline: str,
@@ -28,6 +34,7 @@ def result_table(
     sizes: Mapping[str, int],
     left_out: Mapping[str, int],
     accuracy: float,
+    unfinished: str = "",
 ) -> Table:
     """In percent; the headline score bold, the classifier's own dim.
 
@@ -37,15 +44,15 @@ def result_table(
         datasets: names of the data sets, the in-distribution one first.
         sizes, left_out: by data set, images with scores and without.
         accuracy: of the classifier, in [0, 1]; NaN if not known.
+        unfinished: in words, that the run has not ended; empty for one that has.
     """
     ind = datasets[0]
     known = f"Classifier accuracy {100 * accuracy:.2f} on " if not math.isnan(accuracy) else ""
     aside = f", {left_out[ind]} left out" if left_out.get(ind) else ""
-    table = Table(
-        title=escape(f"Out-of-distribution detection against {ind}"),
-        caption=escape(
-            f"in percent, with 95 % intervals; higher is better but for FPR@95. {known}{sizes[ind]} images of {ind}{aside}."
-        ),
+    about_run = f"{unfinished}; " if unfinished else ""
+    table = _table(
+        f"Out-of-distribution detection against {ind}",
+        f"{about_run}in percent, with 95 % intervals; higher is better but for FPR@95. {known}{sizes[ind]} images of {ind}{aside}.",
     )
     for name in ("group", "OOD set", "score"):
         table.add_column(name, overflow="fold")
@@ -99,13 +106,15 @@ class Compared:
 def compare(runs: Sequence[Results]) -> list[Compared]:
     """What the runs have in common: their headline scores, then each score that all of them have.
 
+    Sets are in the groups of the first run. The mean over a group is left out unless all runs have the same sets in it.
+
     Raises:
         InputError: the runs share no images, or not the in-distribution set.
     """
-    by_key = [{(row.group, row.dataset, row.score): row for row in run.rows} for run in runs]
     first, draws = runs[0], [_paired(runs[0], run) for run in runs[1:]]
+    by_key = [_comparable(run.rows, run, first) for run in runs]
     lines = []
-    for group, dataset in dict.fromkeys((row.group, row.dataset) for row in first.rows):
+    for group, dataset in dict.fromkeys((group, dataset) for group, dataset, _ in by_key[0]):
         headlines = tuple(run.header.scores[0] for run in runs)
         shared = [score for score in first.header.scores if all(score in run.header.scores for run in runs)]
         same = [(score,) * len(runs) for score in shared]
@@ -128,6 +137,26 @@ def compare(runs: Sequence[Results]) -> list[Compared]:
     return lines
 
 
+def _comparable(rows: Sequence[Row], run: Results, first: Results) -> dict[Key, Row]:
+    """Rows of a run in the groups of the first one, without means over other sets than those of the first one."""
+    found = {}
+    for row in rows:
+        if row.dataset != "mean":
+            found[_group(first, row.dataset), row.dataset, row.score] = row
+        elif _members(run, row.group) == _members(first, row.group):
+            found[row.group, row.dataset, row.score] = row
+    return found
+
+
+def _group(run: Results, dataset: str) -> str:
+    return run.header.groups.get(dataset, dataset)
+
+
+def _members(run: Results, group: str) -> set[str]:
+    """The sets of a group."""
+    return {name for name in run.header.datasets[1:] if _group(run, name) == group}
+
+
 def _paired(a: Results, b: Results) -> tuple[dict[Key, np.ndarray], dict[Key, np.ndarray], dict[Key, Row], dict[Key, Row]]:
     """Draws and rows of two runs on the images that both have scores of, the same images in each draw."""
     if a.header.datasets[0] != b.header.datasets[0]:
@@ -140,22 +169,31 @@ def _paired(a: Results, b: Results) -> tuple[dict[Key, np.ndarray], dict[Key, np
     common = columns[0].merge(columns[1], on=names)
     if not (common["dataset"] == a.header.datasets[0]).any() or common["dataset"].nunique() < 2:
         raise InputError(f"{a.folder} and {b.folder}: have no images in common, by data set, index and path")
-    tables = []
+    tables: list[ScoreTable] = []
     datasets = [name for name in a.header.datasets if (common["dataset"] == name).any()]
     for run in (a, b):
         frame = common.merge(run.frame, on=names)  # in the order of what is common
         numbers = frame["dataset"].map({name: d for d, name in enumerate(datasets)}).to_numpy()
-        groups = {name: a.header.groups.get(name, name) for name in datasets[1:]}
+        groups = {name: _group(a, name) for name in datasets[1:]}
         tables.append(ScoreTable(run.header.scores, datasets, groups, frame[run.header.scores].to_numpy(float), numbers))
-    rows = [{(row.group, row.dataset, row.score): row for row in result_rows(table)} for table in tables]
+    whole = {group for group in groups.values() if _members(a, group) <= set(datasets)}
+    rows = [
+        {
+            (row.group, row.dataset, row.score): row
+            for row in result_rows(table)
+            if row.dataset != "mean" or row.group in whole  # else it is over fewer sets than the runs' own
+        }
+        for table in tables
+    ]
     return replicates(tables[0]), replicates(tables[1]), rows[0], rows[1]
 
 
 def comparison_table(runs: Sequence[Results], lines: Sequence[Compared]) -> Table:
     """In percent; each run after the first with its difference to the first."""
     caption = "in percent, with 95 % intervals; differences are to run A, paired, on the images that both have: "
-    legend = "; ".join(f"{letter(i)} {run.name}" for i, run in enumerate(runs))
-    table = Table(title=escape(f"Against {runs[0].header.datasets[0]}"), caption=escape(caption + legend))
+    names = [f"{run.name} ({run.unfinished})" if run.unfinished else run.name for run in runs]
+    legend = "; ".join(f"{letter(i)} {name}" for i, name in enumerate(names))
+    table = _table(f"Against {runs[0].header.datasets[0]}", caption + legend)
     for name in ("OOD set", "score", "run"):
         table.add_column(name, overflow="fold")
     for name in ("AUROC", "less A", "FPR@95", "less A"):
@@ -190,12 +228,18 @@ def write_comparison(runs: Sequence[Results], lines: Sequence[Compared], path: P
     less = [f"{name}_less_first{part}" for name in FIGURES for part in ("", "_low", "_high")]
     with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["group", "dataset", "run", "score", *ends, *less])
+        writer.writerow(["group", "dataset", "run", "folder", "score", *ends, *less])
         for line in lines:
             for i, (run, score, row) in enumerate(zip(runs, line.score, line.rows, strict=True)):
                 own = [value for name in FIGURES for value in (getattr(row.figures, name), *row.intervals[name])]
                 than = [value for name in FIGURES for value in (line.less_first[name][i - 1][0], *line.less_first[name][i - 1][1])]
-                writer.writerow([line.group, line.dataset, run.name, score, *own, *(than if i else [""] * len(less))])
+                names = [line.group, line.dataset, run.name, run.folder.resolve(), score]
+                writer.writerow([*names, *own, *(than if i else [""] * len(less))])
+
+
+def _table(title: str, caption: str) -> Table:
+    """An empty table; neither text is markup."""
+    return Table(title=Text(title, "table.title"), caption=Text(caption, "table.caption"))
 
 
 def _about(dataset: str, sizes: Mapping[str, int], left_out: Mapping[str, int]) -> list[str]:
