@@ -20,14 +20,20 @@ from . import merge, test
 from .errors import InputError
 
 GRACE = 120
-"""Seconds between the warning and the end of a job's time."""
+"""Seconds between the warning and the end of a job's time; SLURM may be a minute early."""
 AFTERWARDS = r"""
 status=$?
 # why: scripts/slurm/diffguard.sbatch
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 told=$(scontrol show job "$job")
-if [[ $told = *JobState=RUNNING* && ($status = 138 || $status = 140 || ($status = 143 && $told = *PreemptTime=[0-9]*)) ]]; then
-    scontrol requeue "$job"
+[[ $told =~ EndTime=([0-9T:-]+) ]] && end=$(date -d "${BASH_REMATCH[1]}" +%s)
+left=$((${end:-9999999999} - $(date +%s)))
+if [[ $told = *JobState=RUNNING* && $status =~ ^(138|140|143)$ ]]; then
+    if [[ $told = *PreemptTime=[0-9]* || ($status != 143 && $left -gt 180) ]]; then
+        scontrol requeue "$job"
+    elif [ $status != 143 ]; then
+        echo "error: the time of the job was nearly up before the run began; give it --time=$((SECONDS / 60 + 5)) or more" >&2
+    fi
 fi
 exit $status
 """.strip().splitlines()
@@ -131,7 +137,11 @@ def put_together(out: str, shards: list[str]) -> None:
 
 def job(options: argparse.Namespace) -> dict[str, Any]:
     """The job in submitit's terms."""
-    tasks = options.gpus or options.tasks
+    tasks, time = options.gpus or options.tasks, minutes(options.time)
+    if time <= GRACE // 60 + 2:
+        raise InputError(
+            f"time={options.time}: the job would be told to stop before it begins; give it {GRACE // 60 + 3} minutes or more"
+        )
     more = dict(part.partition("=")[::2] for part in options.sbatch)
     parameters = {
         "job_name": "diffguard",
@@ -139,7 +149,7 @@ def job(options: argparse.Namespace) -> dict[str, Any]:
         "ntasks_per_node": tasks,
         "gpus_per_node": options.gpus or None,
         "cpus_per_task": options.cpus,
-        "time": minutes(options.time),
+        "time": time,
         "partition": options.partition,
         "account": options.account,
         "signal_delay_s": GRACE,

@@ -2,9 +2,11 @@
 
 import importlib.util
 import pickle
+import subprocess
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -326,3 +328,34 @@ def test_hosts_are_diffusers_modules_and_frozen():
     assert isinstance(latent.first_stage, VQModel)
     assert not any(p.requires_grad for backbone in (pixel, latent) for p in backbone.parameters())
     assert len(dict(_places(2, 1, [False, True]))) == 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not say which memory is shared")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_are_in_memory_once_however_many_processes_load_them(suffix, tmp_path):
+    """Pages of the file itself, which all processes of a machine share; none are copied."""
+    file = tmp_path / f"model{suffix}"
+    tensors = {"weight": torch.randn(3000, 4000), "bias": torch.randn(3000)}
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save({"state_dict": tensors}, file)
+    code = """
+import sys, torch
+from pathlib import Path
+from diffguard_pl.backbones.convert import Origin, fit, load_tensors
+
+def own():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+torch.ones(1).sum()
+before = own()
+with torch.device("meta"):
+    module = torch.nn.Linear(4000, 3000)
+weights = {name: Origin(name, tensor) for name, tensor in load_tensors(Path(sys.argv[1])).items()}
+module = fit(module, weights, Path(sys.argv[1]), {})
+for parameter in module.parameters():
+    parameter.max()
+print(own() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < file.stat().st_size / 4

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from sklearn import metrics as sk
+from test_metrics import sklearn_figures
 
 import diffguard_pl.merge
 from diffguard_pl import owner
@@ -81,8 +80,8 @@ def assert_same(found: Path, expected: Path) -> None:
         of = {name: ours.loc[ours["dataset"] == name, header.scores] for name in (header.datasets[0], dataset)}
         for score in header.scores:
             ind, ood = (values[score].to_numpy() for values in of.values())
-            auroc = sk.roc_auc_score(np.r_[np.ones(len(ind)), np.zeros(len(ood))], np.r_[ind, ood])
-            assert table.loc[(dataset, score), "auroc"] == pytest.approx(auroc, abs=1e-9)
+            expected = sklearn_figures(ind, ood)
+            assert tuple(table.loc[(dataset, score), list(expected._fields)]) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def alone(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name / "run" for name in ("ldm", "gdm")}
 
 
-@pytest.mark.parametrize(("pipeline", "devices"), [("ldm", 4), ("gdm", 2)])
+@pytest.mark.parametrize(("pipeline", "devices"), [("ldm", 4), ("gdm", 2), ("gdm", 4)])
 def test_any_number_of_processes_gives_the_results_of_one(pipeline, devices, alone, tmp_path):
     run(tmp_path, *(GDM if pipeline == "gdm" else []), "--trainer.devices", str(devices))
     assert {part.name.split("-")[2] for part in parts(tmp_path / "run")} == {f"{rank:04}" for rank in range(devices)}

@@ -21,7 +21,7 @@ import pytest
 from test_ranks import assert_same
 
 from diffguard_pl.scores import parts, read
-from diffguard_pl.submit import main, minutes
+from diffguard_pl.submit import AFTERWARDS, main, minutes
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
@@ -103,6 +103,13 @@ class Job:
     def signal(self, *args: str) -> None:
         """By scancel."""
         subprocess.run(["scancel", *args, self.number], env=self.environment, check=True)
+
+    def signal_while_it_loads(self, *args: str) -> None:
+        """Before Python has imported what listens."""
+        steps = ["squeue", "--noheader", f"--steps={self.number}.0"]
+        wait_for(lambda: bool(subprocess.run(steps, env=self.environment, capture_output=True).stdout.strip()))
+        time.sleep(0.5)
+        self.signal(*args)
 
 
 @dataclass
@@ -272,9 +279,7 @@ def test_a_job_that_is_preempted_while_it_starts_or_with_a_grace_time_comes_agai
         other = cluster.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true", cwd=tmp_path)
         other.wait("COMPLETED")
     else:
-        wait_for(lambda: bool(cluster.run("squeue", "--noheader", f"--steps={job.number}.0", cwd=tmp_path).strip()))
-        time.sleep(0.5)
-        job.signal(how)
+        job.signal_while_it_loads(how)
     wait_for(lambda: job.said("Restarts") == "1")
     assert ("stopped by SIGTERM" in (tmp_path / f"diffguard-{job.number}.log").read_text()) == (how == "urgent")
     job.wait("RUNNING")
@@ -298,6 +303,16 @@ def test_an_array_of_shards_put_together_is_the_plain_run(cluster, plain, tmp_pa
     assert last.state == "COMPLETED", (tmp_path / "merge.log").read_text() + log.read_text()
     assert f"SLURM job {second.number} is in the queue again" in log.read_text()
     assert_same_table(tmp_path / whole, plain)
+
+
+def test_a_job_whose_time_is_nearly_up_while_it_starts_does_not_come_again_for_ever(cluster, tmp_path):
+    job = cluster.sbatch("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=3", SCRIPTS / "diffguard.sbatch",
+                         *CONFIG, *SMALL, cwd=tmp_path)  # fmt: skip
+    job.signal_while_it_loads("--signal=USR1")
+    job.wait("FAILED")
+    assert job.said("Restarts") == "0"
+    log = (tmp_path / f"diffguard-{job.number}.log").read_text()
+    assert "error: the time of the job was nearly up before the run began; give it --time=5 or more" in log
 
 
 def test_as_many_processes_as_gpus(cluster, tmp_path):
@@ -361,6 +376,7 @@ def test_a_dry_run_prints_the_batch_file_and_the_commands_and_does_nothing(tmp_p
         ([], r"there is no sbatch here; submit from a login node .* --dry-run"),
         (["--config", "nowhere", "--dry-run"], r"no config 'nowhere'"),
         (["--data.limt", "5", "--dry-run"], r"no setting limt; did you mean limit\?"),
+        (["--time", "4", "--dry-run"], r"time=4: the job would be told to stop before it begins; give it 5 minutes or more"),
         (["--time", "tomorrow", "--dry-run"], r"time=tomorrow: expected MINUTES"),
         (["--shards", "0", "--dry-run"], r"shards: expected 1 or more"),
         (["--shards", "2", "--resume", "run", "--dry-run"], r"shards: .* no --resume"),
@@ -376,6 +392,11 @@ def test_a_mistake_is_answered_in_one_line_before_anything_is_queued(args, said,
     (line,) = [line for line in message.splitlines() if line]
     assert re.search(said, line)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_follows_a_run_is_the_same_in_all_job_scripts():
+    for name in ("diffguard.sbatch", "diffguard_array.sbatch"):
+        assert "\n".join(AFTERWARDS[2:]) in (SCRIPTS / name).read_text()
 
 
 def test_without_submitit(monkeypatch):
