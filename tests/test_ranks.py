@@ -93,7 +93,7 @@ def alone(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name / "run" for name in ("ldm", "gdm")}
 
 
-@pytest.mark.parametrize(("pipeline", "devices"), [("ldm", 4), ("gdm", 2), ("gdm", 4)])
+@pytest.mark.parametrize(("pipeline", "devices"), [("ldm", 4), ("gdm", 2)])  # test_torchrun: LDM on two
 def test_any_number_of_processes_gives_the_results_of_one(pipeline, devices, alone, tmp_path):
     run(tmp_path, *(GDM if pipeline == "gdm" else []), "--trainer.devices", str(devices))
     assert {part.name.split("-")[2] for part in parts(tmp_path / "run")} == {f"{rank:04}" for rank in range(devices)}
@@ -101,7 +101,7 @@ def test_any_number_of_processes_gives_the_results_of_one(pipeline, devices, alo
 
 
 def test_fewer_images_than_processes(tmp_path):
-    run(tmp_path, "--data.limit", "1", "--trainer.devices", "4")
+    run(tmp_path, "--data.limit", "1", "--trainer.devices", "3")
     frame, _ = read(tmp_path / "run")
     assert frame["dataset"].tolist() == ["digits", "digits_4_9", "photos", "letters"]
 
