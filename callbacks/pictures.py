@@ -64,9 +64,12 @@ class PictureWriter(pl.Callback):
             self.kept.setdefault(found.dataset, []).append(chosen_for(found.dataset, found.index, score))
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
-        dataset, detection, batch = outputs["dataset"], outputs["detection"], outputs["batch"]
-        if self.count == 0 or detection is None:
-            return
+        for dataset, batch, detection in outputs["finished"]:
+            if self.count > 0 and detection is not None:
+                self._take(pl_module, dataset, batch, detection)
+
+    def _take(self, pl_module: DiffGuardModule, dataset: str, batch: dict[str, Any], detection: Detection) -> None:
+        """Keep what is better than what is kept."""
         scores = detection.scores[pl_module.score_names[0]].tolist()
         new = [chosen_for(dataset, index, score) for index, score in zip(batch["index"].tolist(), scores, strict=True)]
         places = {chosen: i for i, chosen in enumerate(new)}

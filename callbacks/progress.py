@@ -60,12 +60,12 @@ class RunProgress(ProgressBar):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if not self.counting:
-            return
-        self.images += len(outputs["batch"]["image"]) + len(outputs["batch"]["broken"])
-        if self.bar:
-            self.bar.update(self.task, completed=self.images, rate=self._rate(), refresh=True)
-        self._tick()
+        for finished in outputs["finished"] if self.counting else ():
+            self.images += len(finished.batch["image"]) + len(finished.batch["broken"])
+            self.dataset = finished.dataset
+            if self.bar:
+                self.bar.update(self.task, completed=self.images, rate=self._rate(), refresh=True)
+            self._tick()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.counting and not self.bar:

@@ -63,21 +63,26 @@ class ScoreWriter(pl.Callback):
                 print(f"{len(earlier)} images have results already, in {self.folder}", flush=True)
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule, *_: Any) -> None:
-        self.began = time.monotonic()
+        now = time.monotonic()
         if self.writer is None:
             header = Header(pl_module.score_names, pl_module.datasets, dict(pl_module.metrics.groups), self.columns)
             self.writer = PartWriter(self.folder, header, f"{self.session:03}-{trainer.global_rank:04}")
-            self.last = self.began
+            self.last, self.spent = now, 0.0
+        self.began = now
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
-        dataset, batch, detection = outputs["dataset"], outputs["batch"], outputs["detection"]
-        group = IND if dataset == pl_module.datasets[0] else pl_module.metrics.groups.get(dataset, dataset)
-        rows = _rows(batch, detection, self.columns)
-        seconds = (time.monotonic() - self.began) / max(1, len(batch["image"]))
         assert self.writer is not None
-        self.writer.add(
-            [{"dataset": dataset, "group": group} | row | ({} if "error" in row else {"seconds": seconds}) for row in rows]
-        )
+        self.spent += time.monotonic() - self.began
+        images = sum(len(finished.batch["image"]) for finished in outputs["finished"])
+        for dataset, batch, detection in outputs["finished"]:
+            group = IND if dataset == pl_module.datasets[0] else pl_module.metrics.groups.get(dataset, dataset)
+            rows = _rows(batch, detection, self.columns)
+            seconds = self.spent / max(1, images)
+            self.writer.add(
+                [{"dataset": dataset, "group": group} | row | ({} if "error" in row else {"seconds": seconds}) for row in rows]
+            )
+        if images:
+            self.spent = 0.0
         if time.monotonic() - self.last >= self.every:
             self._flush()
 

@@ -14,9 +14,10 @@ from diffguard_pl.run import update_session
 
 
 class ThroughputMonitor(pl.Callback):
-    """Images/s, rows of the diffusion model/s, peak memory and seconds a stage: into ``run.json``, and to the loggers there are.
+    """Images/s, rows of the diffusion model/s, how full its batches were, peak memory and seconds a stage: into ``run.json``, and
+    to the loggers there are.
 
-    Seconds a stage are of the first rank, and ``other`` is what is none of the four: loading and writing. The rest is of all ranks.
+    Seconds a stage are of the first rank; ``waiting`` is that of loading and writing. The rest is of all ranks.
 
     Args:
         every: seconds between two notes.
@@ -29,15 +30,13 @@ class ThroughputMonitor(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         self.began = self.last = time.monotonic()
-        self.images, self.noted, self.stages = 0, 0, {"classify": 0.0, "invert": 0.0, "reconstruct": 0.0, "compare": 0.0}
-        self.rows_before = pl_module.detector.unet_rows
+        self.images, self.noted = 0, 0
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
-        self.images += len(outputs["batch"]["image"])
-        for name, seconds in pl_module.stopwatch.seconds().items():
-            self.stages[name] += seconds
+        self.images += sum(len(finished.batch["image"]) for finished in outputs["finished"])
+        pl_module.stream.stopwatch.seconds()  # so that events do not pile up
         if time.monotonic() - self.last >= self.every and trainer.is_global_zero:
             self._note(trainer, pl_module, self.totals(pl_module), "throughput/rank0/")
             self.last = time.monotonic()
@@ -48,7 +47,7 @@ class ThroughputMonitor(pl.Callback):
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, totals)
-            totals |= {name: sum(one[name] for one in gathered) for name in ("images", "rows")}
+            totals |= {name: sum(one[name] for one in gathered) for name in ("images", "rows", "batch_rows")}
             totals |= {name: max(one[name] for one in gathered) for name in ("seconds", "peak_memory_bytes")}
             totals |= _rates(totals)
         if trainer.is_global_zero:
@@ -56,10 +55,17 @@ class ThroughputMonitor(pl.Callback):
 
     def totals(self, pl_module: DiffGuardModule) -> dict[str, Any]:
         """Of this rank, so far."""
-        rows, seconds = pl_module.detector.unet_rows - self.rows_before, time.monotonic() - self.began
-        stages = self.stages | {"other": max(0.0, seconds - sum(self.stages.values()))}
-        peak = {"peak_memory_bytes": _peak_memory(pl_module.device)}
-        totals = {"images": self.images, "rows": rows, "seconds": seconds, "stages": stages} | peak
+        engine, seconds, spent = pl_module.stream.engine, time.monotonic() - self.began, pl_module.stream.stopwatch.seconds()
+        stages = {name: spent.get(name, 0.0) for name in ("classify", "diffuse", "compare")}
+        stages["waiting"] = max(0.0, seconds - sum(stages.values()))
+        totals = {
+            "images": self.images,
+            "rows": engine.rows,
+            "batch_rows": engine.passes * engine.slots,
+            "seconds": seconds,
+            "stages": stages,
+            "peak_memory_bytes": _peak_memory(pl_module.device),
+        }
         return totals | _rates(totals)
 
     def _note(self, trainer: pl.Trainer, pl_module: DiffGuardModule, totals: dict[str, Any], prefix: str) -> None:
@@ -73,7 +79,11 @@ class ThroughputMonitor(pl.Callback):
 
 def _rates(totals: dict[str, Any]) -> dict[str, float]:
     seconds = max(totals["seconds"], 1e-9)
-    return {"images_per_second": totals["images"] / seconds, "rows_per_second": totals["rows"] / seconds}
+    return {
+        "images_per_second": totals["images"] / seconds,
+        "rows_per_second": totals["rows"] / seconds,
+        "utilisation": totals["rows"] / max(1, totals["batch_rows"]),
+    }
 
 
 def _peak_memory(device: torch.device) -> int:

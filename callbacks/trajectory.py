@@ -39,8 +39,10 @@ class TrajectoryLogger(pl.Callback):
         pl_module.on_step = {way: self._keep(pl_module, way, size) for way in self.frames} if self.images else {}
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
-        batch, detection = outputs["batch"], outputs["detection"]
         pl_module.on_step = {}
+        if not self.images:
+            return
+        dataset, batch, detection = outputs["finished"][-1]  # a batch that is watched is done at once
         if detection is None or len(batch["image"]) != self.size:
             return  # some of the batch had results before, so its rows are others
         names = class_names(trainer, pl_module)
@@ -55,7 +57,7 @@ class TrajectoryLogger(pl.Callback):
                 way: [*self.frames["denoising"].get(row, []), Frame("reconstruction", to_uint8(pictures[i]))]
                 for way, row, pictures in denoised
             }
-            dataset, index = outputs["dataset"], int(batch["index"][i])
+            index = int(batch["index"][i])
             title = f"{dataset} {index}, reconstructed as {names[label] if names else label}"
             draw_strips(strips, title, pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png")
 

@@ -23,6 +23,7 @@ from .diffusion.ddim import Level, predict_x0
 from .diffusion.guidance import crop_sequence
 from .errors import InputError
 from .files import replacing
+from .module import Finished
 from .owner import releasing
 from .run import CONFIG
 from .test import CLI, LEFT_OUT, command_line, one_line_errors
@@ -77,13 +78,13 @@ class AnalysisModule(pl.LightningModule):
         self.data.trainer = self.trainer  # so that it shares out the images
         return {name: self.data.test_dataloader()[name] for name in self.datasets}
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Finished]]:
         self.unreadable.update(len(batch.get("broken", [])))
         self.usable.update(len(batch["image"]))
         known = (torch.as_tensor(batch["label"]) >= 0).nonzero()[:, 0]
         if len(known):
             self._look(batch["image"][known], batch["label"][known], batch["index"][known])
-        return {"batch": {"broken": []} | batch}
+        return {"finished": [Finished(self.datasets[0], {"broken": []} | batch, None)]}
 
     def on_test_epoch_end(self) -> None:
         self.left_out, self.count = int(self.unreadable.compute()), int(self.usable.compute())

@@ -5,21 +5,27 @@ detection = detector(images)                # [N, 3, 16, 16] in [0, 1]
 detection.labels, detection.reconstructions, detection.scores["features"]
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
 from .classifier import Classifier, View
-from .diffusion.ddim import Callback, denoise, first_denoising_index, invert
-from .diffusion.early_stop import EarlyStop, Similarity, psnr
-from .diffusion.guidance import Condition, Guidance, Protected
-from .discrepancy import Discrepancies, PiqScore, Seen
+from .diffusion.ddim import Callback, Level, NoiseModel, denoise, first_denoising_index, invert
+from .diffusion.early_stop import PSNR, EarlyStop, Similarity
+from .diffusion.engine import Engine, Job, Method
+from .diffusion.guidance import Guidance, Protected, Rows
+from .discrepancy import Discrepancies, FeatureScore, Seen
 from .errors import InputError, choose
+from .stopwatch import Stopwatch
 
 EARLY_STOP_METRICS = ["psnr", "dists", "lpips"]
+Watch = dict[str, Callback]
+"""What is called after each step of ``inversion`` and ``denoising``."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class DiffGuard(nn.Module):
         early_stop: adaptive early stop: stop inverting an image when a similarity to the input falls below its threshold.
             Any of psnr (in dB of the original's scale), dists, lpips (both 1 - distance).
         forback_skip_diff: start denoising so many steps above where inversion stopped; 0: at the top of the schedule.
+        slots: rows of the diffusion model's batch. It is kept full with rows of different images, across batches; scores do not
+            depend on it.
     """
 
     def __init__(
@@ -115,6 +123,7 @@ class DiffGuard(nn.Module):
         skip_first_steps: int = 0,
         early_stop: dict[str, float] | None = None,
         forback_skip_diff: int = 0,
+        slots: int = 64,
     ):
         super().__init__()
         choose("compare_to", compare_to, ["input", "unguided"])
@@ -141,12 +150,15 @@ class DiffGuard(nn.Module):
                 )
         if forback_skip_diff < 0:
             raise InputError(f"forback_skip_diff={forback_skip_diff}: expected 0 or more")
+        if slots < guidance.rows:
+            raise InputError(f"slots={slots}: expected at least {guidance.rows}, the rows that a step under guidance takes")
+        self.slots = slots
         self.compare_to, self.early_stop, self.forback_skip_diff = compare_to, early_stop or {}, forback_skip_diff
         self.early_stop_steps, self.skip_first_steps = early_stop_steps, skip_first_steps
         self.discrepancies = Discrepancies(discrepancies)
         self.unet_rows = 0
         """Rows that have gone through the diffusion model so far."""
-        self.stop_metrics = nn.ModuleDict({name: PiqScore(name) for name in self.early_stop if name != "psnr"})
+        self.stop_metrics = nn.ModuleDict({name: FeatureScore(name) for name in self.early_stop if name != "psnr"})
 
     def train(self, mode: bool = True) -> "DiffGuard":
         """Nothing here is ever trained: dropout and batch statistics stay as they are for evaluation."""
@@ -168,13 +180,32 @@ class DiffGuard(nn.Module):
         Raises:
             InputError: images of another shape or range, or with NaN.
         """
+        stream = self.stream()
+        stream.push(images, labels)
+        ((_, detection),) = stream.drain()
+        return detection
+
+    def stream(self, before_pass: Callable[[], None] = lambda: None) -> "Stream":
+        """For more images than one batch: the diffusion model's batch is filled across their boundaries.
+
+        Args:
+            before_pass: called before each pass of the diffusion model.
+        """
+        return Stream(self, before_pass)
+
+    def plainly(self, images: Tensor, labels: Tensor | None = None, watch: Watch | None = None) -> Detection:
+        """All four stages one after the other, in the plain loops: what :meth:`forward` is tested against.
+
+        Args:
+            images: as of :meth:`forward`.
+            labels: as of :meth:`forward`.
+            watch: called after each step of ``inversion`` and of ``denoising``.
+        """
+        watch = watch or {}
         prediction = self.classify(images, labels)
-        inversion = self.invert(images, prediction)
-        reconstruction = self.reconstruct(inversion, prediction)
-        scores = self.compare(images, prediction, reconstruction)
-        return Detection(
-            prediction.labels, reconstruction.guided, scores, prediction, inversion.stop_index, reconstruction.unguided
-        )
+        inversion = self.invert(images, prediction, watch.get("inversion"))
+        reconstruction = self.reconstruct(inversion, prediction, watch.get("denoising"))
+        return self._detection(images, prediction, inversion.stop_index, reconstruction)
 
     def classify(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
         """Stage 1: the label to reconstruct under, and where the classifier looks if the guidance asks."""
@@ -188,33 +219,37 @@ class DiffGuard(nn.Module):
         chosen = predicted if labels is None else torch.where(labels < 0, predicted, labels)
         return Prediction(view, predicted, chosen, cam)
 
+    @torch.no_grad()
     def invert(self, images: Tensor, prediction: Prediction, callback: Callback | None = None) -> Inversion:
         """Stage 2: image to noise."""
-        images = images * 2 - 1
-        x = self.backbone.encode(images)
-        condition = self._condition(prediction, x)
+        x = self.backbone.encode(images * 2 - 1)
         stop = None
         if self.early_stop:
-            similarities: dict[str, Similarity] = {"psnr": psnr}
-            similarities |= {name: _on_unit_range(metric) for name, metric in self.stop_metrics.items()}  # type: ignore[arg-type]
-            stop = EarlyStop(x, self.early_stop, similarities, self.backbone.crop)
-        model = self.guidance.inversion(self._eps, condition)
+            early_stop = self._early_stop()
+            reference = early_stop.reference(x)
+            stop = lambda x, rows: early_stop.done(x, [kept[rows] for kept in reference])  # noqa: E731
+        model = self._noise_model(prediction, x, inverting=True)
         steps = len(self.schedule) - self.early_stop_steps
         return Inversion(*invert(model, x, self.schedule, steps, self.backbone.clip_denoised, stop, callback))
 
+    @torch.no_grad()
     def reconstruct(self, inversion: Inversion, prediction: Prediction, callback: Callback | None = None) -> Reconstruction:
         """Stage 3: noise to image under the label; where the detector compares to it also without guidance, in the same batch."""
         x, stop_index = inversion.noise, inversion.stop_index
-        condition = self._condition(prediction, x)
         if self.compare_to == "unguided":
-            condition = _and_unguided(condition)
             x, stop_index = torch.cat([x, x]), torch.cat([stop_index, stop_index])
         start = first_denoising_index(stop_index, len(self.schedule), self.skip_first_steps, self.forback_skip_diff)
-        classifier = Protected(self.classifier.whole, self.classifier.input_size)
-        model = self.guidance.denoising(self._eps, condition, classifier, self.backbone.clip_denoised)
-        images = self.backbone.decode(denoise(model, x, self.schedule, start, callback))
-        images = ((images + 1) / 2).clamp(0, 1)
-        count = len(inversion.noise)
+        model = self._noise_model(prediction, x, inverting=False)
+        return self._decoded(denoise(model, x, self.schedule, start, callback), len(inversion.noise))
+
+    def _detection(self, images: Tensor, prediction: Prediction, stop_index: Tensor, reconstruction: Reconstruction) -> Detection:
+        """Stage 4, and all that is known in the end."""
+        scores = self.compare(images, prediction, reconstruction)
+        return Detection(prediction.labels, reconstruction.guided, scores, prediction, stop_index, reconstruction.unguided)
+
+    def _decoded(self, x: Tensor, count: int) -> Reconstruction:
+        """The reconstructions [count, ...] under the label, and behind them those without guidance, if any."""
+        images = ((self.backbone.decode(x) + 1) / 2).clamp(0, 1)
         return Reconstruction(images[:count], images[count:] if self.compare_to == "unguided" else None)
 
     def compare(self, images: Tensor, prediction: Prediction, reconstruction: Reconstruction) -> dict[str, Tensor]:
@@ -251,24 +286,122 @@ class DiffGuard(nn.Module):
         self.unet_rows += len(x)
         return self.backbone.eps(x, t, labels)
 
-    def _condition(self, prediction: Prediction, x: Tensor) -> Condition:
+    def _protected(self) -> Protected:
+        return Protected(self.classifier.whole, self.classifier.input_size)
+
+    def _early_stop(self) -> EarlyStop:
+        similarities: dict[str, Similarity] = {"psnr": PSNR()}
+        similarities |= {name: _OnUnitRange(metric) for name, metric in self.stop_metrics.items()}  # type: ignore[arg-type]
+        return EarlyStop(self.early_stop, similarities, self.backbone.crop)
+
+    def _mask(self, prediction: Prediction, x: Tensor) -> Tensor | None:
+        """Where to steer x [N, C, h, w]: bool [N, 1, h, w]."""
         mask = self.mask(prediction)
-        if mask is not None:
-            mask = nn.functional.interpolate(mask.float(), x.shape[-2:]) > 0.5
-        return Condition(prediction.labels, self.backbone.null_label, torch.ones(len(x), dtype=torch.bool), mask)
+        return None if mask is None else nn.functional.interpolate(mask.float(), x.shape[-2:]) > 0.5
+
+    def _noise_model(self, prediction: Prediction, x: Tensor, inverting: bool) -> NoiseModel:
+        """For the plain loops, of the rows of x: the images', and in denoising behind them the same ones without guidance."""
+        guidance, labels, count = self.guidance, prediction.labels, len(prediction.labels)
+        mask = None if inverting else self._mask(prediction, x)
+        crops = guidance.crops(len(self.schedule), x.shape[-1])
+        scales = torch.full((len(self.schedule),), guidance.inversion_scale)
+        if not inverting:
+            scales = guidance.denoising_scales(self.schedule.timesteps, len(self.backbone.alpha_bar))
+        taken = itertools.count()
+
+        def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+            scale = torch.where(rows < count, scales[index], 0.0)
+            steers, tells = guidance.steers(scale, mask is not None), guidance.tells(scale, mask is not None)
+            order = steers.argsort(descending=True, stable=True)
+            steered, images = order[: int(steers.sum())], rows[order] % count
+            null = labels if self.backbone.null_label is None else torch.full_like(labels, self.backbone.null_label)
+            of_step = None if crops is None else crops[next(taken)].to(x.device)
+            wanted = Rows(
+                asked=torch.where(tells[order].to(x.device), labels[images], null[images]),
+                labels=labels[images[: len(steered)]],
+                scale=scale[steered].to(x).view(-1, 1, 1, 1),
+                crops=None if of_step is None else of_step.expand(len(steered), -1, -1),
+                mask=None if mask is None else mask[images[: len(steered)]],
+                clip=torch.ones_like(level.noise, dtype=torch.bool) if self.backbone.clip_denoised and not inverting else None,
+            )
+            t = self.schedule.timesteps[index[order]].to(x.device)
+            eps = guidance.noise(self._eps, x[order], t, level.of_rows(order), wanted, self._protected())
+            return eps[order.argsort()]
+
+        return noise
 
 
-def _and_unguided(condition: Condition) -> Condition:
-    """The same rows twice, the second time unguided."""
-    return replace(
-        condition,
-        labels=torch.cat([condition.labels] * 2),
-        guided=torch.cat([condition.guided, torch.zeros_like(condition.guided)]),
-        mask=None if condition.mask is None else torch.cat([condition.mask] * 2),
-    )
+class Stream:
+    """Batches of images in, their detections out, in the same order, but not at once: see :mod:`.diffusion.engine`.
+
+    Args:
+        detector: of the images.
+        before_pass: called before each pass of the diffusion model.
+
+    Attributes:
+        engine: that knows how full the batches are.
+        stopwatch: with the seconds of ``classify`` (and encode), ``diffuse`` and ``compare`` (and decode).
+    """
+
+    def __init__(self, detector: DiffGuard, before_pass: Callable[[], None] = lambda: None):
+        self.detector = detector
+        method = Method(
+            schedule=detector.schedule,
+            guidance=detector.guidance,
+            classifier=detector._protected(),
+            train_steps=len(detector.backbone.alpha_bar),
+            null_label=detector.backbone.null_label,
+            inversion_steps=len(detector.schedule) - detector.early_stop_steps,
+            skip_first_steps=detector.skip_first_steps,
+            forback_skip_diff=detector.forback_skip_diff,
+            clip=detector.backbone.clip_denoised,
+            unguided=detector.compare_to == "unguided",
+            stop=detector._early_stop() if detector.early_stop else None,
+        )
+        self.engine = Engine(detector._eps, method, detector.slots, before_pass)
+        self.stopwatch = Stopwatch()
+
+    @torch.no_grad()
+    def push(self, images: Tensor, labels: Tensor | None = None, tag: Any = None) -> list[tuple[Any, Detection]]:
+        """Take images; returns what is done of those that came before, and maybe of these: the tag of each batch and its detection.
+
+        Args:
+            images: as of :meth:`DiffGuard.forward`.
+            labels: as of :meth:`DiffGuard.forward`.
+            tag: whatever should come back with the detection.
+        """
+        with self.stopwatch.timing("classify", images.device):
+            prediction = self.detector.classify(images, labels)
+            x = self.detector.backbone.encode(images * 2 - 1)
+        self.engine.submit(Job(x, prediction.labels, self.detector._mask(prediction, x), (tag, images, prediction)))
+        return self._run(images.device)
+
+    @torch.no_grad()
+    def drain(self) -> list[tuple[Any, Detection]]:
+        """The rest."""
+        return self._run(self.engine.jobs[0].x.device, drain=True) if self.engine.jobs else []
+
+    def _run(self, device: torch.device, drain: bool = False) -> list[tuple[Any, Detection]]:
+        with self.stopwatch.timing("diffuse", device):
+            done = self.engine.run(drain)
+        with self.stopwatch.timing("compare", device):
+            return [self._detected(job) for job in done]
+
+    def _detected(self, job: Job) -> tuple[Any, Detection]:
+        tag, images, prediction = job.ticket
+        x = job.guided if job.unguided is None else torch.cat([job.guided, job.unguided])
+        reconstruction = self.detector._decoded(x, len(images))
+        return tag, self.detector._detection(images, prediction, job.stop_index, reconstruction)
 
 
-def _on_unit_range(metric: PiqScore) -> Similarity:
-    """The original compares (x+1)/2 unclamped, and takes 1 - d of LPIPS too."""
-    offset = 1.0 - metric.offset
-    return lambda x, image: offset + metric((x + 1) / 2, (image + 1) / 2)
+class _OnUnitRange:
+    """A learned similarity: the original compares (x+1)/2 unclamped, and takes 1 - d of LPIPS too."""
+
+    def __init__(self, metric: FeatureScore):
+        self.metric = metric
+
+    def reference(self, images: Tensor) -> list[Tensor]:
+        return self.metric.features((images + 1) / 2)
+
+    def __call__(self, x: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        return 1 - self.metric.distance(self.metric.features((x + 1) / 2), reference)

@@ -8,12 +8,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import piq
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, kl_div, log_softmax
+from torch.nn.functional import cosine_similarity, interpolate, kl_div, log_softmax
 
 from .errors import InputError, choose
 
@@ -81,6 +81,7 @@ class PiqScore(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         loss, self.offset = PIQ[name]
+        self.loss: Any
         self.name = name
         with _weights(name):
             self.loss = loss(reduction="none").requires_grad_(False)
@@ -94,6 +95,25 @@ class PiqScore(nn.Module):
                 raise
             raise InputError(f"discrepancy {self.name} cannot take {a.shape[-1]} px images: {error}".replace("\n", " ")) from error
         return self.offset - distance.reshape(len(a))
+
+
+class FeatureScore(PiqScore):
+    """DISTS or LPIPS in two parts, so that the features of an image that is compared many times are computed once."""
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Of images [N, 3, H, W], at every layer [N, C, h, w]."""
+        images = images.float()
+        self.loss.model.to(images)
+        shorter = min(images.shape[-2:])
+        if self.name == "dists" and shorter > 256:
+            images = interpolate(images, scale_factor=256 / shorter, mode="bilinear", recompute_scale_factor=False)
+        return self.loss.get_features(images)
+
+    def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        """Of features, [N]: what piq's loss is."""
+        weighted = zip(self.loss.compute_distance(a, b), self.loss.weights, strict=True)
+        loss = torch.cat([(distance * weight.to(distance)).mean(dim=(2, 3)) for distance, weight in weighted], dim=1).sum(dim=1)
+        return 1 - loss if self.name == "dists" else loss
 
 
 class Discrepancies(nn.Module):

@@ -1,12 +1,14 @@
-"""The evaluation module: classify, invert, reconstruct, compare, one image after the other."""
+"""The evaluation module: classify, invert, reconstruct, compare."""
 
 import random
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -16,14 +18,28 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from .bootstrap import with_intervals
 from .classifier import yardsticks
-from .detector import Detection, DiffGuard
+from .detector import Detection, DiffGuard, Prediction
 from .diffusion.ddim import Callback as StepCallback
 from .diffusion.ddim import Step
 from .errors import InputError, choose
 from .metrics import OODMetrics, Row
-from .stopwatch import Stopwatch
 
 YARDSTICKS = ["msp", "max_logit", "energy"]
+
+
+class Finished(NamedTuple):
+    """A batch that is done. ``test_step`` returns ``{"finished": [...]}``, in the order of the loaders: the batches that it has
+    completed, which may be none, and earlier ones, since the diffusion model's batch is filled across their boundaries.
+
+    Attributes:
+        dataset: name of its data set.
+        batch: ``image``, ``label``, ``index``, ``path`` and ``broken``, on the CPU.
+        detection: on the CPU, without feature maps; None where no image could be read.
+    """
+
+    dataset: str
+    batch: dict[str, Any]
+    detection: Detection | None
 
 
 class DiffGuardModule(pl.LightningModule):
@@ -50,7 +66,6 @@ class DiffGuardModule(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle = oracle
         self.detector = DiffGuard(**detector)
-        self.stopwatch = Stopwatch()
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
         self.rows: list[Row] = []
@@ -92,14 +107,14 @@ class DiffGuardModule(pl.LightningModule):
         self.datasets = list(loaders)
         groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
         _check_names(self.datasets, groups)
-        self.metrics = OODMetrics(self.score_names, self.datasets, groups, first_rank=True).to(self.device)
+        self.metrics = OODMetrics(self.score_names, self.datasets, groups, first_rank=True)  # on the CPU until all is gathered
         # so that a rank without images has something to gather
-        nothing = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.metrics.update(torch.zeros(0, len(self.score_names), device=self.device), nothing, nothing)
-        self.accuracy = MeanMetric().to(self.device)
-        self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False).to(
-            self.device
-        )
+        nothing = torch.zeros(0, dtype=torch.long)
+        self.metrics.update(torch.zeros(0, len(self.score_names)), nothing, nothing)
+        self.accuracy = MeanMetric()
+        self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False)
+        self.stream = self.detector.stream(self._between_passes)
+        self.landing: deque[tuple[Finished, torch.cuda.Event | None]] = deque()
         self.others: Any = None
         if self.trainer.world_size > 1:
             self.others = torch.distributed.new_group(timeout=timedelta(days=30), backend="gloo")
@@ -117,55 +132,81 @@ class DiffGuardModule(pl.LightningModule):
             return
         for d, name in enumerate(self.datasets):
             of_set = scored[scored["dataset"] == name]
-            values = torch.tensor(of_set[self.score_names].to_numpy("float64"), device=self.device)
-            indices = torch.tensor(of_set["index"].to_numpy("int64"), device=self.device)
+            values = torch.tensor(of_set[self.score_names].to_numpy("float64"))
+            indices = torch.tensor(of_set["index"].to_numpy("int64"))
             self.metrics.update(values, torch.full_like(indices, d), indices)
             self.unreadable[str(d)].update(int((earlier["dataset"] == name).sum()) - len(of_set))
             known = of_set[of_set["label"] >= 0]
             if d == 0 and len(known):
                 right = (known["prediction"] == known["label"]).to_numpy("float32")
-                self.accuracy.update(torch.tensor(right, device=self.device))
+                self.accuracy.update(torch.tensor(right))
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Finished]]:
         batch = self._named(batch, dataloader_idx)
-        images = batch["image"]
-        dataset = self.datasets[dataloader_idx]
+        images, tag = batch["image"], (batch, dataloader_idx)
         self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
         self._check_progress(batch, dataloader_idx)
-        self.stopwatch.start(self.device)
+        last = self.trainer.test_loop.batch_progress.is_last_batch
         if len(images) == 0:
-            return {"batch": batch, "dataset": dataset, "detection": None}
+            self.landing.append((Finished(self.datasets[dataloader_idx], batch, None), None))
+        elif self.on_step:
+            self._land(self.stream.drain())
+            watch = {way: self._after_step(way) for way in ("inversion", "denoising")}
+            self._land([(tag, self.detector.plainly(images, self._oracle_labels(batch, dataloader_idx), watch))])
+        else:
+            self._land(self.stream.push(images, self._oracle_labels(batch, dataloader_idx), tag))
+        if last:
+            self._land(self.stream.drain())
+        return {"finished": self._landed(wait=last or bool(self.on_step))}
 
-        prediction = self.detector.classify(images, self._oracle_labels(batch, dataloader_idx))
-        self.stopwatch.lap("classify")
-        inversion = self.detector.invert(images, prediction, self._after_step("inversion"))
-        self.stopwatch.lap("invert")
-        reconstruction = self.detector.reconstruct(inversion, prediction, self._after_step("denoising"))
-        self.stopwatch.lap("reconstruct")
-        scores = self.detector.compare(images, prediction, reconstruction)
-        self.stopwatch.lap("compare")
+    def _land(self, detected: list[tuple[Any, Detection]]) -> None:
+        """Bring results to the CPU; a GPU goes on while they are copied."""
+        for (batch, dataloader_idx), detection in detected:
+            detection.scores.update(yardsticks(detection.prediction.view.logits))
+            finished = Finished(self.datasets[dataloader_idx], *_on_cpu(batch, detection))
+            event = None
+            if self.device.type == "cuda":
+                event = torch.cuda.Event()
+                event.record()
+            self.landing.append((finished, event))
 
-        scores |= yardsticks(prediction.view.logits)
-        values = torch.stack([scores[name] for name in self.score_names], dim=1)
-        indices = torch.as_tensor(batch["index"], device=self.device)
+    def _landed(self, wait: bool) -> list[Finished]:
+        """What has arrived."""
+        arrived = []
+        while self.landing:
+            finished, event = self.landing[0]
+            if event is not None and not event.query():
+                if not wait:
+                    break
+                event.synchronize()
+            self.landing.popleft()
+            if finished.detection is not None:
+                self._count_in(finished, finished.detection)
+            arrived.append(finished)
+        return arrived
+
+    def _count_in(self, finished: Finished, detection: Detection) -> None:
+        """Into the metrics."""
+        batch, dataloader_idx = finished.batch, self.datasets.index(finished.dataset)
+        values = torch.stack([detection.scores[name] for name in self.score_names], dim=1)
+        indices = torch.as_tensor(batch["index"])
         self.metrics.update(values, torch.full_like(indices, dataloader_idx), indices)
         if dataloader_idx == 0:
             known = batch["label"] >= 0
             if (batch["label"] >= self.detector.classifier.num_classes).any():
                 what = "labels that the classifier does not know: is its numbering of the classes another?"
-                warnings.warn(f"{dataset} has {what}", stacklevel=1)
-            self.accuracy.update((prediction.predicted == batch["label"])[known].float())
-        detection = Detection(
-            prediction.labels, reconstruction.guided, scores, prediction, inversion.stop_index, reconstruction.unguided
-        )
-        return {"batch": batch, "dataset": dataset, "detection": detection}
+                warnings.warn(f"{finished.dataset} has {what}", stacklevel=1)
+            self.accuracy.update((detection.prediction.predicted == batch["label"])[known].float())
+
+    def _between_passes(self) -> None:
+        for check in self.between_steps:
+            check()
 
     def _after_step(self, way: str) -> StepCallback:
         watch = self.on_step.get(way)
 
         def after(step: Step) -> None:
-            for check in self.between_steps:
-                check()
+            self._between_passes()
             if watch:
                 watch(step)
 
@@ -179,15 +220,17 @@ class DiffGuardModule(pl.LightningModule):
         work = torch.distributed.barrier(group=self.others, async_op=True)
         try:
             while not work.is_completed():
-                for check in self.between_steps:
-                    check()
+                self._between_passes()
                 time.sleep(0.02)
             work.wait()
         except RuntimeError as error:
             raise InputError("another rank is gone; what was written is kept, and --resume goes on with the run") from error
 
     def on_test_epoch_end(self) -> None:
+        assert not self.stream.engine.jobs, "the loaders ended without saying so"
         self.wait_for_others()
+        for metric in (self.metrics, self.accuracy, self.unreadable):
+            metric.to(self.device)
         self.rows = self.metrics.compute()
         if self.global_rank == 0 and self.metrics.table is not None:
             self.rows = with_intervals(self.rows, self.metrics.table)
@@ -250,8 +293,31 @@ class DiffGuardModule(pl.LightningModule):
                     f"of the classifier's {classes} classes; oracle: {self.oracle} needs true labels"
                 )
             return batch["label"]
-        drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"]]
+        drawn = [random.Random(f"{dataset}/{int(index)}").randrange(classes) for index in batch["index"].tolist()]
         return torch.tensor(drawn, device=self.device)
+
+
+def _on_cpu(batch: dict[str, Any], detection: Detection) -> tuple[dict[str, Any], Detection]:
+    """Copies on their way there, of all but feature maps."""
+
+    def move(value: Any) -> Any:
+        return value.to("cpu", non_blocking=True) if isinstance(value, Tensor) else value
+
+    view, prediction = detection.prediction.view, detection.prediction
+    predicted = Prediction(
+        view._replace(logits=move(view.logits), features=move(view.features), maps=[]),
+        *(move(part) for part in (prediction.predicted, prediction.labels, prediction.cam)),
+    )
+    scores = {name: move(values) for name, values in detection.scores.items()}
+    arrived = replace(
+        detection,
+        labels=move(detection.labels),
+        reconstructions=move(detection.reconstructions),
+        scores=scores,
+        prediction=predicted,
+        unguided=move(detection.unguided),
+    )
+    return {name: move(value) for name, value in batch.items()}, arrived
 
 
 def _check_names(datasets: list[str], groups: dict[str, str]) -> None:

@@ -1,36 +1,38 @@
-"""How long the stages of a batch take, without making the device wait."""
+"""How long the stages of a run take, without making the device wait."""
 
 import time
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 
 class Stopwatch:
-    """Seconds by name; on CUDA, events that are read when the batch is over."""
+    """Seconds by name; on CUDA, between events that are read when they have happened."""
 
     def __init__(self) -> None:
-        self.marks: list[tuple[str, Any]] = []
+        self.total: dict[str, float] = defaultdict(float)
+        self.running: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def start(self, device: torch.device) -> None:
-        """A new batch."""
-        self.on_cuda = device.type == "cuda"
-        self.marks = [("", self._now())]
-
-    def lap(self, name: str) -> None:
-        """What was done since the last mark is called so."""
-        self.marks.append((name, self._now()))
+    @contextmanager
+    def timing(self, name: str, device: torch.device) -> Iterator[None]:
+        """What is done in the block is called so."""
+        if device.type != "cuda":
+            began = time.perf_counter()
+            yield
+            self.total[name] += time.perf_counter() - began
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self.running.append((name, begin, end))
 
     def seconds(self) -> dict[str, float]:
-        """By name; waits for the device."""
-        if self.marks and self.on_cuda:
-            self.marks[-1][1].synchronize()
-        spans = zip(self.marks, self.marks[1:], strict=False)
-        return {name: a.elapsed_time(b) / 1000 if self.on_cuda else b - a for (_, a), (name, b) in spans}
-
-    def _now(self) -> Any:
-        if not self.on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        """By name, of what the device has done so far."""
+        done = [lap for lap in self.running if lap[2].query()]
+        for name, begin, end in done:
+            self.total[name] += begin.elapsed_time(end) / 1000
+        self.running = [lap for lap in self.running if lap not in done]
+        return dict(self.total)

@@ -27,7 +27,7 @@ from diffguard_pl.backbones import DiffusersPipeline, LatentDiffusion
 from diffguard_pl.backbones.convert import load_diffusers
 from diffguard_pl.backbones.pipeline import NETWORKS, scheduler_alpha_bar
 from diffguard_pl.diffusion.ddim import denoise, invert
-from diffguard_pl.diffusion.guidance import ClassifierFreeGuidance, ClassifierGuidance, Condition
+from diffguard_pl.diffusion.guidance import ClassifierFreeGuidance, ClassifierGuidance, Rows
 from diffguard_pl.registry import resolve
 from diffguard_pl.smallnet import SmallResNet
 
@@ -232,9 +232,12 @@ def test_guided_denoising_step_by_step_as_the_dit_pipeline(folder, pipeline, mon
 
     backbone = DiffusersPipeline(str(folder))
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    condition = Condition(torch.tensor(labels), backbone.null_label, torch.ones(2, dtype=torch.bool))
-    model = ClassifierFreeGuidance(scale).denoising(backbone.eps, condition, classifier=None, clip=False)
     schedule, ours = backbone.schedule(steps), []
+    wanted = Rows(torch.full((2,), backbone.null_label), torch.tensor(labels), torch.full((2, 1, 1, 1), scale))
+
+    def model(x, index, level, rows):
+        return ClassifierFreeGuidance(scale).noise(backbone.eps, x, schedule.timesteps[index], level, wanted, classifier=None)
+
     assert schedule.timesteps.tolist() == sorted(pipeline.scheduler.timesteps.tolist())
     with torch.no_grad():
         x = denoise(model, noise, schedule, torch.full((2,), steps - 1), lambda taken: ours.append(taken.x))
@@ -272,7 +275,8 @@ def test_a_step_of_each_prediction_type_is_diffusers(kind, tmp_path):
     scheduler.set_timesteps(8)
     schedule = backbone.schedule(8)
     seen = []
-    denoise(lambda x, t, level, rows: backbone.eps(x, t, y), x, schedule, torch.tensor([7, 7]), lambda step: seen.append(step.x))
+    model = lambda x, index, level, rows: backbone.eps(x, schedule.timesteps[index], y)  # noqa: E731
+    denoise(model, x, schedule, torch.tensor([7, 7]), lambda step: seen.append(step.x))
     for t, ours in zip(scheduler.timesteps, seen, strict=True):
         x = scheduler.step(output(unet, x, t, y), t, x).prev_sample
         assert (ours - x).abs().max() < 1e-4 * x.abs().max()
@@ -328,7 +332,7 @@ def test_inversion_and_denoising_bring_the_image_back(kind, speaking):
     errors = []
     for steps in (20, 100):
         schedule = backbone.schedule(steps)
-        model = lambda x, t, level, rows: backbone.eps(x, t, torch.zeros_like(t))  # noqa: E731
+        model = lambda x, index, level, rows, t=schedule.timesteps: backbone.eps(x, t[index], torch.zeros_like(index))  # noqa: E731
         noise, stop = invert(model, images, schedule, len(schedule))
         errors.append(((denoise(model, noise, schedule, stop) - images).norm() / images.norm()).item())
     assert errors[1] < errors[0] / 2
@@ -338,8 +342,8 @@ def test_inversion_and_denoising_bring_the_image_back(kind, speaking):
 def test_constant_noise_is_undone_exactly(speaking):
     eps = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(7)).double()
     backbone = speaking("epsilon", lambda x, t: eps.expand(len(x), -1, -1, -1))
-    model = lambda x, t, level, rows: backbone.eps(x, t, torch.zeros_like(t))  # noqa: E731
     images, schedule = torch.rand(2, 3, 16, 16) * 2 - 1, backbone.schedule(25)
+    model = lambda x, index, level, rows: backbone.eps(x, schedule.timesteps[index], torch.zeros_like(index))  # noqa: E731
     noise, stop = invert(model, images, schedule, 25)
     assert (noise - images).abs().max() > 0.5
     torch.testing.assert_close(denoise(model, noise, schedule, stop), images, atol=1e-4, rtol=0)

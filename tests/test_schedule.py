@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from diffguard_pl import InputError
 from diffguard_pl.diffusion.ddim import Level, clip_eps, first_denoising_index, predict_eps, predict_x0, step
-from diffguard_pl.diffusion.early_stop import EarlyStop, psnr
+from diffguard_pl.diffusion.early_stop import PSNR, EarlyStop
 from diffguard_pl.diffusion.guidance import crop_sequence
 from diffguard_pl.diffusion.schedule import cosine_alpha_bar, linear_alpha_bar, respaced, scaled_linear_alpha_bar, uniform
 
@@ -90,10 +90,18 @@ def test_where_denoising_starts():
 def test_early_stop_when_any_metric_is_below_its_threshold():
     images = torch.zeros(3, 3, 8, 8)
     x = images + torch.tensor([0.1, 1.0, 0.1]).view(3, 1, 1, 1)
-    other = lambda a, b: torch.tensor([0.5, 0.5, 0.1])  # noqa: E731
-    stop = EarlyStop(images, {"psnr": 50.0, "other": 0.2}, {"psnr": psnr, "other": other})
-    assert psnr(x, images).tolist() == pytest.approx([68.13, 48.13, 68.13], abs=0.01)
-    assert stop(x, torch.arange(3)).tolist() == [False, True, True]
+
+    class Other:
+        def reference(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.tensor([0.5, 0.5, 0.1]), images]
+
+        def __call__(self, x: torch.Tensor, reference: list[torch.Tensor]) -> torch.Tensor:
+            assert torch.equal(reference[1], images)
+            return reference[0]
+
+    stop = EarlyStop({"psnr": 50.0, "other": 0.2}, {"psnr": PSNR(), "other": Other()})
+    assert PSNR()(x, PSNR().reference(images)).tolist() == pytest.approx([68.13, 48.13, 68.13], abs=0.01)
+    assert stop.done(x, stop.reference(images)).tolist() == [False, True, True]
 
 
 def test_the_crop_sequence_is_the_same_each_time_and_stays_inside():

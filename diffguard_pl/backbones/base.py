@@ -16,12 +16,14 @@ class Backbone(nn.Module, ABC):
     Attributes:
         image_size: side of the images that it was trained on.
         input_size: side of the images that it is given.
+        alpha_bar: signal level [T] of the training schedule, in float64, on the CPU.
         null_label: the label that means "no class"; None where the model has none.
         num_classes: classes that it knows, "no class" left out; None where it takes none.
         is_pixel_space: whether x is an image.
         clip_denoised: whether predicted pictures are clamped to [-1, 1].
     """
 
+    alpha_bar: Tensor
     null_label: int | None = None
     num_classes: int | None = None
     is_pixel_space = False

@@ -25,6 +25,10 @@ class Level(NamedTuple):
         """From alpha-bar [N] in float64, in the type and on the device of ``like``."""
         return cls(*(root.to(like).view(-1, 1, 1, 1) for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())))
 
+    def of_rows(self, rows: Tensor | slice) -> "Level":
+        """That of some of the rows."""
+        return Level(self.signal[rows], self.noise[rows])
+
 
 @dataclass(frozen=True)
 class Step:
@@ -47,8 +51,9 @@ Callback = Callable[[Step], None]
 
 
 class NoiseModel(Protocol):
-    def __call__(self, x: Tensor, t: Tensor, level: Level, rows: Tensor) -> Tensor:
-        """The noise in x [n, C, H, W] at time steps t [n] and level; ``rows`` [n] says which rows of the batch these are."""
+    def __call__(self, x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+        """The noise in x [n, C, H, W] at schedule indices [n], on the CPU, and level; ``rows`` [n] says which rows of the batch
+        these are."""
 
 
 def predict_x0(x: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -103,7 +108,7 @@ def invert(
         index = torch.full_like(rows, i)
         level = Level.of(schedule.inversion_from[index], x)
         x_i = x[rows]
-        eps = model(x_i, schedule.timesteps[index].to(x.device), level, rows)
+        eps = model(x_i, index, level, rows)
         if clip and i > 0:
             eps = clip_eps(x_i, eps, level)
         x_i = step(x_i, eps, level, Level.of(schedule.inversion_to[index], x))
@@ -139,7 +144,7 @@ def denoise(model: NoiseModel, x: Tensor, schedule: Schedule, start: Tensor, cal
         index = start[rows] - k
         level = Level.of(schedule.denoising_from[index], x)
         x_i = x[rows]
-        eps = model(x_i, schedule.timesteps[index].to(x.device), level, rows)
+        eps = model(x_i, index, level, rows)
         x_i = step(x_i, eps, level, Level.of(schedule.denoising_to[index], x))
         x[rows] = x_i
         if callback:
