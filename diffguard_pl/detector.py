@@ -104,11 +104,13 @@ class DiffGuard(nn.Module):
         compare_to: ``input``, or ``unguided`` for a second reconstruction without guidance (the original's ``uncond_aux``).
         early_stop_steps: leave out the last so many inversion steps.
         skip_first_steps: leave out the first so many denoising steps; not used where forback_skip_diff is set.
+        skip_last_steps: leave out the last so many denoising steps, which take out what little noise is left.
         early_stop: adaptive early stop: stop inverting an image when a similarity to the input falls below its threshold.
             Any of psnr (in dB of the original's scale), dists, lpips (both 1 - distance).
         forback_skip_diff: start denoising so many steps above where inversion stopped; 0: at the top of the schedule.
         slots: rows of the diffusion model's batch. It is kept full with rows of different images, across batches; scores do not
             depend on it.
+        compile: compile the diffusion model (``torch.compile``), for batches of as many rows as there are slots: for long runs.
     """
 
     def __init__(
@@ -121,9 +123,11 @@ class DiffGuard(nn.Module):
         compare_to: str = "input",
         early_stop_steps: int = 0,
         skip_first_steps: int = 0,
+        skip_last_steps: int = 0,
         early_stop: dict[str, float] | None = None,
         forback_skip_diff: int = 0,
         slots: int = 64,
+        compile: bool = False,
     ):
         super().__init__()
         choose("compare_to", compare_to, ["input", "unguided"])
@@ -143,7 +147,8 @@ class DiffGuard(nn.Module):
             )
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         self.schedule = backbone.schedule(steps)
-        for name, value in (("early_stop_steps", early_stop_steps), ("skip_first_steps", skip_first_steps)):
+        given = {"early_stop_steps": early_stop_steps, "skip_first_steps": skip_first_steps, "skip_last_steps": skip_last_steps}
+        for name, value in given.items():
             if not 0 <= value < len(self.schedule):
                 raise InputError(
                     f"{name}={value}: expected 0 to {len(self.schedule) - 1}, for there are {len(self.schedule)} steps"
@@ -152,9 +157,16 @@ class DiffGuard(nn.Module):
             raise InputError(f"forback_skip_diff={forback_skip_diff}: expected 0 or more")
         if slots < guidance.rows:
             raise InputError(f"slots={slots}: expected at least {guidance.rows}, the rows that a step under guidance takes")
-        self.slots = slots
+        self.slots, self.compiled = slots, compile
+        if compile:
+            backbone.compile_blocks()
         self.compare_to, self.early_stop, self.forback_skip_diff = compare_to, early_stop or {}, forback_skip_diff
-        self.early_stop_steps, self.skip_first_steps = early_stop_steps, skip_first_steps
+        self.early_stop_steps, self.skip_first_steps, self.skip_last_steps = early_stop_steps, skip_first_steps, skip_last_steps
+        starts = first_denoising_index(torch.zeros(1, dtype=torch.long), len(self.schedule), skip_first_steps, forback_skip_diff)
+        if int(starts) < skip_last_steps:
+            raise InputError(
+                f"skip_last_steps={skip_last_steps}: an image that starts at step {int(starts)} would take none; give less"
+            )
         self.discrepancies = Discrepancies(discrepancies)
         self.unet_rows = 0
         """Rows that have gone through the diffusion model so far."""
@@ -163,6 +175,14 @@ class DiffGuard(nn.Module):
     def train(self, mode: bool = True) -> "DiffGuard":
         """Nothing here is ever trained: dropout and batch statistics stay as they are for evaluation."""
         return super().train(False)
+
+    def networks_to(self, dtype: torch.dtype) -> None:
+        """Classifier and diffusion model in another precision, such as ``torch.bfloat16``.
+
+        Schedule, states, guidance and discrepancies stay in float32. For mixed precision use ``torch.autocast``.
+        """
+        self.classifier.networks_to(dtype)
+        self.backbone.networks_to(dtype)
 
     @property
     def input_size(self) -> int:
@@ -240,7 +260,7 @@ class DiffGuard(nn.Module):
             x, stop_index = torch.cat([x, x]), torch.cat([stop_index, stop_index])
         start = first_denoising_index(stop_index, len(self.schedule), self.skip_first_steps, self.forback_skip_diff)
         model = self._noise_model(prediction, x, inverting=False)
-        return self._decoded(denoise(model, x, self.schedule, start, callback), len(inversion.noise))
+        return self._decoded(denoise(model, x, self.schedule, start, callback, self.skip_last_steps), len(inversion.noise))
 
     def _detection(self, images: Tensor, prediction: Prediction, stop_index: Tensor, reconstruction: Reconstruction) -> Detection:
         """Stage 4, and all that is known in the end."""
@@ -284,7 +304,17 @@ class DiffGuard(nn.Module):
 
     def _eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.unet_rows += len(x)
-        return self.backbone.eps(x, t, labels)
+        if not self.compiled:
+            return self.backbone.eps(x, t, labels)
+        parts = zip(x.split(self.slots), t.split(self.slots), labels.split(self.slots), strict=True)
+        return torch.cat([self._eps_of_full_batch(*part) for part in parts])
+
+    def _eps_of_full_batch(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """A network that is compiled takes batches of one size: the first row fills what is left."""
+        n, more = len(x), self.slots - len(x)
+        if more:
+            x, t, labels = (torch.cat([part, part[:1].expand(more, *part.shape[1:])]) for part in (x, t, labels))
+        return self.backbone.eps(x, t, labels)[:n]
 
     def _protected(self) -> Protected:
         return Protected(self.classifier.whole, self.classifier.input_size)
@@ -353,6 +383,7 @@ class Stream:
             null_label=detector.backbone.null_label,
             inversion_steps=len(detector.schedule) - detector.early_stop_steps,
             skip_first_steps=detector.skip_first_steps,
+            skip_last_steps=detector.skip_last_steps,
             forback_skip_diff=detector.forback_skip_diff,
             clip=detector.backbone.clip_denoised,
             unguided=detector.compare_to == "unguided",

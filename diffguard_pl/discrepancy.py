@@ -107,7 +107,8 @@ class FeatureScore(PiqScore):
         shorter = min(images.shape[-2:])
         if self.name == "dists" and shorter > 256:
             images = interpolate(images, scale_factor=256 / shorter, mode="bilinear", recompute_scale_factor=False)
-        return self.loss.get_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.loss.get_features(images)
 
     def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """Of features, [N]: what piq's loss is."""
@@ -135,11 +136,12 @@ class Discrepancies(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Seen, b: Seen) -> dict[str, Tensor]:
-        """The scores [N] by name, float32."""
-        return {
-            name: self.piq[name](a.images, b.images) if name in PIQ else l2(a, b) if name == "l2" else ON_CLASSIFIER[name](a, b)
-            for name in self.names
-        }
+        """The scores [N] by name, in float32 whatever the precision of the networks."""
+        with torch.autocast(a.images.device.type, enabled=False):
+            return {
+                name: self.piq[name](a.images, b.images) if name in PIQ else l2(a, b) if name == "l2" else ON_CLASSIFIER[name](a, b)
+                for name in self.names
+            }
 
 
 @contextmanager

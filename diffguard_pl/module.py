@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import HalfPrecision, Precision
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
@@ -42,6 +43,17 @@ class Finished(NamedTuple):
     detection: Detection | None
 
 
+class NetworksInHalf(Precision):
+    """Lightning's ``bf16-true`` and ``16-true`` for the networks alone: Lightning's own rounds images and arithmetic, too."""
+
+    def __init__(self, precision: str):
+        self.precision = precision  # type: ignore[assignment]
+
+    def convert_module(self, module: Any) -> Any:
+        module.detector.networks_to(torch.bfloat16 if self.precision == "bf16-true" else torch.float16)
+        return module
+
+
 class DiffGuardModule(pl.LightningModule):
     """DiffGuard for ``Trainer.test``.
 
@@ -53,6 +65,7 @@ class DiffGuardModule(pl.LightningModule):
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
             or ``all`` (these, and a random label, fixed by its name and index, for every other image).
+        tf32: on a GPU, let float32 matrix products and convolutions round their factors to TF32, which is several times as fast.
         detector: the settings of the detector.
     """
 
@@ -60,11 +73,11 @@ class DiffGuardModule(pl.LightningModule):
     accuracy: MeanMetric
     unreadable: MetricCollection
 
-    def __init__(self, oracle: str = "none", **detector: Any):
+    def __init__(self, oracle: str = "none", tf32: bool = False, **detector: Any):
         super().__init__()
         choose("oracle", oracle, ["none", "ind", "all"])
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
-        self.oracle = oracle
+        self.oracle, self.tf32 = oracle, tf32
         self.detector = DiffGuard(**detector)
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
@@ -83,6 +96,9 @@ class DiffGuardModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
+        if isinstance(self.trainer.precision_plugin, HalfPrecision):
+            self.trainer.strategy.precision_plugin = NetworksInHalf(self.trainer.precision_plugin.precision)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Nothing: all weights are frozen and come from their own checkpoints, so that a checkpoint of a test weighs nothing."""
@@ -115,6 +131,7 @@ class DiffGuardModule(pl.LightningModule):
         self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False)
         self.stream = self.detector.stream(self._between_passes)
         self.landing: deque[tuple[Finished, torch.cuda.Event | None]] = deque()
+        self.error: InputError | None = None
         self.others: Any = None
         if self.trainer.world_size > 1:
             self.others = torch.distributed.new_group(timeout=timedelta(days=30), backend="gloo")
@@ -142,11 +159,25 @@ class DiffGuardModule(pl.LightningModule):
                 self.accuracy.update(torch.tensor(right))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Finished]]:
+        last = self.trainer.test_loop.batch_progress.is_last_batch or bool(self.on_step)
+        try:
+            self._take(batch, dataloader_idx)
+        except InputError as error:  # those before it are to have their scores
+            self.error, last = error, True
+        if last:
+            self._land(self.stream.drain())
+        return {"finished": self._landed(wait=last)}
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _take(self, batch: Any, dataloader_idx: int) -> None:
+        """Work on a batch, and on those before it."""
         batch = self._named(batch, dataloader_idx)
         images, tag = batch["image"], (batch, dataloader_idx)
         self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
         self._check_progress(batch, dataloader_idx)
-        last = self.trainer.test_loop.batch_progress.is_last_batch
         if len(images) == 0:
             self.landing.append((Finished(self.datasets[dataloader_idx], batch, None), None))
         elif self.on_step:
@@ -155,9 +186,6 @@ class DiffGuardModule(pl.LightningModule):
             self._land([(tag, self.detector.plainly(images, self._oracle_labels(batch, dataloader_idx), watch))])
         else:
             self._land(self.stream.push(images, self._oracle_labels(batch, dataloader_idx), tag))
-        if last:
-            self._land(self.stream.drain())
-        return {"finished": self._landed(wait=last or bool(self.on_step))}
 
     def _land(self, detected: list[tuple[Any, Detection]]) -> None:
         """Bring results to the CPU; a GPU goes on while they are copied."""

@@ -34,6 +34,8 @@ PACKAGES = (
 )
 FREE = ("batch_size", "num_workers", "on_error")
 """Settings of the data that scores do not depend on."""
+FREE_OF_MODEL = ("slots", "compile")
+"""Settings of the detector that scores do not depend on, but for rounding."""
 TRAINER = ("precision", "limit_test_batches", "fast_dev_run")
 """Settings of the trainer that scores, or which there are, depend on."""
 
@@ -157,9 +159,10 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     data = json.loads(json.dumps(config.get("data")))
     for name in FREE:
         (data.get("init_args") or {}).pop(name, None)
+    model = {name: value for name, value in (config.get("model") or {}).items() if name not in FREE_OF_MODEL}
     rest: dict[str, Any] = {"trainer": {name: trainer.get(name) for name in TRAINER}}
     rest |= {name: config.get(name) for name in ("shard", "seed_everything")}
-    return _flat({"model": config.get("model"), "data": data} | rest)
+    return _flat({"model": model, "data": data} | rest)
 
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:

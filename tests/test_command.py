@@ -55,7 +55,7 @@ def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tm
 
 
 def test_progress_in_a_log_file_is_a_line_now_and_then(tmp_path):
-    done = run(*QUICK, "--progress.every", "0", "--page.enabled", "false", "--model.steps", "5", cwd=tmp_path)
+    done = run(*QUICK, "--model.slots", "4", "--progress.every", "0", "--page.enabled", "false", "--model.steps", "5", cwd=tmp_path)
     lines = [line for line in done.stdout.splitlines() if "images/s" in line]
     told = [re.fullmatch(r"(?:\w+: )?(\d+)/48 images, [\d.]+ images/s, \d+:\d\d left", line) for line in lines]
     counts = [int(found[1]) for found in told if found]

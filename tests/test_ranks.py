@@ -23,8 +23,9 @@ from diffguard_pl.scores import parts, read
 from diffguard_pl.stop import Stop, StopRequested
 from diffguard_pl.test import main
 
-SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.steps", "5", "--pictures.count", "3", "--scores.every", "0",
-         "--page.enabled", "false", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]  # fmt: skip
+SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.slots", "4", "--model.steps", "5", "--pictures.count", "3",
+         "--scores.every", "0", "--page.enabled", "false", "--trainer.accelerator", "cpu",
+         "--trainer.default_root_dir", "run"]  # fmt: skip
 GDM = ["--config", "digits_gdm", "--model.steps", "20"]
 SLOW = ["--model.steps", "150"]
 

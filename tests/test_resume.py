@@ -20,7 +20,8 @@ from diffguard_pl import InputError, run
 from diffguard_pl.scores import Header, PartWriter, parts, read
 from diffguard_pl.test import main
 
-SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.steps", "5", "--pictures.count", "3", "--scores.every", "0"]
+SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.slots", "8", "--model.steps", "5", "--pictures.count", "3",
+         "--scores.every", "0"]  # fmt: skip
 QUIET = ["--page.enabled", "false"]
 
 

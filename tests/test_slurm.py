@@ -25,8 +25,8 @@ from diffguard_pl.submit import AFTERWARDS, main, minutes
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
-SMALL = ["--data.limit", "16", "--data.batch_size", "4", "--model.steps", "10", "--scores.every", "0", "--pictures.count", "3",
-         "--page.enabled", "false"]  # fmt: skip
+SMALL = ["--data.limit", "16", "--data.batch_size", "4", "--model.slots", "4", "--model.steps", "10", "--scores.every", "0",
+         "--pictures.count", "3", "--page.enabled", "false"]  # fmt: skip
 CONFIG = ["--config", "digits_ldm"]
 ON_CPU = ["--trainer.accelerator", "cpu"]
 """The nodes' GPUs are there for SLURM to count, and for nothing else."""

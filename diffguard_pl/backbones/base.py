@@ -2,12 +2,25 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from ..diffusion.schedule import Schedule
 from ..errors import InputError, choose
+
+BLOCKS = ("ResnetBlock2D", "Attention", "Transformer2DModel", "BasicTransformerBlock")
+"""Of diffusers' networks: nearly all of their time is spent in these."""
+KINDS_OF_BLOCK = 64
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The outermost modules of these kinds; the whole network where it has none."""
+    if type(network).__name__ in BLOCKS:
+        return [network]
+    found = [block for child in network.children() for block in blocks(child) if type(block).__name__ in BLOCKS]
+    return found or [network]
 
 
 class Backbone(nn.Module, ABC):
@@ -21,6 +34,7 @@ class Backbone(nn.Module, ABC):
         num_classes: classes that it knows, "no class" left out; None where it takes none.
         is_pixel_space: whether x is an image.
         clip_denoised: whether predicted pictures are clamped to [-1, 1].
+        dtype: of the networks; x, images and noise are always float32.
     """
 
     alpha_bar: Tensor
@@ -28,6 +42,7 @@ class Backbone(nn.Module, ABC):
     num_classes: int | None = None
     is_pixel_space = False
     clip_denoised = False
+    dtype = torch.float32
 
     def __init__(self, image_size: int, input_size: int | None, process_method: str):
         super().__init__()
@@ -37,6 +52,28 @@ class Backbone(nn.Module, ABC):
             raise InputError(
                 f"input_size={self.input_size} cannot be padded evenly to image_size={image_size}; use process_method: resize"
             )
+
+    def networks_to(self, dtype: torch.dtype) -> None:
+        """Weights of the networks in another precision."""
+        for network in self.children():
+            network.to(dtype)
+        self.dtype = dtype
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that :meth:`eps` asks."""
+        return self
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks that the network is made of, each for the sizes that it meets: blocks that are alike share code, which
+        takes a fraction of the time that the whole network would."""
+        import torch._dynamo  # takes a second
+
+        for name in ("recompile_limit", "cache_size_limit"):  # of old releases; as many kinds of block as a network has
+            if hasattr(torch._dynamo.config, name):
+                setattr(torch._dynamo.config, name, max(KINDS_OF_BLOCK, getattr(torch._dynamo.config, name)))
+        for block in blocks(self.denoiser):
+            block.compile(dynamic=False)
 
     @abstractmethod
     def schedule(self, steps: int) -> Schedule:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
@@ -51,17 +52,31 @@ class LatentDiffusion(Backbone):
         self.scale = first_stage.config.scaling_factor
         self.alpha_bar = scaled_linear_alpha_bar(a.linear_start, a.linear_end, a.timesteps)
 
+    @property
+    def denoiser(self) -> UNet2DConditionModel:
+        return self.unet
+
     def schedule(self, steps: int) -> Schedule:
         return uniform(self.alpha_bar, steps)
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.first_stage.encode(self.to_model_size(images)).latents.float() * self.scale
+        return self.first_stage.encode(self.to_model_size(images).to(self.dtype)).latents.float() * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
-        return self.to_input_size(self.first_stage.decode(x / self.scale).sample.float().clamp(-1, 1))
+        return self.to_input_size(decoded(self.first_stage, x / self.scale, self.dtype).clamp(-1, 1))
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.unet(x, t, encoder_hidden_states=self.embedding(labels)[:, None]).sample.float()
+        return self.unet(x.to(self.dtype), t, encoder_hidden_states=self.embedding(labels)[:, None]).sample.float()
+
+
+def decoded(autoencoder: VQModel, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Latents -> images, float32. Which code is nearest is found in float32, whatever the precision of the networks."""
+    with torch.autocast(latents.device.type, enabled=False):
+        codes = autoencoder.quantize.embedding.weight.float()
+        flat = latents.float().movedim(1, -1)
+        nearest = torch.cdist(flat.flatten(0, -2), codes).argmin(dim=1)
+        quantised = codes[nearest].view_as(flat).movedim(-1, 1)
+    return autoencoder.decode(quantised.to(dtype), force_not_quantize=True).sample.float()
 
 
 def _modules(checkpoint: str, architecture: LatentDiffusionArchitecture) -> tuple[UNet2DConditionModel, nn.Embedding, VQModel]:

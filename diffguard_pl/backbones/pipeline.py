@@ -14,7 +14,7 @@ from ..errors import InputError, choose
 from ..registry import resolve
 from .base import Backbone
 from .convert import load_diffusers, read_json
-from .latent import _class_embedding
+from .latent import _class_embedding, decoded
 
 NETWORKS = (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel)
 AUTOENCODERS = (AutoencoderKL, VQModel)
@@ -76,6 +76,10 @@ class DiffusersPipeline(Backbone):
         null_is_last = self.num_labels is not None and self.null_label == self.num_labels - 1
         self.num_classes = self.num_labels - null_is_last if self.num_labels is not None else None
 
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.network
+
     def schedule(self, steps: int) -> Schedule:
         # as the paper does for latents: inversion ends at the level that denoising starts from, so that the two undo each other;
         # the other choice, `respaced`, ends in pure noise, one level above
@@ -85,19 +89,23 @@ class DiffusersPipeline(Backbone):
         images = self.to_model_size(images)
         if self.autoencoder is None:
             return images
-        encoded = self.autoencoder.encode(images)
+        encoded = self.autoencoder.encode(images.to(self.dtype))
         latents = encoded.latents if isinstance(self.autoencoder, VQModel) else encoded.latent_dist.mode()
         return (latents.float() - self.shift) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         if self.autoencoder is None:
             return self.to_input_size(x)
-        images = self.autoencoder.decode(x / self.scale + self.shift).sample
-        return self.to_input_size(images.float().clamp(-1, 1))
+        latents = x / self.scale + self.shift
+        if isinstance(self.autoencoder, VQModel):
+            images = decoded(self.autoencoder, latents, self.dtype)
+        else:
+            images = self.autoencoder.decode(latents.to(self.dtype)).sample.float()
+        return self.to_input_size(images.clamp(-1, 1))
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         # a learned variance, in channels of its own, is left out
-        output = self.network(x, t, **self._condition(labels)).sample[:, : x.shape[1]].float()
+        output = self.network(x.to(self.dtype), t, **self._condition(labels)).sample[:, : x.shape[1]].float()
         if self.prediction_type == "epsilon":
             return output
         level = Level.of(self.alpha_bar[t.cpu()], x)

@@ -52,6 +52,10 @@ class PixelDiffusion(Backbone):
         self.alpha_bar = ALPHA_BAR[a.noise_schedule](a.diffusion_steps)
         self.time_scale = 1000 / a.diffusion_steps if a.rescale_timesteps else 1
 
+    @property
+    def denoiser(self) -> UNet2DModel:
+        return self.unet
+
     def schedule(self, steps: int) -> Schedule:
         return respaced(self.alpha_bar, steps)
 
@@ -63,7 +67,7 @@ class PixelDiffusion(Backbone):
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         classes = labels if self.unet.config.num_class_embeds else None
-        return self.unet(x, t * self.time_scale, class_labels=classes).sample[:, :3].float()
+        return self.unet(x.to(self.dtype), t * self.time_scale, class_labels=classes).sample[:, :3].float()
 
 
 def _unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:

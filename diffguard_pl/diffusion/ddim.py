@@ -125,22 +125,25 @@ def invert(
 
 
 @torch.no_grad()
-def denoise(model: NoiseModel, x: Tensor, schedule: Schedule, start: Tensor, callback: Callback | None = None) -> Tensor:
+def denoise(
+    model: NoiseModel, x: Tensor, schedule: Schedule, start: Tensor, callback: Callback | None = None, last: int = 0
+) -> Tensor:
     """Noise to picture. All rows begin together, each at a step of its own, and leave when they are done.
 
     Args:
         model: predicts the noise, guidance included.
         x: noise [N, C, H, W].
         schedule: of S steps.
-        start: [N] the index each row begins at, on the CPU; it takes ``start + 1`` steps.
+        start: [N] the index each row begins at, on the CPU; it takes ``start + 1 - last`` steps.
         callback: called after each step.
+        last: the index that the last step is taken from.
 
     Returns:
         Pictures [N, C, H, W].
     """
     x = x.clone()
-    for k in range(int(start.max()) + 1):
-        rows = (start >= k).nonzero()[:, 0]
+    for k in range(int(start.max()) + 1 - last):
+        rows = (start - k >= last).nonzero()[:, 0]
         index = start[rows] - k
         level = Level.of(schedule.denoising_from[index], x)
         x_i = x[rows]

@@ -34,6 +34,7 @@ class Method:
         null_label: the label that means "no class" to the network; None where it has none.
         inversion_steps: to take at most.
         skip_first_steps: leave out the first so many denoising steps; not used where forback_skip_diff is set.
+        skip_last_steps: leave out the last so many denoising steps.
         forback_skip_diff: start denoising so many steps above where inversion stopped.
         clip: clamp predicted pictures to [-1, 1], but at the first inversion step.
         unguided: reconstruct without guidance, too.
@@ -47,6 +48,7 @@ class Method:
     null_label: int | None
     inversion_steps: int
     skip_first_steps: int = 0
+    skip_last_steps: int = 0
     forback_skip_diff: int = 0
     clip: bool = False
     unguided: bool = False
@@ -109,7 +111,6 @@ class Engine:
         slots: rows of the batch.
         before_pass: called before each pass of the network.
         late: learn only a pass later which images have stopped, so that the device need not wait; none: on a GPU.
-        pad: fill up a batch that has too few rows, for a network that is compiled for one size.
 
     Attributes:
         rows: that were of use so far.
@@ -123,10 +124,9 @@ class Engine:
         slots: int,
         before_pass: Callable[[], None] = lambda: None,
         late: bool | None = None,
-        pad: bool = False,
     ):
         self.network, self.method, self.slots, self.before_pass = network, method, slots, before_pass
-        self.late, self.pad = late, pad
+        self.late = late
         self.jobs: deque[Job] = deque()
         self.waiting: deque[Chain] = deque()
         self.active: list[Chain] = []
@@ -265,13 +265,8 @@ class Engine:
             self._hear()
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The network, in a batch of full size where it has to be."""
-        n = len(x)
-        self.rows += n
-        if self.pad and n < self.slots:
-            more = self.slots - n
-            x, t, labels = (torch.cat([part, part[:1].expand(more, *part.shape[1:])]) for part in (x, t, labels))
-        return self.network(x, t, labels)[:n]
+        self.rows += len(x)
+        return self.network(x, t, labels)
 
     def _advance(self, chains: list[Chain], twins: list[Chain]) -> None:
         """Note that these have taken a step."""
@@ -281,7 +276,7 @@ class Engine:
             chain.index += 1 if chain.inverting else -1
             if chain.inverting and chain.index == self.method.inversion_steps:
                 self._turn(chain)
-            elif chain.index < 0:
+            elif not chain.inverting and chain.index < self.method.skip_last_steps:
                 done.append(chain)
         if twins:
             after = {id(chain): twin for chain, twin in zip(chains, twins, strict=False)}

@@ -16,6 +16,9 @@ from torch.nn.functional import interpolate, log_softmax
 from ..errors import InputError
 from .ddim import Level, clip_eps, predict_x0
 
+GRADIENT_SCALE = 1024.0
+"""Keeps gradients of a classifier in half precision from vanishing; a power of two, so that it changes nothing else."""
+
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """eps(x [n, C, H, W], t [n], labels [n]) -> [n, C, H, W]."""
 
@@ -193,8 +196,8 @@ class ClassifierGuidance(Guidance):
                     views = interpolate(views, classifier.input_size)
             log_p = log_softmax(classifier.logits(views).float(), dim=-1)
             chosen = log_p.gather(1, labels.clone().repeat_interleave(1 if crops is None else crops.shape[1])[:, None])
-            (gradient,) = torch.autograd.grad(chosen.sum(), x_in)
-        return gradient
+            (gradient,) = torch.autograd.grad(chosen.sum() * GRADIENT_SCALE, x_in)
+        return gradient / GRADIENT_SCALE
 
 
 class Crop(NamedTuple):
