@@ -20,7 +20,7 @@ from diffguard_pl.registry import PUBLISHED, plain
 from diffguard_pl.test import main
 
 EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")]
-IMAGENET = [name for name in EXPERIMENTS if not name.startswith(("digits", "small/", "cifar", "wandb"))]
+IMAGENET = [name for name in EXPERIMENTS if not name.startswith(("digits", "fast/", "small/", "cifar", "wandb"))]
 
 
 @pytest.fixture(scope="module")

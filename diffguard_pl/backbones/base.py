@@ -56,7 +56,7 @@ class Backbone(nn.Module, ABC):
     def networks_to(self, dtype: torch.dtype) -> None:
         """Weights of the networks in another precision."""
         for network in self.children():
-            network.to(dtype)
+            nn.Module.to(network, dtype)  # diffusers' own warns of nothing
         self.dtype = dtype
 
     @property

@@ -1,0 +1,61 @@
+"""What a lower precision changes: AUROC of every data set, and how far the score of an image moves.
+
+    python benchmarks/precision.py [--limit N]
+
+runs the digits benchmark, both pipelines, in every precision of ``--trainer.precision``, in processes of their own, and prints a
+table. ``drift``: of the headline score, median over all images of the absolute difference to float32, in units of the score's standard
+deviation over all images.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from diffguard_pl.scores import read
+
+CPU_HALF = "[{class_path: pytorch_lightning.plugins.precision.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}]"
+"""Lightning itself takes bf16 in its place on a CPU."""
+PRECISIONS = {
+    "32": ["--trainer.precision", "32"],
+    "32, TF32": ["--trainer.precision", "32", "--model.tf32", "true"],
+    "bf16-mixed": ["--trainer.precision", "bf16-mixed"],
+    "bf16-true": ["--trainer.precision", "bf16-true"],
+    "16-mixed": ["--trainer.precision", "16-mixed"] if torch.cuda.is_available() else [f"--trainer.plugins={CPU_HALF}"],
+    "16-true": ["--trainer.precision", "16-true"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", default="null", help="images of each set")
+    limit = parser.parse_args().limit
+    print("| pipeline | precision | AUROC near / photos / letters | drift of the score | images whose stop moved |")
+    print("|---|---|---|---:|---:|")
+    for config in ("digits_gdm", "digits_ldm"):
+        with tempfile.TemporaryDirectory() as folder:
+            exact = None
+            for precision, settings in PRECISIONS.items():
+                if "TF32" in precision and not torch.cuda.is_available():
+                    continue
+                run = Path(folder) / precision.replace(", ", "-")
+                command = [sys.executable, "-m", "diffguard_pl.test", "--config", config, "--data.limit", limit, *settings]
+                command += ["--trainer.default_root_dir", str(run), "--pictures.count", "0", "--page.enabled", "false"]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                frame, header = read(run)
+                score = header.scores[0]
+                exact = frame if exact is None else exact
+                metrics = pd.read_csv(run / "metrics.csv")
+                rows = metrics[(metrics["score"] == score) & (metrics["dataset"] != "mean")]
+                drift = (frame[score] - exact[score]).abs().median() / exact[score].std()
+                moved = int((frame["stop_index"] != exact["stop_index"]).sum())
+                figures = " / ".join(f"{100 * value:.2f}" for value in rows["auroc"])
+                print(f"| {config} `{score}` | {precision} | {figures} | {drift:.1e} | {moved} of {len(frame)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
