@@ -3,8 +3,8 @@
     python benchmarks/precision.py [--limit N]
 
 runs the digits benchmark, both pipelines, in every precision of ``--trainer.precision``, in processes of their own, and prints a
-table. ``drift``: of the headline score, median over all images of the absolute difference to float32, in units of the score's standard
-deviation over all images.
+table. ``drift``: of the headline score, median over all images of the absolute difference to float32, in units of the score's
+standard deviation over all images.
 """
 
 import argparse

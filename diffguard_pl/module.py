@@ -65,7 +65,8 @@ class DiffGuardModule(pl.LightningModule):
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
             or ``all`` (these, and a random label, fixed by its name and index, for every other image).
-        tf32: on a GPU, let float32 matrix products and convolutions round their factors to TF32, which is several times as fast.
+        tf32: on a GPU, float32 matrix products and convolutions round their factors to TF32, which is several times as fast. No
+            effect on other precisions, nor on a CPU.
         detector: the settings of the detector.
     """
 
@@ -73,7 +74,7 @@ class DiffGuardModule(pl.LightningModule):
     accuracy: MeanMetric
     unreadable: MetricCollection
 
-    def __init__(self, oracle: str = "none", tf32: bool = False, **detector: Any):
+    def __init__(self, oracle: str = "none", tf32: bool = True, **detector: Any):
         super().__init__()
         choose("oracle", oracle, ["none", "ind", "all"])
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
