@@ -15,6 +15,7 @@ from torchvision.models import ResNet50_Weights, resnet50, vgg16
 
 from diffguard_pl import analyze
 from diffguard_pl.config import config_names, find_config, load_data, with_bases
+from diffguard_pl.discrepancy import FeatureScore
 from diffguard_pl.errors import InputError
 from diffguard_pl.registry import PUBLISHED, plain
 from diffguard_pl.test import main
@@ -227,3 +228,13 @@ def test_a_config_that_builds_on_itself_or_on_nothing_is_said(tmp_path):
     (tmp_path / "d.yaml").write_text("model: [")
     with pytest.raises(InputError, match=r"config .*d.yaml: not YAML"):
         load_data([tmp_path / "d.yaml"])
+
+
+@pytest.mark.parametrize("name", ["dists", "lpips"])
+@pytest.mark.parametrize("side", [64, 300])
+def test_a_learned_similarity_in_two_parts_is_the_same(name, side, torch_home, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    score = FeatureScore(name)
+    a, b = torch.rand(2, 2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    reference = score.features(b)
+    torch.testing.assert_close(score.offset - score.distance(score.features(a), reference), score(a, b), atol=1e-6, rtol=1e-6)
