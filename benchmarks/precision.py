@@ -1,6 +1,6 @@
 """What a lower precision changes: AUROC of every data set, and how far the score of an image moves.
 
-    python benchmarks/precision.py [--limit N]
+    python benchmarks/precision.py [--limit N] [--precision 32 bf16-mixed ...]
 
 runs the digits benchmark, both pipelines, in every precision of ``--trainer.precision``, in processes of their own, and prints a
 table. ``drift``: of the headline score, median over all images of the absolute difference to float32, in units of the score's
@@ -32,14 +32,20 @@ PRECISIONS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", default="null", help="images of each set")
-    limit = parser.parse_args().limit
+    parser.add_argument("--limit", default="null", help="images of each set; half precision is slow on a CPU")
+    parser.add_argument("--config", nargs="+", default=["digits_gdm", "digits_ldm"])
+    parser.add_argument(
+        "--precision", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS), help="the first is the measure"
+    )
+    args = parser.parse_args()
+    limit = args.limit
     print("| pipeline | precision | AUROC near / photos / letters | drift of the score | images whose stop moved |")
     print("|---|---|---|---:|---:|")
-    for config in ("digits_gdm", "digits_ldm"):
+    for config in args.config:
         with tempfile.TemporaryDirectory() as folder:
             exact = None
-            for precision, settings in PRECISIONS.items():
+            for precision in args.precision:
+                settings = PRECISIONS[precision]
                 if "TF32" in precision and not torch.cuda.is_available():
                     continue
                 run = Path(folder) / precision.replace(", ", "-")

@@ -140,7 +140,11 @@ def flops_of_a_row(detector: DiffGuard, images: Tensor) -> int:
 def lines(args: argparse.Namespace, family: str, images: Tensor, device: torch.device) -> Iterator[Line]:
     def detector(**settings: Any) -> DiffGuard:
         name = f"digits_{family}" if args.model == "digits" else family
-        return diffguard_pl.load(name, **(FULL[family] if args.model == "full" else {}), **settings).to(device)
+        one = diffguard_pl.load(name, **(FULL[family] if args.model == "full" else {}), **settings).to(device)
+        if args.channels_last:
+            for network in (one.backbone.denoiser, one.classifier.model):
+                torch.nn.Module.to(network, memory_format=torch.channels_last)
+        return one
 
     for precision in args.precision:
         note = "" if precision == "32" else f", {precision}"
@@ -240,6 +244,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=["32", *AUTOCAST, *TRUE], default=["32"])
     parser.add_argument("--compile", action="store_true", help="each engine line compiled, too")
     parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--channels-last", action="store_true", help="weights of diffusion model and classifier in NHWC")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", help="JSON file")
     args = parser.parse_args()

@@ -13,7 +13,7 @@ from diffguard_pl.stop import Stop
 
 class GracefulStop(pl.Callback):
     """Stops a test within a step of the diffusion model after SIGTERM, SIGUSR1 or SIGUSR2, with
-    :class:`~diffguard_pl.stop.StopRequested`: what is scored is written, the batch in flight is dropped.
+    :class:`~diffguard_pl.stop.StopRequested`: what is scored is written, images on their way are dropped.
 
     A rank whose starter (the first rank, or torchrun) is gone stops, too.
 

@@ -17,7 +17,7 @@ class ThroughputMonitor(pl.Callback):
     """Images/s, rows of the diffusion model/s, how full its batches were, peak memory and seconds a stage: into ``run.json``, and
     to the loggers there are.
 
-    Seconds a stage are of the first rank; ``waiting`` is that of loading and writing. The rest is of all ranks.
+    Seconds a stage are of the first rank; ``waiting`` is what is none of them: loading and writing. The rest is of all ranks.
 
     Args:
         every: seconds between two notes.
@@ -30,7 +30,7 @@ class ThroughputMonitor(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         self.began = self.last = time.monotonic()
-        self.images, self.noted = 0, 0
+        self.images, self.noted, self.rows_before = 0, 0, pl_module.detector.unet_rows
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -47,7 +47,7 @@ class ThroughputMonitor(pl.Callback):
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, totals)
-            totals |= {name: sum(one[name] for one in gathered) for name in ("images", "rows", "batch_rows")}
+            totals |= {name: sum(one[name] for one in gathered) for name in ("images", "rows", "useful_rows", "batch_rows")}
             totals |= {name: max(one[name] for one in gathered) for name in ("seconds", "peak_memory_bytes")}
             totals |= _rates(totals)
         if trainer.is_global_zero:
@@ -60,7 +60,8 @@ class ThroughputMonitor(pl.Callback):
         stages["waiting"] = max(0.0, seconds - sum(stages.values()))
         totals = {
             "images": self.images,
-            "rows": engine.rows,
+            "rows": pl_module.detector.unet_rows - self.rows_before,
+            "useful_rows": engine.rows,
             "batch_rows": engine.passes * engine.slots,
             "seconds": seconds,
             "stages": stages,
@@ -82,7 +83,7 @@ def _rates(totals: dict[str, Any]) -> dict[str, float]:
     return {
         "images_per_second": totals["images"] / seconds,
         "rows_per_second": totals["rows"] / seconds,
-        "utilisation": totals["rows"] / max(1, totals["batch_rows"]),
+        "utilisation": totals["useful_rows"] / max(1, totals["batch_rows"]),
     }
 
 

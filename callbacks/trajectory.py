@@ -40,7 +40,7 @@ class TrajectoryLogger(pl.Callback):
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
         pl_module.on_step = {}
-        if not self.images:
+        if not self.images or pl_module.error is not None:
             return
         dataset, batch, detection = outputs["finished"][-1]  # a batch that is watched is done at once
         if detection is None or len(batch["image"]) != self.size:

@@ -95,13 +95,11 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean or own.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or own.std).view(1, 3, 1, 1), persistent=False)
         self._takes: dict[torch.Size, bool] = {}
-        self.dtype = torch.float32
         self._look_inside(cam_layer, map_layers)
 
     def networks_to(self, dtype: torch.dtype) -> None:
         """Weights of the model in another precision; images, and the mean and std that they are normalised by, stay in float32."""
         self.model.to(dtype)
-        self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] in [0, 1] -> logits [N, classes], differentiable."""
@@ -109,7 +107,8 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """As :meth:`forward`, of images that go in at the size that they have."""
-        return self.model(((images - self.mean) / self.std).to(self.dtype))
+        dtype = next((weights.dtype for weights in self.model.parameters() if weights.is_floating_point()), torch.float32)
+        return self.model(((images - self.mean) / self.std).to(dtype))
 
     def whole(self, images: Tensor) -> Tensor:
         """As :meth:`logits` where the model takes images of that size, as convolutional ones do; else as :meth:`forward`."""

@@ -7,7 +7,7 @@ detection.labels, detection.reconstructions, detection.scores["features"]
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -145,6 +145,8 @@ class DiffGuard(nn.Module):
                 f"the classifier knows {classifier.num_classes} classes, the backbone {backbone.num_classes}, and it can only "
                 "reconstruct under labels that it knows; take one for the same classes"
             )
+        if not hasattr(backbone, "alpha_bar"):
+            raise InputError(f"backbone: {type(backbone).__name__} has no alpha_bar, the signal level of its training schedule")
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         self.schedule = backbone.schedule(steps)
         given = {"early_stop_steps": early_stop_steps, "skip_first_steps": skip_first_steps, "skip_last_steps": skip_last_steps}
@@ -162,11 +164,16 @@ class DiffGuard(nn.Module):
             backbone.compile_blocks()
         self.compare_to, self.early_stop, self.forback_skip_diff = compare_to, early_stop or {}, forback_skip_diff
         self.early_stop_steps, self.skip_first_steps, self.skip_last_steps = early_stop_steps, skip_first_steps, skip_last_steps
-        starts = first_denoising_index(torch.zeros(1, dtype=torch.long), len(self.schedule), skip_first_steps, forback_skip_diff)
-        if int(starts) < skip_last_steps:
+        stop = torch.tensor([0 if early_stop else len(self.schedule) - early_stop_steps - 1])  # the first that there may be
+        start = int(first_denoising_index(stop, len(self.schedule), skip_first_steps, forback_skip_diff))
+        if start < skip_last_steps:
             raise InputError(
-                f"skip_last_steps={skip_last_steps}: an image that starts at step {int(starts)} would take none; give less"
+                f"skip_last_steps={skip_last_steps}: denoising may begin at step {start} and would take none; give less of "
+                "it or of skip_first_steps, or more forback_skip_diff"
             )
+        scales = guidance.denoising_scales(self.schedule.timesteps, len(backbone.alpha_bar))
+        if guidance.scale and not scales.any():
+            raise InputError(f"guidance: interval={list(guidance.interval)}: holds none of the {len(self.schedule)} time steps")
         self.discrepancies = Discrepancies(discrepancies)
         self.unet_rows = 0
         """Rows that have gone through the diffusion model so far."""
@@ -242,7 +249,7 @@ class DiffGuard(nn.Module):
     @torch.no_grad()
     def invert(self, images: Tensor, prediction: Prediction, callback: Callback | None = None) -> Inversion:
         """Stage 2: image to noise."""
-        x = self.backbone.encode(images * 2 - 1)
+        x = self._encoded(images)
         stop = None
         if self.early_stop:
             early_stop = self._early_stop()
@@ -267,9 +274,13 @@ class DiffGuard(nn.Module):
         scores = self.compare(images, prediction, reconstruction)
         return Detection(prediction.labels, reconstruction.guided, scores, prediction, stop_index, reconstruction.unguided)
 
+    def _encoded(self, images: Tensor) -> Tensor:
+        """What is diffused of images in [0, 1]; in float32, as all but the networks is."""
+        return self.backbone.encode(images * 2 - 1).float()
+
     def _decoded(self, x: Tensor, count: int) -> Reconstruction:
         """The reconstructions [count, ...] under the label, and behind them those without guidance, if any."""
-        images = ((self.backbone.decode(x) + 1) / 2).clamp(0, 1)
+        images = ((self.backbone.decode(x).float() + 1) / 2).clamp(0, 1)
         return Reconstruction(images[:count], images[count:] if self.compare_to == "unguided" else None)
 
     def compare(self, images: Tensor, prediction: Prediction, reconstruction: Reconstruction) -> dict[str, Tensor]:
@@ -285,7 +296,7 @@ class DiffGuard(nn.Module):
     def check(self, images: Tensor) -> None:
         """Raise an `InputError` unless images are [N, 3, input_size, input_size], floating point, in [0, 1]."""
         size = self.input_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
             raise InputError(f"images are {list(images.shape)}, expected [N, 3, {size}, {size}]")
         if not images.is_floating_point():
             raise InputError(f"images are {images.dtype}, expected floating point in [0, 1]")
@@ -305,7 +316,7 @@ class DiffGuard(nn.Module):
     def _eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.unet_rows += len(x)
         if not self.compiled:
-            return self.backbone.eps(x, t, labels)
+            return self.backbone.eps(x, t, labels).float()
         parts = zip(x.split(self.slots), t.split(self.slots), labels.split(self.slots), strict=True)
         return torch.cat([self._eps_of_full_batch(*part) for part in parts])
 
@@ -314,7 +325,7 @@ class DiffGuard(nn.Module):
         n, more = len(x), self.slots - len(x)
         if more:
             x, t, labels = (torch.cat([part, part[:1].expand(more, *part.shape[1:])]) for part in (x, t, labels))
-        return self.backbone.eps(x, t, labels)[:n]
+        return self.backbone.eps(x, t, labels)[:n].float()
 
     def _protected(self) -> Protected:
         return Protected(self.classifier.whole, self.classifier.input_size)
@@ -391,10 +402,13 @@ class Stream:
         )
         self.engine = Engine(detector._eps, method, detector.slots, before_pass)
         self.stopwatch = Stopwatch()
+        self.device = torch.device("cpu")
+        self.keeps_maps = "maps" in detector.discrepancies.names and detector.compare_to == "input"
+        """Feature maps of images on their way: they are large, 16 MB an image for a ResNet-50."""
 
     @torch.no_grad()
-    def push(self, images: Tensor, labels: Tensor | None = None, tag: Any = None) -> list[tuple[Any, Detection]]:
-        """Take images; returns what is done of those that came before, and maybe of these: the tag of each batch and its detection.
+    def push(self, images: Tensor, labels: Tensor | None = None, tag: Any = None) -> list[tuple[Any, Any]]:
+        """Take images; returns what is done of those that came before: the tag of each batch and its :class:`Detection`.
 
         Args:
             images: as of :meth:`DiffGuard.forward`.
@@ -403,23 +417,34 @@ class Stream:
         """
         with self.stopwatch.timing("classify", images.device):
             prediction = self.detector.classify(images, labels)
-            x = self.detector.backbone.encode(images * 2 - 1)
+            x = self.detector._encoded(images)
+            if not self.keeps_maps:
+                prediction = replace(prediction, view=prediction.view._replace(maps=[]))
+        self.device = images.device
         self.engine.submit(Job(x, prediction.labels, self.detector._mask(prediction, x), (tag, images, prediction)))
         return self._run(images.device)
 
-    @torch.no_grad()
-    def drain(self) -> list[tuple[Any, Detection]]:
-        """The rest."""
-        return self._run(self.engine.jobs[0].x.device, drain=True) if self.engine.jobs else []
+    def push_nothing(self, tag: Any) -> list[tuple[Any, Detection | None]]:
+        """A batch without images: its tag comes back when its turn has come, with None."""
+        nothing = torch.zeros(0, dtype=torch.long)
+        self.engine.submit(Job(nothing, nothing, ticket=(tag, None, None)))
+        return self._run(self.device)
 
-    def _run(self, device: torch.device, drain: bool = False) -> list[tuple[Any, Detection]]:
+    @torch.no_grad()
+    def drain(self) -> list[tuple[Any, Any]]:
+        """The rest."""
+        return self._run(self.device, drain=True)
+
+    def _run(self, device: torch.device, drain: bool = False) -> list[tuple[Any, Any]]:
         with self.stopwatch.timing("diffuse", device):
             done = self.engine.run(drain)
         with self.stopwatch.timing("compare", device):
             return [self._detected(job) for job in done]
 
-    def _detected(self, job: Job) -> tuple[Any, Detection]:
+    def _detected(self, job: Job) -> tuple[Any, Any]:
         tag, images, prediction = job.ticket
+        if images is None:
+            return tag, None
         x = job.guided if job.unguided is None else torch.cat([job.guided, job.unguided])
         reconstruction = self.detector._decoded(x, len(images))
         return tag, self.detector._detection(images, prediction, job.stop_index, reconstruction)

@@ -4,7 +4,8 @@ import random
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -163,10 +164,12 @@ class DiffGuardModule(pl.LightningModule):
         last = self.trainer.test_loop.batch_progress.is_last_batch or bool(self.on_step)
         try:
             self._take(batch, dataloader_idx)
-        except InputError as error:  # those before it are to have their scores
+            if last:
+                self._land(self.stream.drain())
+        except InputError as error:
             self.error, last = error, True
-        if last:
-            self._land(self.stream.drain())
+            with suppress(InputError):  # those before it are to have their scores
+                self._land(self.stream.drain())
         return {"finished": self._landed(wait=last)}
 
     def on_test_batch_end(self, *_: Any) -> None:
@@ -180,23 +183,26 @@ class DiffGuardModule(pl.LightningModule):
         self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
         self._check_progress(batch, dataloader_idx)
         if len(images) == 0:
-            self.landing.append((Finished(self.datasets[dataloader_idx], batch, None), None))
+            self._land(self.stream.push_nothing(tag))
         elif self.on_step:
             self._land(self.stream.drain())
             watch = {way: self._after_step(way) for way in ("inversion", "denoising")}
-            self._land([(tag, self.detector.plainly(images, self._oracle_labels(batch, dataloader_idx), watch))])
+            with self.stream.stopwatch.timing("diffuse", self.device):
+                detection = self.detector.plainly(images, self._oracle_labels(batch, dataloader_idx), watch)
+            self._land([(tag, detection)])
         else:
             self._land(self.stream.push(images, self._oracle_labels(batch, dataloader_idx), tag))
 
-    def _land(self, detected: list[tuple[Any, Detection]]) -> None:
+    def _land(self, detected: Iterable[tuple[Any, Detection | None]]) -> None:
         """Bring results to the CPU; a GPU goes on while they are copied."""
         for (batch, dataloader_idx), detection in detected:
-            detection.scores.update(yardsticks(detection.prediction.view.logits))
+            if detection is not None:
+                detection.scores.update(yardsticks(detection.prediction.view.logits))
             finished = Finished(self.datasets[dataloader_idx], *_on_cpu(batch, detection))
             event = None
             if self.device.type == "cuda":
                 event = torch.cuda.Event()
-                event.record()
+                event.record(torch.cuda.current_stream(self.device))
             self.landing.append((finished, event))
 
     def _landed(self, wait: bool) -> list[Finished]:
@@ -256,7 +262,11 @@ class DiffGuardModule(pl.LightningModule):
             raise InputError("another rank is gone; what was written is kept, and --resume goes on with the run") from error
 
     def on_test_epoch_end(self) -> None:
-        assert not self.stream.engine.jobs, "the loaders ended without saying so"
+        if self.stream.engine.jobs:  # the last batch was not announced as such
+            raise InputError(
+                "test loaders: one gave fewer batches than its length says, and the last images have no scores; mend the "
+                "length, or give none"
+            )
         self.wait_for_others()
         for metric in (self.metrics, self.accuracy, self.unreadable):
             metric.to(self.device)
@@ -326,12 +336,15 @@ class DiffGuardModule(pl.LightningModule):
         return torch.tensor(drawn, device=self.device)
 
 
-def _on_cpu(batch: dict[str, Any], detection: Detection) -> tuple[dict[str, Any], Detection]:
+def _on_cpu(batch: dict[str, Any], detection: Detection | None) -> tuple[dict[str, Any], Detection | None]:
     """Copies on their way there, of all but feature maps."""
 
     def move(value: Any) -> Any:
         return value.to("cpu", non_blocking=True) if isinstance(value, Tensor) else value
 
+    moved = {name: move(value) for name, value in batch.items()}
+    if detection is None:
+        return moved, None
     view, prediction = detection.prediction.view, detection.prediction
     predicted = Prediction(
         view._replace(logits=move(view.logits), features=move(view.features), maps=[]),
@@ -346,7 +359,7 @@ def _on_cpu(batch: dict[str, Any], detection: Detection) -> tuple[dict[str, Any]
         prediction=predicted,
         unguided=move(detection.unguided),
     )
-    return {name: move(value) for name, value in batch.items()}, arrived
+    return moved, arrived
 
 
 def _check_names(datasets: list[str], groups: dict[str, str]) -> None:

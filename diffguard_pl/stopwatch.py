@@ -24,9 +24,9 @@ class Stopwatch:
             self.total[name] += time.perf_counter() - began
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+        begin.record(torch.cuda.current_stream(device))
         yield
-        end.record()
+        end.record(torch.cuda.current_stream(device))
         self.running.append((name, begin, end))
 
     def seconds(self) -> dict[str, float]:

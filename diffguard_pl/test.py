@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile
 from pytorch_lightning import Callback, LightningDataModule, Trainer
@@ -96,6 +97,13 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (InputError, MisconfigurationException, OSError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError):
+            sys.exit(f"error: {first} Lower model.slots or data.batch_size; --resume goes on with what is scored")
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            sys.exit(f"error: the diffusion model could not be compiled ({first}); set model.compile to false")
+        raise
 
 
 def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Callback], run_kind: str = "") -> "CLI":

@@ -14,12 +14,12 @@ import torch
 import yaml
 from conftest import scores_of
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
 from diffguard_pl.config import config_names, find_config
-from diffguard_pl.test import main, unused
+from diffguard_pl.test import main, one_line_errors, unused
 
 QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
 
@@ -196,6 +196,45 @@ def test_an_image_with_nan_is_named_and_what_was_scored_is_kept(settings, tmp_pa
     with pytest.raises(InputError, match=r"bad image 3 folder/3.png: has NaN"):
         trainer(tmp_path, [ScoreWriter()]).test(DiffGuardModule(discrepancies=["l2"], **settings), loaders)
     assert len(scores_of(tmp_path)) == 7
+
+
+def test_an_image_with_nan_is_named_in_a_batch_that_is_watched(settings, tmp_path):
+    from diffguard_pl.callbacks import TrajectoryLogger
+
+    loaders = {"bad": DataLoader(Pictures(True), 5), "good": DataLoader(Pictures(False), 5)}
+    with pytest.raises(InputError, match=r"bad image 3 folder/3.png: has NaN"):
+        trainer(tmp_path, [TrajectoryLogger(2)]).test(DiffGuardModule(discrepancies=["l2"], **settings), loaders)
+
+
+class Boastful(IterableDataset):
+    """Says that it has 12 pictures, and has 7."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self):
+        return iter([{"image": torch.rand(3, 16, 16), "label": -1, "index": i} for i in range(7)])
+
+
+def test_a_loader_that_ends_before_its_time_is_said(settings, tmp_path):
+    loaders = {"good": DataLoader(Pictures(False), 2), "other": DataLoader(Boastful(), 2)}
+    with pytest.raises(InputError, match="test loaders: one gave fewer batches than its length says"):
+        trainer(tmp_path, []).test(DiffGuardModule(discrepancies=["l2"], **settings), loaders)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), r"2 GiB. Lower model.slots"),
+        (
+            type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("no g++\nmore"),
+            r"\(no g\+\+\); set model.comp",
+        ),
+    ],
+)
+def test_a_device_that_cannot_is_answered_in_one_line(error, said):
+    with pytest.raises(SystemExit, match=said), one_line_errors():
+        raise error
 
 
 def test_loaders_of_ones_own_and_pairs_as_batches(settings, tmp_path):

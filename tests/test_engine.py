@@ -3,13 +3,14 @@
 import pytest
 import torch
 from conftest import GDM_ARCHITECTURE, REFERENCE, gdm_golden, ldm_golden, squeezenet
+from diffusers import DDIMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from diffguard_pl import Classifier, DiffGuard, InputError
-from diffguard_pl.backbones import Backbone, PixelDiffusion
+from diffguard_pl.backbones import Backbone, DiffusersPipeline, PixelDiffusion
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
 from diffguard_pl.diffusion import engine
 from diffguard_pl.diffusion.guidance import ClassifierFreeGuidance, ClassifierGuidance, Crop, cut
@@ -191,7 +192,13 @@ def test_batches_are_full_and_memory_is_bounded_by_the_slots(cheap, late):
     images = torch.cat([data.images for data in (digits("test"), held_out())])[:500]
     stream, stops, held = cheap.stream(), [], []
     stream.engine.late = late
-    stream.engine.before_pass = lambda: held.append(len({(id(c.job), c.image) for c in stream.engine.active}))
+    kept = []
+
+    def look():
+        held.append(len({(id(c.job), c.image) for c in stream.engine.active}))
+        kept.append(sum(len(job.x) for job in stream.engine.jobs))
+
+    stream.engine.before_pass = look
     for batch in images.split(50):
         stops += [d.stop_index for _, d in stream.push(batch)]
     stops = torch.cat([*stops, *(d.stop_index for _, d in stream.drain())])
@@ -202,7 +209,46 @@ def test_batches_are_full_and_memory_is_bounded_by_the_slots(cheap, late):
     assert stream.engine.utilisation > 0.95
     assert set(cheap.backbone.sizes[: stream.engine.passes // 2]) == {64}
     assert max(held) <= 2 * 64 + 1
+    assert max(kept) <= 4 * 64 + 2 * 50
     assert stream.engine.states.size <= 4 * 64 + 2
+
+
+def test_an_image_that_takes_long_does_not_let_results_pile_up():
+    """One image that needs all of 100 steps, and others that stop at once."""
+    torch.manual_seed(0)
+    detector = DiffGuard(
+        Classifier(SmallResNet(8), input_size=16),
+        Cheap(),
+        ClassifierGuidance(cutouts=0),
+        steps=100,
+        discrepancies=["l2"],
+        early_stop={"psnr": 70.0},
+        forback_skip_diff=2,
+        slots=4,
+    )
+    images = digits("test").images[:120].clone()
+    images[0] = 0.5  # without contrast this network sees no noise in it
+    stream, found, kept = detector.stream(), [], []
+    for i, batch in enumerate(images.split(4)):
+        found += stream.push(batch, tag=i)
+        kept.append(sum(len(job.x) for job in stream.engine.jobs))
+    found += stream.drain()
+    assert [tag for tag, _ in found] == list(range(30))
+    stops = torch.cat([d.stop_index for _, d in found])
+    assert stops[0] > 6 * stops[1:].max()
+    assert max(kept) <= (4 + 1) * 4
+
+
+def test_a_batch_without_images_waits_for_its_turn(digits_ldm, some_digits):
+    stream = digits_ldm.stream()
+    found = stream.push(some_digits[:3], tag="first") + stream.push_nothing("nothing") + stream.push(some_digits[3:5], tag="last")
+    found += stream.drain()
+    assert [(tag, detection is None) for tag, detection in found] == [("first", False), ("nothing", True), ("last", False)]
+
+
+def test_feature_maps_are_kept_only_for_those_who_compare_them(digits_ldm, digits_gdm, some_digits):
+    assert digits_ldm(some_digits[:2]).prediction.view.maps
+    assert not digits_gdm(some_digits[:2]).prediction.view.maps  # compared are the two reconstructions
 
 
 def test_a_network_that_takes_one_size_only_is_given_that(cheap):
@@ -248,7 +294,43 @@ def test_no_pass_waits_for_the_device(family, monkeypatch):
     assert stream.engine.passes > 8
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_no_pass_of_a_diffusers_pipeline_waits_for_the_device(prediction_type, tmp_path):
+    UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        num_class_embeds=4,
+    ).save_pretrained(tmp_path / "unet")
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    backbone = DiffusersPipeline(str(tmp_path), prediction_type, null_label=3).to("meta")
+    numbers = torch.empty(2, dtype=torch.long, device="meta")
+    assert backbone.eps(torch.empty(2, 3, 16, 16, device="meta"), numbers, numbers).shape == (2, 3, 16, 16)
+
+
 @pytest.mark.parametrize(("slots", "guidance"), [(0, ClassifierGuidance(cutouts=0)), (-3, ClassifierGuidance(cutouts=0))])
 def test_slots_that_cannot_be(cheap, slots, guidance):
     with pytest.raises(InputError, match=f"slots={slots}: expected at least 1"):
         DiffGuard(cheap.classifier, cheap.backbone, guidance, 10, ["l2"], slots=slots)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"compile": True}, "Cheap does not say which is its network; give it a property denoiser"),
+        ({"skip_first_steps": 7, "skip_last_steps": 3}, "skip_last_steps=3: denoising may begin at step 2 and would take none"),
+        ({"guidance": ClassifierGuidance(cutouts=0, interval=(0.45, 0.46))}, r"interval=\[0.45, 0.46\]: holds none of the 10"),
+    ],
+)
+def test_other_settings_that_cannot_be(cheap, settings, said):
+    settings = {"guidance": ClassifierGuidance(cutouts=0)} | settings
+    with pytest.raises(InputError, match=said):
+        DiffGuard(cheap.classifier, cheap.backbone, steps=10, discrepancies=["l2"], **settings)
+
+
+def test_skip_last_steps_is_judged_by_where_denoising_can_begin(cheap):
+    kind = {"guidance": ClassifierGuidance(cutouts=0), "steps": 10, "discrepancies": ["l2"]}
+    DiffGuard(cheap.classifier, cheap.backbone, forback_skip_diff=2, skip_last_steps=2, **kind)
+    with pytest.raises(InputError, match="may begin at step 1"):
+        DiffGuard(cheap.classifier, cheap.backbone, forback_skip_diff=2, skip_last_steps=2, early_stop={"psnr": 50.0}, **kind)

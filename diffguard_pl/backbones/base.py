@@ -42,7 +42,6 @@ class Backbone(nn.Module, ABC):
     num_classes: int | None = None
     is_pixel_space = False
     clip_denoised = False
-    dtype = torch.float32
 
     def __init__(self, image_size: int, input_size: int | None, process_method: str):
         super().__init__()
@@ -53,11 +52,14 @@ class Backbone(nn.Module, ABC):
                 f"input_size={self.input_size} cannot be padded evenly to image_size={image_size}; use process_method: resize"
             )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((weights.dtype for weights in self.parameters() if weights.is_floating_point()), torch.float32)
+
     def networks_to(self, dtype: torch.dtype) -> None:
         """Weights of the networks in another precision."""
         for network in self.children():
             nn.Module.to(network, dtype)  # diffusers' own warns of nothing
-        self.dtype = dtype
 
     @property
     def denoiser(self) -> nn.Module:
@@ -68,6 +70,9 @@ class Backbone(nn.Module, ABC):
         """Compile the blocks that the network is made of, each for the sizes that it meets: blocks that are alike share code, which
         takes a fraction of the time that the whole network would."""
         import torch._dynamo  # takes a second
+
+        if self.denoiser is self:
+            raise InputError(f"compile: {type(self).__name__} does not say which is its network; give it a property denoiser")
 
         for name in ("recompile_limit", "cache_size_limit"):  # of old releases; as many kinds of block as a network has
             if hasattr(torch._dynamo.config, name):

@@ -74,7 +74,8 @@ def decoded(autoencoder: VQModel, latents: Tensor, dtype: torch.dtype) -> Tensor
     with torch.autocast(latents.device.type, enabled=False):
         codes = autoencoder.quantize.embedding.weight.float()
         flat = latents.float().movedim(1, -1)
-        nearest = torch.cdist(flat.flatten(0, -2), codes).argmin(dim=1)
+        # not by a matrix product, which may round to TF32
+        nearest = torch.cdist(flat.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
         quantised = codes[nearest].view_as(flat).movedim(-1, 1)
     return autoencoder.decode(quantised.to(dtype), force_not_quantize=True).sample.float()
 

@@ -45,6 +45,8 @@ class DiffusersPipeline(Backbone):
         num_labels: labels that the network knows, "no class" included; None: it takes none.
     """
 
+    levels: Tensor
+
     def __init__(
         self,
         checkpoint: str,
@@ -66,6 +68,7 @@ class DiffusersPipeline(Backbone):
 
         scheduler = _scheduler(folder)
         self.alpha_bar = scheduler_alpha_bar(scheduler)
+        self.register_buffer("levels", self.alpha_bar.clone(), persistent=False)  # where the network is
         self.prediction_type = prediction_type or scheduler.get("prediction_type", "epsilon")
         choose("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
@@ -108,7 +111,7 @@ class DiffusersPipeline(Backbone):
         output = self.network(x.to(self.dtype), t, **self._condition(labels)).sample[:, : x.shape[1]].float()
         if self.prediction_type == "epsilon":
             return output
-        level = Level.of(self.alpha_bar[t.cpu()], x)
+        level = Level.of(self.levels[t], x)
         if self.prediction_type == "sample":
             return predict_eps(x, output, level)
         return level.signal * output + level.noise * x  # v = signal * eps - noise * x0 (Salimans & Ho 2022)
@@ -117,8 +120,9 @@ class DiffusersPipeline(Backbone):
         """How the network is told labels [n]."""
         if self.num_labels is None:
             return {}
-        outside = labels[(labels < 0) | (labels >= self.num_labels)]
-        if len(outside):
+        if labels.device.type == "cpu" and len(
+            outside := labels[(labels < 0) | (labels >= self.num_labels)]
+        ):  # a GPU would have to wait
             raise InputError(
                 f"label {int(outside[0])}: the backbone knows {self.num_classes} classes; take a classifier of the same classes"
             )

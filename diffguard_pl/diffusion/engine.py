@@ -100,10 +100,15 @@ class Chain:
         return twin
 
 
+HELD = 4
+"""Images a slot whose results may be held back by an older image that takes long."""
+
+
 class Engine:
     """Runs jobs through full batches; results come back job by job, in the order in which they were submitted.
 
-    Memory is bounded by the slots: at most about twice as many images are on their way, besides those of a job that wait.
+    Memory is bounded by the slots: at most about twice as many images are on their way, and those that wait, done or not, for their
+    turn to go back are at most ``HELD`` times as many, besides the job that came last.
 
     Args:
         network: the diffusion model.
@@ -133,6 +138,7 @@ class Engine:
         self.unread: deque[tuple[Reading, list[Chain]]] = deque()
         self.states, self.references = Pool(slots), Pool(slots)
         self.rows = self.passes = 0
+        self.table: Any = None
         indices = torch.arange(len(method.schedule))
         self.starts = first_denoising_index(indices, len(indices), method.skip_first_steps, method.forback_skip_diff).tolist()
 
@@ -144,7 +150,7 @@ class Engine:
     def submit(self, job: Job) -> None:
         """Take a job; :meth:`run` works on it."""
         method = self.method
-        if not hasattr(self, "table"):
+        if self.table is None and len(job.x):
             self.table = Table(method, job.x)
             self.late = job.x.is_cuda if self.late is None else self.late
         job.guided = torch.empty_like(job.x)
@@ -156,20 +162,23 @@ class Engine:
 
     def run(self, drain: bool = False) -> list[Job]:
         """Work until no image waits for a slot, or until all is done; returns the jobs that are done."""
-        while self.waiting or (drain and self.active):
-            if self._admit() < self.slots and not drain:
-                break
+        done: list[Job] = []
+        while True:
+            while self.jobs and self.jobs[0].left == 0:
+                done.append(self.jobs.popleft())
+            held = sum(len(job.x) for job in self.jobs) - (len(self.jobs[-1].x) if self.jobs else 0)
+            hurry = drain or held > HELD * self.slots
+            if not (self.waiting or (hurry and self.active)):
+                return done
+            if self._admit(none=hurry and not drain) < self.slots and not hurry:
+                return done
             self._pass(longest_first=drain and not self.waiting)
-        done = []
-        while self.jobs and self.jobs[0].left == 0:
-            done.append(self.jobs.popleft())
-        return done
 
-    def _admit(self) -> int:
+    def _admit(self, none: bool = False) -> int:
         """Begin with images that wait, until there are enough rows for a pass; returns how many there are."""
         ready = sum(self._need(chain) for chain in self.active if not chain.asleep)
         new: dict[int, list[Chain]] = {}
-        while self.waiting and ready < self.slots:
+        while self.waiting and ready < self.slots and not none:
             chain = self.waiting.popleft()
             new.setdefault(id(chain.job), []).append(chain)
             self.active.append(chain)
@@ -386,7 +395,7 @@ class Reading:
             self.flags = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
             self.flags.copy_(flags, non_blocking=True)
             self.event = torch.cuda.Event()
-            self.event.record()
+            self.event.record(torch.cuda.current_stream(flags.device))
         else:
             self.flags = flags
 
