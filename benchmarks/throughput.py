@@ -1,6 +1,7 @@
 """How fast? Images/s, rows/s and TFLOP/s of the whole detector, beside what the machine's matrix product does in the same process.
 
     python benchmarks/throughput.py                        # digits, both pipelines, on the CPU
+    python benchmarks/throughput.py --model small          # the same with networks of a laptop's size, to see that it runs
     python benchmarks/throughput.py --model full           # GDM-256 and LDM-cin256 at full size, random weights: for a GPU
 
 Every line is a run of the same images through the same weights. ``naive`` is what the original does: image by image under early
@@ -20,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -27,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import diffguard_pl
 from diffguard_pl import DiffGuard
+from diffguard_pl.config import find_config
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
 from diffguard_pl.diffusion.ddim import Level
 from diffguard_pl.diffusion.guidance import ClassifierGuidance, Network, Protected, Rows
@@ -38,6 +41,21 @@ FULL = {
     "gdm": RANDOM | {"early_stop": {"psnr": 48.5}, "discrepancies": ["ssim"]},  # DISTS and LPIPS have weights to download
     "ldm": RANDOM | {"discrepancies": ["ssim"]},
 }
+SMALL = {
+    family: yaml.safe_load(find_config(f"small/{family}").read_text())["model"] | {"guidance": {"init_args": guidance}}
+    for family, guidance in (("gdm", {"cutouts": 1}), ("ldm", {}))
+}
+"""To see that a run at full size would run."""
+
+
+def flat(settings: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """As :func:`diffguard_pl.load` takes them; an architecture goes in whole."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = f"{key}__{name}" if key else name
+        whole = not isinstance(value, dict) or name == "architecture"
+        found |= {path: value} if whole else flat(value, path)
+    return found
 
 
 class Redundant(ClassifierGuidance):
@@ -138,21 +156,27 @@ def flops_of_a_row(detector: DiffGuard, images: Tensor) -> int:
 
 
 def lines(args: argparse.Namespace, family: str, images: Tensor, device: torch.device) -> Iterator[Line]:
+    own = {"digits": {}, "small": FULL[family] | flat(SMALL[family]), "full": FULL[family]}[args.model]
+
     def detector(**settings: Any) -> DiffGuard:
-        name = f"digits_{family}" if args.model == "digits" else family
-        one = diffguard_pl.load(name, **(FULL[family] if args.model == "full" else {}), **settings).to(device)
+        one = diffguard_pl.load(f"digits_{family}" if args.model == "digits" else family, **own | settings).to(device)
         if args.channels_last:
             for network in (one.backbone.denoiser, one.classifier.model):
                 torch.nn.Module.to(network, memory_format=torch.channels_last)
         return one
 
+    if args.model == "digits":
+        fast = diffguard_pl.load(f"fast/digits_{family}").to(device)
+        yield Line("naive", first := detector(), lambda: naive(first, images[: args.naive]), "32")
+        yield Line("engine, 64 slots, preset of fewer rows", fast, lambda: engine(fast, images, args.batch), "32")
     for precision in args.precision:
         note = "" if precision == "32" else f", {precision}"
         one = detector()
         if precision in TRUE:
             one.networks_to(TRUE[precision])
         if precision == args.precision[0]:
-            yield Line(f"naive{note}", one, lambda d=one: naive(d, images[: args.naive]), precision)
+            if args.model != "digits":
+                yield Line(f"naive{note}", one, lambda d=one: naive(d, images[: args.naive]), precision)
             yield Line(f"plain, batch {args.batch}{note}", one, lambda d=one: plain(d, images, args.batch), precision)
         for slots in args.slots:
             for compiled in (False, True) if args.compile else (False,):
@@ -169,7 +193,7 @@ def measure(args: argparse.Namespace, family: str, device: torch.device) -> dict
         sets = (digits("test"), held_out(), photos(), letters())
         images = torch.cat([data.images[:: max(1, len(data) * 4 // args.images)] for data in sets])[: args.images].to(device)
     else:
-        size = 224 if family == "gdm" else 256
+        size = 64 if args.model == "small" else 224 if family == "gdm" else 256
         smooth = torch.rand(args.images, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         images = torch.nn.functional.interpolate(smooth, (size, size), mode="bicubic").clamp(0, 1).to(device)
     found = list(lines(args, family, images, device))
@@ -234,7 +258,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["digits", "full"], default="digits")
+    parser.add_argument("--model", choices=["digits", "small", "full"], default="digits")
     parser.add_argument("--family", nargs="+", choices=["gdm", "ldm"], default=["gdm", "ldm"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--images", type=int, default=500)
