@@ -119,5 +119,6 @@ class OODDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.on_error == "raise" and batch["broken"]:
             broken = batch["broken"][0]
-            raise InputError(f"{list(self.sources)[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}")
+            said = f"{list(self.sources)[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}"
+            return batch | {"refused": said}  # whoever computes ends the run, when the images before it have their scores
         return batch

@@ -79,6 +79,8 @@ class AnalysisModule(pl.LightningModule):
         return {name: self.data.test_dataloader()[name] for name in self.datasets}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Finished]]:
+        if "refused" in batch:
+            raise InputError(batch["refused"])
         self.unreadable.update(len(batch.get("broken", [])))
         self.usable.update(len(batch["image"]))
         known = (torch.as_tensor(batch["label"]) >= 0).nonzero()[:, 0]

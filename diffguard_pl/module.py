@@ -61,7 +61,7 @@ class DiffGuardModule(pl.LightningModule):
     Test loaders are a dict from data set name to loader, the in-distribution one first. Batches are dicts with ``image``
     [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution, or for not known), ``index`` and ``path``; or pairs
     (image, label). A list ``broken`` of dicts with ``index``, ``path`` and ``error`` says which images could not be read: they are
-    counted, and nothing else.
+    counted, and nothing else. A text ``refused`` ends the run.
 
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
@@ -288,6 +288,8 @@ class DiffGuardModule(pl.LightningModule):
         if not isinstance(batch, Mapping):
             batch = dict(zip(("image", "label"), batch, strict=False))
         batch = dict(batch)
+        if "refused" in batch:
+            raise InputError(batch["refused"])
         count, broken = len(batch["image"]), batch.setdefault("broken", [])
         batch.setdefault("label", torch.full((count,), -1, device=self.device))
         if "index" not in batch:  # in the order of arrival; every rank has indices of its own
