@@ -422,23 +422,23 @@ class Stream:
                 prediction = replace(prediction, view=prediction.view._replace(maps=[]))
         self.device = images.device
         self.engine.submit(Job(x, prediction.labels, self.detector._mask(prediction, x), (tag, images, prediction)))
-        return self._run(images.device)
+        return self._run()
 
     def push_nothing(self, tag: Any) -> list[tuple[Any, Detection | None]]:
         """A batch without images: its tag comes back when its turn has come, with None."""
         nothing = torch.zeros(0, dtype=torch.long)
         self.engine.submit(Job(nothing, nothing, ticket=(tag, None, None)))
-        return self._run(self.device)
+        return self._run()
 
     @torch.no_grad()
     def drain(self) -> list[tuple[Any, Any]]:
         """The rest."""
-        return self._run(self.device, drain=True)
+        return self._run(drain=True)
 
-    def _run(self, device: torch.device, drain: bool = False) -> list[tuple[Any, Any]]:
-        with self.stopwatch.timing("diffuse", device):
+    def _run(self, drain: bool = False) -> list[tuple[Any, Any]]:
+        with self.stopwatch.timing("diffuse", self.device):
             done = self.engine.run(drain)
-        with self.stopwatch.timing("compare", device):
+        with self.stopwatch.timing("compare", self.device):
             return [self._detected(job) for job in done]
 
     def _detected(self, job: Job) -> tuple[Any, Any]:

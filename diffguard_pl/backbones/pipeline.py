@@ -120,11 +120,11 @@ class DiffusersPipeline(Backbone):
         """How the network is told labels [n]."""
         if self.num_labels is None:
             return {}
-        if labels.device.type == "cpu" and len(
-            outside := labels[(labels < 0) | (labels >= self.num_labels)]
-        ):  # a GPU would have to wait
+        outside = (labels < 0) | (labels >= self.num_labels)
+        if labels.device.type == "cpu" and outside.any():  # a GPU would have to wait, and says so itself
             raise InputError(
-                f"label {int(outside[0])}: the backbone knows {self.num_classes} classes; take a classifier of the same classes"
+                f"label {int(labels[outside][0])}: the backbone knows {self.num_classes} classes; take a classifier "
+                "of the same classes"
             )
         if not isinstance(self.network, UNet2DConditionModel):
             return {"class_labels": labels}
