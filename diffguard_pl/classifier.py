@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,20 @@ class Classifier(nn.Module):
             weights = feature_maps(gradient).mean(dim=(2, 3), keepdim=True)
             cam = (weights * feature_maps(outputs[self.cam_layer])).sum(dim=1, keepdim=True).relu()
             return self._view(logits, outputs, inputs), self._on_picture(cam.float(), images)
+
+    def linear_head(self) -> tuple[Tensor, Tensor] | None:
+        """Weight [classes, D] and bias [classes] that give the logits of features [N, D], in float32; None where no layer does.
+
+        Of the two heads of a distilled ViT the logits are the mean. What a model does between features and logits besides is not
+        looked at.
+        """
+        modules: dict[str, Any] = dict(self.model.named_modules())
+        heads = [modules[name] for name in self.heads]
+        if not heads:
+            return None
+        weights = [head.weight.detach().float().flatten(1) for head in heads]
+        biases = [weights[0].new_zeros(len(weights[0])) if head.bias is None else head.bias.detach().float() for head in heads]
+        return torch.cat(weights, dim=1) / len(heads), torch.stack(biases).mean(dim=0)
 
     def _resized(self, images: Tensor) -> tuple[int, int]:
         """Height and width that images are brought to before the crop."""
