@@ -2,12 +2,17 @@
 
 Image distances are piq's; they see images in [0, 1]. ``logits``, ``features``, ``kl`` and ``maps`` are taken on what the
 classifier sees (the last three follow arXiv 2409.10094).
+
+One of your own is named by its import path, ``my_package.my_module.sharpness``: a function of two :class:`Seen`, or the class of a
+module that is called with them, ``-> [N]``, higher = more alike. Its score is called by the last part, ``sharpness``.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from inspect import isclass, signature
 from typing import Any, NamedTuple
 
 import piq
@@ -73,6 +78,9 @@ PIQ: dict[str, tuple[Callable[..., nn.Module], float]] = {
 """Name -> the loss, and what it is subtracted from to give the score."""
 
 NAMES = [*PIQ, "l2", *ON_CLASSIFIER]
+COLUMNS = ("dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", "seconds", "error")
+"""Of the scores of a run, beside the scores: no discrepancy can be called so, nor as what is made of others."""
+TAKEN = (*NAMES, *COLUMNS, "input_logits", "input_features", "reconstruction", "fusion", "cascade")
 
 
 class PiqScore(nn.Module):
@@ -121,27 +129,102 @@ class Discrepancies(nn.Module):
     """Any number of scores of one comparison.
 
     Args:
-        names: see ``NAMES``.
+        names: see ``NAMES``; those with a dot are import paths of your own.
+
+    Attributes:
+        names: of the scores; of an import path the last part.
+        needs_classifier: whether any is taken on what the classifier sees; your own are.
+        needs_maps: whether any looks at feature maps; your own may.
     """
 
     def __init__(self, names: Sequence[str]):
         super().__init__()
         for name in names:
-            choose("discrepancy", name, NAMES)
-        if len(set(names)) < len(names) or not names:
+            if "." not in name:
+                choose("discrepancy", name, NAMES)
+        self.names = [name.rpartition(".")[2] for name in names]
+        if len(set(self.names)) < len(names) or not names:
             raise InputError(f"discrepancies {list(names)}: expected one or more, each once")
-        self.names = list(names)
-        self.needs_classifier = any(name in ON_CLASSIFIER for name in names)
         self.piq = nn.ModuleDict({name: PiqScore(name) for name in names if name in PIQ})
+        own = [_Own(path) for path in names if "." in path]
+        self.own = nn.ModuleList(own)
+        self._own = {score.name: score for score in own}
+        self.needs_classifier = bool(own) or any(name in ON_CLASSIFIER for name in names)
+        self.needs_maps = bool(own) or "maps" in names
 
     @torch.no_grad()
     def forward(self, a: Seen, b: Seen) -> dict[str, Tensor]:
         """The scores [N] by name, in float32 whatever the precision of the networks."""
         with torch.autocast(a.images.device.type, enabled=False):
-            return {
-                name: self.piq[name](a.images, b.images) if name in PIQ else l2(a, b) if name == "l2" else ON_CLASSIFIER[name](a, b)
-                for name in self.names
-            }
+            return {name: self._score(name, a, b) for name in self.names}
+
+    def _score(self, name: str, a: Seen, b: Seen) -> Tensor:
+        if name in PIQ:
+            return self.piq[name](a.images, b.images)
+        if name in self._own:
+            return self._own[name](a, b)
+        return l2(a, b) if name == "l2" else ON_CLASSIFIER[name](a, b)
+
+
+class _Own(nn.Module):
+    """A discrepancy by its import path."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path, self.name = path, path.rpartition(".")[2]
+        if self.name in TAKEN:
+            raise InputError(f"discrepancy {path}: the name {self.name!r} is taken; call yours something else")
+        found: Any = _imported(path)
+        if isclass(found) and not issubclass(found, nn.Module):
+            raise InputError(f"discrepancy {path}: a class has to be a torch.nn.Module; or give a function of two Seen")
+        if isclass(found) and not _takes(found, 0):
+            raise InputError(f"discrepancy {path}: its constructor needs arguments; give a class that needs none")
+        self.score = found().eval().requires_grad_(False) if isclass(found) else found
+        if not _takes(self.score.forward if isinstance(self.score, nn.Module) else self.score, 2):
+            raise InputError(f"discrepancy {path}: cannot be called with two arguments, the two Seen that are compared")
+
+    def forward(self, a: Seen, b: Seen) -> Tensor:
+        """-> [N], float32."""
+        found = self.score(a, b)
+        if not isinstance(found, Tensor) or found.shape != (len(a.images),) or found.is_complex():
+            what = f"a tensor {list(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"discrepancy {self.path}: gave {what} for {len(a.images)} pairs of images; expected a number for each, [N]"
+            )
+        return found.to(a.images.device, torch.float32)
+
+
+def _imported(path: str) -> Any:
+    where, _, name = path.rpartition(".")
+    try:
+        module = import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{where}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"discrepancy {path}: no module {error.name!r}; install it, or start `python -m` from the folder that it lies in"
+            ) from error
+        raise InputError(f"discrepancy {path}: {where} cannot be imported ({error})") from error
+    except Exception as error:  # whatever runs when it is imported
+        reason = " ".join(str(error).split())
+        raise InputError(f"discrepancy {path}: {where} cannot be imported ({type(error).__name__}: {reason})") from error
+    if not hasattr(module, name):
+        own = [n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", None) == module.__name__]
+        raise InputError(f"discrepancy {path}: no {name!r} in {where}; there are: {', '.join(own) or 'no functions'}")
+    found: Any = getattr(module, name)
+    if not callable(found):
+        raise InputError(f"discrepancy {path}: is of type {type(found).__name__}; expected a function, or the class of a module")
+    return found
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments."""
+    try:
+        signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # nobody knows of a builtin
+        return True
+    return True
 
 
 @contextmanager
