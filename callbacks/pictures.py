@@ -72,7 +72,8 @@ class PictureWriter(pl.Callback):
         """Keep what is better than what is kept."""
         scores = detection.scores[pl_module.score_names[0]].tolist()
         new = [chosen_for(dataset, index, score) for index, score in zip(batch["index"].tolist(), scores, strict=True)]
-        places = {chosen: i for i, chosen in enumerate(new)}
+        places = {chosen: i for i, chosen in enumerate(new) if detection.stop_index[i] >= 0}
+        new = list(places)  # the others were not diffused
         before = self.kept.get(dataset, [])
         self.kept[dataset] = self.best([*before, *new])
         made = [chosen for chosen in self.kept[dataset] if chosen in places]

@@ -89,7 +89,7 @@ class Examined(NamedTuple):
 def headline_figures(pl_module: DiffGuardModule) -> dict[str, float]:
     """Figures of the headline score by set and by group, their mean over all sets, and how many images there were."""
     found: dict[str, float] = {}
-    rows = [row for row in pl_module.rows if row.score == pl_module.score_names[0]]
+    rows = [row for row in pl_module.rows if row.score == pl_module.headline]
     sets = [row for row in rows if row.dataset != "mean"]
     for row in rows:
         single = [other.group for other in sets].count(row.group) == 1  # then it is its own mean

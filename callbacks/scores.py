@@ -65,7 +65,13 @@ class ScoreWriter(pl.Callback):
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule, *_: Any) -> None:
         now = time.monotonic()
         if self.writer is None:
-            header = Header(pl_module.score_names, pl_module.datasets, dict(pl_module.metrics.groups), self.columns)
+            header = Header(
+                pl_module.score_names,
+                pl_module.datasets,
+                dict(pl_module.metrics.groups),
+                self.columns,
+                pl_module.combination.for_header(),
+            )
             self.writer = PartWriter(self.folder, header, f"{self.session:03}-{trainer.global_rank:04}")
             self.last, self.spent = now, 0.0
         self.began = now

@@ -14,7 +14,7 @@ class MetricsTable(pl.Callback):
             return
         folder = pl_module.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        headline, sizes = pl_module.score_names[0], pl_module.metrics.sizes
+        headline, sizes = pl_module.headline, pl_module.metrics.sizes
         console = terminal()
         console.print(result_table(pl_module.rows, headline, pl_module.datasets, sizes, pl_module.left_out, pl_module.ind_accuracy))
         write_csv(pl_module.rows, folder / "metrics.csv")

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,11 @@ def spread(data: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= size:
         return data
     return Subset(data, [i * size // limit for i in range(limit)])
+
+
+def digest(images: Tensor) -> str:
+    """SHA-256 of images."""
+    return sha256(images.contiguous().numpy().tobytes()).hexdigest()
 
 
 def batches(data: Dataset, size: int, trainer: Any, done: Collection[int] = (), shard: tuple[int, int] = (0, 1)) -> list[list[int]]:

@@ -14,6 +14,7 @@ import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import InputError, choose
+from diffguard_pl.scores import CALIBRATION
 
-from .base import ImageSet, batches, spread
+from .base import ImageSet, batches, digest, spread
 from .reading import collate
 
 CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
@@ -60,6 +62,8 @@ class DigitsDataModule(LightningDataModule):
         """Indices, by data set, of images that a run that is resumed has scored before."""
         self.shard = (0, 1)
         """Which part of each set this run computes, and of how many."""
+        self.calibrates = self.only_calibration = False
+        """Whether there is a loader of the validation digits, to calibrate on, too, and whether there is no other."""
 
     @property
     def groups(self) -> dict[str, str]:
@@ -67,11 +71,34 @@ class DigitsDataModule(LightningDataModule):
         return {"tuning": "tuning"} if self.split == "tuning" else {"digits_4_9": "near", "photos": "far", "letters": "far"}
 
     def datasets(self) -> dict[str, Dataset]:
-        if self.split == "tuning":
+        calibration = {CALIBRATION: digits("val")} if self.calibrates else {}
+        if self.only_calibration:
+            sets = calibration
+        elif self.split == "tuning":
+            if self.calibrates:
+                raise InputError(
+                    "data.split=tuning: the validation digits are its in-distribution set; there are none to calibrate on"
+                )
             sets = {"digits_val": digits("val"), "tuning": tuning()}
         else:
-            sets = {"digits": digits("test"), "digits_4_9": held_out(), "photos": photos(), "letters": letters()}
+            ood = {"digits_4_9": held_out(), "photos": photos(), "letters": letters()}
+            sets = {"digits": digits("test"), **calibration, **ood}
         return {name: spread(data, self.limit) for name, data in sets.items()}
+
+    def fit_dataloader(self) -> DataLoader:
+        """The training digits, for baselines that are fitted."""
+        return self._in_order(digits("train"))
+
+    def fit_contents(self) -> dict[str, Any]:
+        """What the training images are."""
+        return {"data": "digits", "images": len(digits("train")), "sha256": digest(digits("train").images)}
+
+    def calibration_dataloader(self) -> DataLoader:
+        """The validation digits."""
+        return self._in_order(spread(digits("val"), self.limit))
+
+    def _in_order(self, data: Dataset) -> DataLoader:
+        return DataLoader(data, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
 
     def test_dataloader(self) -> dict[str, DataLoader]:
         return {

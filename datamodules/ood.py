@@ -8,7 +8,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import InputError, choose
-from diffguard_pl.scores import IND
+from diffguard_pl.scores import CALIBRATION, IND
 
 from .base import batches, spread
 from .reading import Prepared, collate, standard_transform
@@ -33,6 +33,9 @@ class OODDataModule(LightningDataModule):
         limit: at most so many images of each set, spread evenly over it; none: all.
         only: names of the out-of-distribution sets to run; none: all.
         on_error: what an image that cannot be read means: ``record`` its reason and go on without it, or ``raise``.
+        fit: source of in-distribution training images with labels, for baselines that are fitted.
+        fit_limit: at most so many of them, spread evenly; none: all.
+        calibration: source of in-distribution validation images, for fusion, cascade and thresholds: none of those of ``ind``.
     """
 
     def __init__(
@@ -47,6 +50,9 @@ class OODDataModule(LightningDataModule):
         limit: int | None = None,
         only: list[str] | str | None = None,
         on_error: str = "record",
+        fit: Dataset | None = None,
+        fit_limit: int | None = None,
+        calibration: Dataset | None = None,
     ):
         super().__init__()
         choose("data.on_error", on_error, ["record", "raise"])
@@ -58,18 +64,22 @@ class OODDataModule(LightningDataModule):
         self.sources = dict(ind)
         self.groups: dict[str, str] = {}
         for group, sets in ood.items():
-            if group == IND:
-                raise InputError(f"data.ood: a group cannot be called {IND!r}, which is that of the in-distribution set")
+            if group in (IND, CALIBRATION):
+                raise InputError(f"data.ood: a group cannot be called {group!r}, which is that of in-distribution images")
             for name, source in sets.items():
                 if name in self.sources:
                     raise InputError(f"data.ood: there are two data sets with the name {name!r}")
                 self.sources[name], self.groups[name] = source, group
-        if limit is not None and limit < 1:
-            raise InputError(f"data.limit={limit}: expected at least 1 image of each set, or null for all")
+        if CALIBRATION in self.sources:
+            raise InputError(f"data: a set cannot be called {CALIBRATION!r}; validation images are given as data.calibration")
+        for name, value in {"limit": limit, "fit_limit": fit_limit}.items():
+            if value is not None and value < 1:
+                raise InputError(f"data.{name}={value}: expected at least 1 image of each set, or null for all")
         if batch_size < 1 or num_workers < 0:
             raise InputError(f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0")
         only = [only] if isinstance(only, str) else only
-        for name, source in [*ind.items(), *(entry for sets in ood.values() for entry in sets.items())]:
+        more = {name: source for name, source in (("fit", fit), (CALIBRATION, calibration)) if source is not None}
+        for name, source in [*ind.items(), *(entry for sets in ood.values() for entry in sets.items()), *more.items()]:
             if not hasattr(source, "__len__"):
                 raise InputError(
                     f"data set {name}: {type(source).__name__} does not say how many images it has; one with a length is needed"
@@ -86,22 +96,52 @@ class OODDataModule(LightningDataModule):
         """Indices, by data set, of images that a run that is resumed has scored before."""
         self.shard = (0, 1)
         """Which part of each set this run computes, and of how many."""
+        self.fit, self.fit_limit, self.calibration = fit, fit_limit, calibration
+        self.calibrates = self.only_calibration = False
+        """Whether there is a loader of the calibration images, too, and whether there is no other."""
+        self.preparation = {"image_size": image_size, "resize": resize or image_size, "interpolation": interpolation}
+        """How images are prepared; a detector that is calibrated on them keeps it."""
+
+    def _sources(self) -> dict[str, Dataset]:
+        """What is run."""
+        if not self.calibrates or (self.calibration is None and not self.only_calibration):
+            return self.sources
+        if self.calibration is None:
+            raise InputError("data.calibration: not set; it is the source of in-distribution validation images")
+        if self.only_calibration:
+            return {CALIBRATION: self.calibration}
+        (ind, *ood) = self.sources.items()
+        return dict([ind, (CALIBRATION, self.calibration), *ood])
 
     def contents(self) -> dict[str, dict[str, Any]]:
         """Of each set how many images it has and, where it is a list of files, the SHA-256 of their paths and classes."""
-        found: dict[str, dict[str, Any]] = {}
-        for name, source in self.sources.items():
-            found[name] = {"images": len(source)}  # type: ignore[arg-type]
-            if isinstance(source, ImageFiles):
-                lines = "\n".join(f"{entry.path} {entry.label}" for entry in source.entries)
-                found[name]["sha256"] = sha256(lines.encode(errors="surrogateescape")).hexdigest()
-        return found
+        return {name: _contents(source) for name, source in self._sources().items()}
+
+    def fit_contents(self) -> dict[str, Any] | None:
+        """What the training images are; None where they are no list of files, and may be anything."""
+        if not isinstance(self.fit, ImageFiles):
+            return None
+        return _contents(self.fit) | {"root": str(self.fit.root), "limit": self.fit_limit} | self.preparation
+
+    def fit_dataloader(self) -> DataLoader | None:
+        """Training images, for baselines that are fitted."""
+        return None if self.fit is None else self._in_order(self.fit, "fit", self.fit_limit)
+
+    def calibration_dataloader(self) -> DataLoader:
+        """In-distribution validation images."""
+        if self.calibration is None:
+            raise InputError("data.calibration: not set; it is the source of in-distribution validation images")
+        return self._in_order(self.calibration, CALIBRATION, self.limit)
+
+    def _in_order(self, source: Dataset, name: str, limit: int | None) -> DataLoader:
+        data = spread(Prepared(source, self.transform, name, True), limit)
+        return DataLoader(data, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
 
     def datasets(self) -> dict[str, Dataset]:
         """What is run, by name; items are dicts with ``image`` (or ``error``), ``label``, ``index`` and ``path``."""
         return {
-            name: spread(Prepared(source, self.transform, name, name == self.ind_name), self.limit)
-            for name, source in self.sources.items()
+            name: spread(Prepared(source, self.transform, name, name in (self.ind_name, CALIBRATION)), self.limit)
+            for name, source in self._sources().items()
         }
 
     def test_dataloader(self) -> dict[str, DataLoader]:
@@ -119,6 +159,14 @@ class OODDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.on_error == "raise" and batch["broken"]:
             broken = batch["broken"][0]
-            said = f"{list(self.sources)[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}"
+            said = f"{list(self._sources())[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}"
             return batch | {"refused": said}  # whoever computes ends the run, when the images before it have their scores
         return batch
+
+
+def _contents(source: Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = {"images": len(source)}  # type: ignore[arg-type]
+    if isinstance(source, ImageFiles):
+        lines = "\n".join(f"{entry.path} {entry.label}" for entry in source.entries)
+        found["sha256"] = sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return found

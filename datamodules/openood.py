@@ -107,6 +107,8 @@ class ImageNetOODDataModule(OODDataModule):
         benchmark: ``diffguard``, the paper's four sets (which the original counts as near), or ``openood_v1.5``, two near and
             three far.
         ind_list: the list of in-distribution images; OpenOOD's ``val_imagenet.txt`` has the rest of the validation images.
+        calibration_list: the list of those to calibrate on.
+        fit_list: the list of training images, for baselines that are fitted.
         image_size: side of the images that the detector is given: 224 for the paper's GDM, 256 for its LDM.
         follow_links: allow links that lead out of the folders of images.
         settings: see :class:`OODDataModule`.
@@ -117,6 +119,8 @@ class ImageNetOODDataModule(OODDataModule):
         root: str = "data",
         benchmark: str = "diffguard",
         ind_list: str = "test_imagenet.txt",
+        calibration_list: str = "val_imagenet.txt",
+        fit_list: str = "train_imagenet.txt",
         image_size: int = 224,
         follow_links: bool = False,
         **settings: Any,
@@ -124,7 +128,8 @@ class ImageNetOODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(IMAGENET))
         source = PublishedList(root, "imagenet", ind_list, "imagenet_1k", follow_links)
         ood = _published(root, "imagenet", IMAGENET[benchmark], follow_links)
-        super().__init__({"imagenet": source}, ood, image_size, **settings)
+        more = _in_distribution(root, "imagenet", "imagenet_1k", fit_list, calibration_list, follow_links)
+        super().__init__({"imagenet": source}, ood, image_size, **(more | settings))
 
 
 class CIFAROODDataModule(OODDataModule):
@@ -153,9 +158,15 @@ class CIFAROODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(CIFAR))
         source = PublishedList(root, benchmark, f"test_{benchmark}.txt", benchmark, follow_links)
         ood = _published(root, benchmark, CIFAR[benchmark], follow_links)
-        super().__init__({benchmark: source}, ood, image_size, resize, batch_size=batch_size, **settings)
+        more = _in_distribution(root, benchmark, benchmark, f"train_{benchmark}.txt", f"val_{benchmark}.txt", follow_links)
+        super().__init__({benchmark: source}, ood, image_size, resize, batch_size=batch_size, **(more | settings))
         if benchmark == "cifar10":
             self.class_names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def _in_distribution(root: str, benchmark: str, archive: str, fit: str, calibration: str, follow_links: bool) -> dict[str, Any]:
+    lists = {"fit": fit, "calibration": calibration}
+    return {name: PublishedList(root, benchmark, file, archive, follow_links) for name, file in lists.items()}
 
 
 def _published(root: str, benchmark: str, groups: dict, follow_links: bool) -> dict:

@@ -40,10 +40,10 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
             image.load()
             if upright:
                 image = ImageOps.exif_transpose(image)
-            return _rgb(image)
+            return rgb(image)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     return image.convert("RGB")
@@ -93,7 +93,7 @@ class Prepared(Dataset):
             image, label = _image_and_label(self.data[index])
             if self.in_distribution:
                 item["label"] = _class_number(label)
-            item["image"] = self.transform(_three_channels(image) if isinstance(image, Tensor) else _rgb(image))
+            item["image"] = self.transform(_three_channels(image) if isinstance(image, Tensor) else rgb(image))
             _check(item["image"])
         except Exception as error:  # whatever a file or somebody's data set comes up with
             item.pop("image", None)

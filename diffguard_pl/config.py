@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -91,6 +91,18 @@ def load(config: str | Path, **settings: Any) -> DiffGuard:
         for name, value in settings.items()
     ]
     return _instantiate(parser, [config], "model", flags).detector.eval()
+
+
+def module_from(settings: Mapping[str, Any]) -> DiffGuardModule:
+    """The module of the settings that a config has under ``model``."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiffGuardModule, "model")
+    try:
+        parsed = parser.parse_object({"model": dict(settings)})
+    except ArgumentError as error:
+        raise InputError(reason(error)) from error
+    with construction_errors():
+        return parser.instantiate_classes(parsed).model
 
 
 def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> LightningDataModule:

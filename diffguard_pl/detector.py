@@ -6,7 +6,7 @@ detection.labels, detection.reconstructions, detection.scores["features"]
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
+from .baselines import DEFAULT, Baselines
 from .classifier import Classifier, View
 from .diffusion.ddim import Callback, Level, NoiseModel, denoise, first_denoising_index, invert
 from .diffusion.early_stop import PSNR, EarlyStop, Similarity
@@ -24,6 +25,8 @@ from .errors import InputError, choose
 from .stopwatch import Stopwatch
 
 EARLY_STOP_METRICS = ["psnr", "dists", "lpips"]
+Gate = Callable[["Prediction"], Tensor]
+"""Which images [N], bool, go through the diffusion model, by what the classifier says of them."""
 Watch = dict[str, Callback]
 """What is called after each step of ``inversion`` and ``denoising``."""
 
@@ -37,12 +40,14 @@ class Prediction:
         predicted: [N] the class that the classifier gives.
         labels: [N] the class to reconstruct under: the predicted one, or an oracle's.
         cam: the classifier's activation [N, 1, H, W] in [0, 1] for the label, where the guidance asks for it.
+        baselines: what the classifier alone says, each [N], higher = more in-distribution.
     """
 
     view: View
     predicted: Tensor
     labels: Tensor
     cam: Tensor | None
+    baselines: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,12 @@ class Detection:
     Attributes:
         labels: [N] the class each was reconstructed under.
         reconstructions: [N, 3, H, W] in [0, 1].
-        scores: each discrepancy [N], higher = more in-distribution.
+        scores: each discrepancy and each baseline [N], higher = more in-distribution.
         prediction: stage 1, with the classifier's logits and the activation map.
         stop_index: [N] where inversion stopped.
         unguided: the unguided reconstructions, where there are any.
+
+    Where a gate has kept an image from the diffusion model, its reconstructions and discrepancies are NaN, its stop index -1.
     """
 
     labels: Tensor
@@ -100,7 +107,7 @@ class DiffGuard(nn.Module):
         backbone: the diffusion model.
         guidance: what steers a reconstruction to the label.
         steps: of the DDIM schedule.
-        discrepancies: how to compare, by name; the first is the headline score.
+        discrepancies: how to compare, by name, or by the import path of one of your own; the first is the headline score.
         compare_to: ``input``, or ``unguided`` for a second reconstruction without guidance (the original's ``uncond_aux``).
         early_stop_steps: leave out the last so many inversion steps.
         skip_first_steps: leave out the first so many denoising steps; not used where forback_skip_diff is set.
@@ -111,6 +118,8 @@ class DiffGuard(nn.Module):
         slots: rows of the diffusion model's batch. It is kept full with rows of different images, across batches; scores do not
             depend on it.
         compile: compile the diffusion model (``torch.compile``), for batches of as many rows as there are slots: for long runs.
+        baselines: scores of the classifier alone, from the pass that is made anyway: names of
+            :data:`~diffguard_pl.baselines.NAMES`, or settings by name, such as ``{knn: {K: 50}}``.
     """
 
     def __init__(
@@ -128,6 +137,7 @@ class DiffGuard(nn.Module):
         forback_skip_diff: int = 0,
         slots: int = 64,
         compile: bool = False,
+        baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT,
     ):
         super().__init__()
         choose("compare_to", compare_to, ["input", "unguided"])
@@ -175,6 +185,9 @@ class DiffGuard(nn.Module):
         if guidance.scale and not scales.any():
             raise InputError(f"guidance: interval={list(guidance.interval)}: holds none of the {len(self.schedule)} time steps")
         self.discrepancies = Discrepancies(discrepancies)
+        self.baselines = Baselines(baselines, classifier)
+        if twice := set(self.discrepancies.names) & set(self.baselines.names):
+            raise InputError(f"{min(twice)} is the name of a discrepancy and of a baseline; rename the discrepancy")
         self.unet_rows = 0
         """Rows that have gone through the diffusion model so far."""
         self.stop_metrics = nn.ModuleDict({name: FeatureScore(name) for name in self.early_stop if name != "psnr"})
@@ -190,6 +203,11 @@ class DiffGuard(nn.Module):
         """
         self.classifier.networks_to(dtype)
         self.backbone.networks_to(dtype)
+
+    @property
+    def score_names(self) -> list[str]:
+        """The discrepancies, the headline one first, and the baselines."""
+        return self.discrepancies.names + self.baselines.names
 
     @property
     def input_size(self) -> int:
@@ -244,7 +262,18 @@ class DiffGuard(nn.Module):
             view, cam = self.classifier.view_with_cam(images, labels)
         predicted = view.logits.argmax(dim=1)
         chosen = predicted if labels is None else torch.where(labels < 0, predicted, labels)
-        return Prediction(view, predicted, chosen, cam)
+        with torch.autocast(images.device.type, enabled=False):
+            baselines = self.baselines(view, images)
+        return Prediction(view, predicted, chosen, cam, baselines)
+
+    def fit(self, loader: Iterable[Any]) -> None:
+        """Fit the baselines that need it, to the features of in-distribution training images.
+
+        Args:
+            loader: of pairs (image, label) or dicts with these keys, in batches; images [N, 3, H, W] in [0, 1].
+        """
+        if self.baselines.needs_fit:
+            self.baselines.fit_features(*training_features(self.classifier, loader))
 
     @torch.no_grad()
     def invert(self, images: Tensor, prediction: Prediction, callback: Callback | None = None) -> Inversion:
@@ -271,7 +300,7 @@ class DiffGuard(nn.Module):
 
     def _detection(self, images: Tensor, prediction: Prediction, stop_index: Tensor, reconstruction: Reconstruction) -> Detection:
         """Stage 4, and all that is known in the end."""
-        scores = self.compare(images, prediction, reconstruction)
+        scores = self.compare(images, prediction, reconstruction) | prediction.baselines
         return Detection(prediction.labels, reconstruction.guided, scores, prediction, stop_index, reconstruction.unguided)
 
     def _encoded(self, images: Tensor) -> Tensor:
@@ -403,31 +432,38 @@ class Stream:
         self.engine = Engine(detector._eps, method, detector.slots, before_pass)
         self.stopwatch = Stopwatch()
         self.device = torch.device("cpu")
-        self.keeps_maps = "maps" in detector.discrepancies.names and detector.compare_to == "input"
+        self.keeps_maps = detector.discrepancies.needs_maps and detector.compare_to == "input"
         """Feature maps of images on their way: they are large, 16 MB an image for a ResNet-50."""
 
     @torch.no_grad()
-    def push(self, images: Tensor, labels: Tensor | None = None, tag: Any = None) -> list[tuple[Any, Any]]:
+    def push(
+        self, images: Tensor, labels: Tensor | None = None, tag: Any = None, gate: Gate | None = None
+    ) -> list[tuple[Any, Any]]:
         """Take images; returns what is done of those that came before: the tag of each batch and its :class:`Detection`.
 
         Args:
             images: as of :meth:`DiffGuard.forward`.
             labels: as of :meth:`DiffGuard.forward`.
             tag: whatever should come back with the detection.
+            gate: which of the images to diffuse; none: all.
         """
         with self.stopwatch.timing("classify", images.device):
             prediction = self.detector.classify(images, labels)
-            x = self.detector._encoded(images)
+            passed = None if gate is None else gate(prediction).cpu()
+            whole = Ticket(tag, images, prediction, passed)
+            if passed is not None and not passed.all():
+                images, prediction = images[passed], _of_rows(prediction, passed)
+            x = self.detector._encoded(images) if len(images) else images
             if not self.keeps_maps:
-                prediction = replace(prediction, view=prediction.view._replace(maps=[]))
+                whole.prediction = replace(whole.prediction, view=whole.prediction.view._replace(maps=[]))
         self.device = images.device
-        self.engine.submit(Job(x, prediction.labels, self.detector._mask(prediction, x), (tag, images, prediction)))
+        self.engine.submit(Job(x, prediction.labels, self.detector._mask(prediction, x), whole))
         return self._run()
 
     def push_nothing(self, tag: Any) -> list[tuple[Any, Detection | None]]:
         """A batch without images: its tag comes back when its turn has come, with None."""
         nothing = torch.zeros(0, dtype=torch.long)
-        self.engine.submit(Job(nothing, nothing, ticket=(tag, None, None)))
+        self.engine.submit(Job(nothing, nothing, ticket=Ticket(tag)))
         return self._run()
 
     @torch.no_grad()
@@ -442,12 +478,77 @@ class Stream:
             return [self._detected(job) for job in done]
 
     def _detected(self, job: Job) -> tuple[Any, Any]:
-        tag, images, prediction = job.ticket
+        tag, images, prediction, passed = job.ticket.tag, job.ticket.images, job.ticket.prediction, job.ticket.passed
         if images is None:
             return tag, None
+        if passed is None or passed.all():
+            return tag, self._compared(images, prediction, job)
+        if not passed.any():
+            return tag, _with_gaps(None, images, prediction, passed, self.detector)
+        detection = self._compared(images[passed], _of_rows(prediction, passed), job)
+        return tag, _with_gaps(detection, images, prediction, passed, self.detector)
+
+    def _compared(self, images: Tensor, prediction: Prediction, job: Job) -> Detection:
         x = job.guided if job.unguided is None else torch.cat([job.guided, job.unguided])
-        reconstruction = self.detector._decoded(x, len(images))
-        return tag, self.detector._detection(images, prediction, job.stop_index, reconstruction)
+        return self.detector._detection(images, prediction, job.stop_index, self.detector._decoded(x, len(images)))
+
+
+@dataclass
+class Ticket:
+    """What a stream wants back with the results of images: their tag, themselves, stage 1, and which of them are diffused."""
+
+    tag: Any
+    images: Tensor | None = None
+    prediction: Any = None
+    passed: Tensor | None = None
+
+
+def _of_rows(prediction: Prediction, rows: Tensor) -> Prediction:
+    """Of some of the images."""
+    view = prediction.view
+    return Prediction(
+        View(view.logits[rows], view.features[rows], [maps[rows] for maps in view.maps]),
+        prediction.predicted[rows],
+        prediction.labels[rows],
+        None if prediction.cam is None else prediction.cam[rows],
+        {name: values[rows] for name, values in prediction.baselines.items()},
+    )
+
+
+def _with_gaps(found: Detection | None, images: Tensor, prediction: Prediction, passed: Tensor, detector: DiffGuard) -> Detection:
+    """The detection of all images, from that of those that passed the gate."""
+
+    def spread(part: Tensor | None, like: Tensor, fill: float = float("nan")) -> Tensor:
+        whole = torch.full_like(like, fill)
+        if part is not None:
+            whole[passed] = part.to(whole)
+        return whole
+
+    one = prediction.view.logits[:, 0]
+    scores = {name: spread(found.scores[name] if found else None, one) for name in detector.discrepancies.names}
+    return Detection(
+        prediction.labels,
+        spread(found.reconstructions if found else None, images),
+        scores | prediction.baselines,
+        prediction,
+        spread(found.stop_index if found else None, torch.zeros(len(images), dtype=torch.long), -1),
+        spread(found.unguided if found else None, images) if detector.compare_to == "unguided" else None,
+    )
+
+
+def training_features(classifier: Classifier, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [N, D], logits [N, classes] and labels [N] of a loader's images, on the CPU."""
+    device = classifier.mean.device
+    views, labels = [], []
+    for batch in loader:
+        image, label = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
+        if len(image):
+            view = classifier.view(image.to(device))
+            views.append((view.features.cpu(), view.logits.cpu()))
+            labels.append(torch.as_tensor(label))
+    if not views:
+        raise InputError("fit: there are no images to fit the baselines on")
+    return torch.cat([f for f, _ in views]), torch.cat([z for _, z in views]), torch.cat(labels)
 
 
 class _OnUnitRange:

@@ -4,6 +4,7 @@ Scores are any real numbers, higher = more in-distribution; they are kept in dou
 neither large scores nor close ones are blurred.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,6 +135,7 @@ class OODMetrics(Metric):
         datasets: names of the data sets, the in-distribution one first.
         groups: group of each out-of-distribution set, such as near and far; a set without one has its name.
         first_rank: make the table on the first rank alone; the others get an empty one, and their time.
+        derive: makes of the table of all scores and sets the one that figures are of.
 
     Example:
         >>> metric = OODMetrics(["msp"], ["cifar10", "svhn"])
@@ -149,12 +151,19 @@ class OODMetrics(Metric):
     members: list[Tensor]
     indices: list[Tensor]
 
-    def __init__(self, scores: list[str], datasets: list[str], groups: dict[str, str] | None = None, first_rank: bool = False):
+    def __init__(
+        self,
+        scores: list[str],
+        datasets: list[str],
+        groups: dict[str, str] | None = None,
+        first_rank: bool = False,
+        derive: Callable[[ScoreTable], ScoreTable] | None = None,
+    ):
         super().__init__()
-        if len(datasets) < 2:
+        if len(datasets) < 2 and derive is None:
             raise InputError(f"data sets {datasets}: expected an in-distribution one and at least one other")
         self.scores, self.datasets, self.groups = scores, datasets, groups or {}
-        self.first_rank = first_rank
+        self.first_rank, self.derive = first_rank, derive
         self.sizes: dict[str, int] = {}
         self.table: ScoreTable | None = None
         self.add_state("values", [], dist_reduce_fx="cat")
@@ -189,7 +198,8 @@ class OODMetrics(Metric):
             return []
         values, members, indices = (dim_zero_cat(of).cpu().numpy() for of in (self.values, self.members, self.indices))
         order = np.lexsort((indices, members))
-        self.table = ScoreTable(self.scores, self.datasets, self.groups, values[order].astype(np.float64), members[order])
+        table = ScoreTable(self.scores, self.datasets, self.groups, values[order].astype(np.float64), members[order])
+        self.table = table if self.derive is None else self.derive(table)
         self.sizes = sizes(self.table)
         return result_rows(self.table)
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from .bootstrap import with_intervals
-from .classifier import yardsticks
-from .detector import Detection, DiffGuard, Prediction
+from .combine import Cascade, Combination, Fusion
+from .detector import Detection, DiffGuard, Gate, Prediction
 from .diffusion.ddim import Callback as StepCallback
 from .diffusion.ddim import Step
 from .errors import InputError, choose
+from .features import fit
 from .metrics import OODMetrics, Row
-
-YARDSTICKS = ["msp", "max_logit", "energy"]
+from .scores import CALIBRATION
 
 
 class Finished(NamedTuple):
@@ -63,9 +63,15 @@ class DiffGuardModule(pl.LightningModule):
     (image, label). A list ``broken`` of dicts with ``index``, ``path`` and ``error`` says which images could not be read: they are
     counted, and nothing else. A text ``refused`` ends the run.
 
+    Fusion and cascade are calibrated on one more loader, of in-distribution validation images, whose name is ``calibration``; the
+    data modules of this package give it by themselves. Baselines that need fitting are fitted on the data module's
+    ``fit_dataloader()``, unless ``module.detector.fit(loader)`` was called before.
+
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
             or ``all`` (these, and a random label, fixed by its name and index, for every other image).
+        fusion: one more score, the mean of others on one scale.
+        cascade: one more score, of a classifier's score where that is sure and of a discrepancy where it is not.
         tf32: on a GPU, float32 matrix products and convolutions round their factors to TF32, which is several times as fast. No
             effect on other precisions, nor on a CPU.
         detector: the settings of the detector.
@@ -75,12 +81,23 @@ class DiffGuardModule(pl.LightningModule):
     accuracy: MeanMetric
     unreadable: MetricCollection
 
-    def __init__(self, oracle: str = "none", tf32: bool = True, **detector: Any):
+    def __init__(
+        self,
+        oracle: str = "none",
+        fusion: Fusion | None = None,
+        cascade: Cascade | None = None,
+        tf32: bool = True,
+        **detector: Any,
+    ):
         super().__init__()
         choose("oracle", oracle, ["none", "ind", "all"])
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle, self.tf32 = oracle, tf32
         self.detector = DiffGuard(**detector)
+        names = self.detector.discrepancies.names, self.detector.baselines.names
+        self.combination = Combination.checked(fusion, cascade, *names)
+        self.calibrating = False
+        """Score the calibration set alone."""
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
         self.rows: list[Row] = []
@@ -93,14 +110,26 @@ class DiffGuardModule(pl.LightningModule):
 
     @property
     def score_names(self) -> list[str]:
-        """The discrepancies, the headline one first, and the yardsticks."""
-        return self.detector.discrepancies.names + YARDSTICKS
+        """What is computed of an image: the discrepancies, the headline one first, and the baselines."""
+        return self.detector.score_names
+
+    @property
+    def headline(self) -> str:
+        """The score that the result table has in front."""
+        return self.combination.table_scores(self.score_names)[0]
 
     def setup(self, stage: str) -> None:
         self.run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
         if isinstance(self.trainer.precision_plugin, HalfPrecision):
             self.trainer.strategy.precision_plugin = NetworksInHalf(self.trainer.precision_plugin.precision)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        if self.combination and hasattr(self.data, "calibrates"):
+            self.data.calibrates = True
+
+    @property
+    def data(self) -> Any:
+        """The data module, if there is one."""
+        return getattr(self.trainer, "datamodule", None)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Nothing: all weights are frozen and come from their own checkpoints, so that a checkpoint of a test weighs nothing."""
@@ -118,25 +147,36 @@ class DiffGuardModule(pl.LightningModule):
 
     def on_test_start(self) -> None:
         loaders = self.trainer.test_dataloaders
-        if not isinstance(loaders, Mapping) or len(loaders) < 2:
+        if not isinstance(loaders, Mapping) or (len(set(loaders) - {CALIBRATION}) < 2 and not self.calibrating):
             raise InputError(
                 "test loaders: expected a dict from data set name to loader, the in-distribution one first, then at least one more"
             )
         self.datasets = list(loaders)
-        groups = getattr(getattr(self.trainer, "datamodule", None), "groups", {})
+        if self.datasets[0] == CALIBRATION and not self.calibrating:
+            raise InputError(f"test loaders: the first one has to be the in-distribution one, not {CALIBRATION}")
+        if self.combination and CALIBRATION not in self.datasets:
+            raise InputError(
+                f"{self.combination} needs in-distribution validation images: a test loader with the name {CALIBRATION!r}, or "
+                "data.calibration"
+            )
+        groups = getattr(self.data, "groups", {})
         _check_names(self.datasets, groups)
-        self.metrics = OODMetrics(self.score_names, self.datasets, groups, first_rank=True)  # on the CPU until all is gathered
+        self.others: Any = None
+        if self.trainer.world_size > 1:
+            self.others = torch.distributed.new_group(timeout=timedelta(days=30), backend="gloo")
+        self._fit()
+        self.metrics = OODMetrics(  # on the CPU until all is gathered
+            self.score_names, self.datasets, groups, first_rank=True, derive=self.combination.of_table
+        )
         # so that a rank without images has something to gather
         nothing = torch.zeros(0, dtype=torch.long)
         self.metrics.update(torch.zeros(0, len(self.score_names)), nothing, nothing)
         self.accuracy = MeanMetric()
         self.unreadable = MetricCollection({str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False)
+        self.gate = self._gate()
         self.stream = self.detector.stream(self._between_passes)
         self.landing: deque[tuple[Finished, torch.cuda.Event | None]] = deque()
         self.error: InputError | None = None
-        self.others: Any = None
-        if self.trainer.world_size > 1:
-            self.others = torch.distributed.new_group(timeout=timedelta(days=30), backend="gloo")
         self.arrived = [0] * len(self.datasets)
         self.usable = [0] * len(self.datasets)
         self.first_reason = ""
@@ -191,13 +231,12 @@ class DiffGuardModule(pl.LightningModule):
                 detection = self.detector.plainly(images, self._oracle_labels(batch, dataloader_idx), watch)
             self._land([(tag, detection)])
         else:
-            self._land(self.stream.push(images, self._oracle_labels(batch, dataloader_idx), tag))
+            gate = None if self.datasets[dataloader_idx] == CALIBRATION else self.gate
+            self._land(self.stream.push(images, self._oracle_labels(batch, dataloader_idx), tag, gate))
 
     def _land(self, detected: Iterable[tuple[Any, Detection | None]]) -> None:
         """Bring results to the CPU; a GPU goes on while they are copied."""
         for (batch, dataloader_idx), detection in detected:
-            if detection is not None:
-                detection.scores.update(yardsticks(detection.prediction.view.logits))
             finished = Finished(self.datasets[dataloader_idx], *_on_cpu(batch, detection))
             event = None
             if self.device.type == "cuda":
@@ -232,6 +271,36 @@ class DiffGuardModule(pl.LightningModule):
                 what = "labels that the classifier does not know: is its numbering of the classes another?"
                 warnings.warn(f"{finished.dataset} has {what}", stacklevel=1)
             self.accuracy.update((detection.prediction.predicted == batch["label"])[known].float())
+
+    def _fit(self) -> None:
+        """Fit the baselines that need it, and are not fitted, on the data module's training images."""
+        baselines = self.detector.baselines
+        if not baselines.needs_fit or baselines.fitted:
+            return
+        with self.trainer.precision_plugin.test_step_context():
+            fit(self.detector, self.data, str(self.trainer.precision), self.global_rank == 0, self.wait_for_others)
+
+    def _gate(self) -> Gate | None:
+        """Of a cascade that skips images: which ones it is unsure of. Every rank finds it by itself, of all calibration images."""
+        cascade = self.combination.cascade
+        if cascade is None or not cascade.skip:
+            return None
+        if not hasattr(self.data, "calibration_dataloader"):
+            raise InputError("cascade.skip: a data module with calibration_dataloader() is needed; leave skip out")
+        found = []
+        with self.trainer.precision_plugin.test_step_context():
+            for batch in self.data.calibration_dataloader():
+                if len(batch["image"]):
+                    found.append(self.detector.classify(batch["image"].to(self.device)).baselines[cascade.baseline].cpu())
+        if not found:
+            raise InputError(f"{CALIBRATION}: there are no images to calibrate the cascade on")
+        reference = torch.cat(found).numpy()
+
+        def unsure(prediction: Prediction) -> Tensor:
+            scores = prediction.baselines[cascade.baseline].cpu().numpy()
+            return torch.from_numpy(cascade.unsure(reference, scores))
+
+        return unsure
 
     def _between_passes(self) -> None:
         for check in self.between_steps:
@@ -271,7 +340,7 @@ class DiffGuardModule(pl.LightningModule):
         for metric in (self.metrics, self.accuracy, self.unreadable):
             metric.to(self.device)
         self.rows = self.metrics.compute()
-        if self.global_rank == 0 and self.metrics.table is not None:
+        if self.rows and self.metrics.table is not None:
             self.rows = with_intervals(self.rows, self.metrics.table)
         for row in self.rows:
             ends = {f"{name}_{end}": value for name, i in row.intervals.items() for end, value in i._asdict().items()}
@@ -322,10 +391,11 @@ class DiffGuardModule(pl.LightningModule):
 
     def _oracle_labels(self, batch: dict[str, Any], dataloader_idx: int) -> Tensor | None:
         """Labels [N] to reconstruct under, -1 for the predicted one."""
-        if self.oracle == "none" or (self.oracle == "ind" and dataloader_idx > 0):
-            return None
         classes, dataset = self.detector.classifier.num_classes, self.datasets[dataloader_idx]
-        if dataloader_idx == 0:
+        is_ind = dataloader_idx == 0 or dataset == CALIBRATION
+        if self.oracle == "none" or (self.oracle == "ind" and not is_ind):
+            return None
+        if is_ind:
             wrong = (batch["label"] >= classes).nonzero()[:, 0].tolist()
             if wrong:
                 i = wrong[0]
@@ -350,7 +420,10 @@ def _on_cpu(batch: dict[str, Any], detection: Detection | None) -> tuple[dict[st
     view, prediction = detection.prediction.view, detection.prediction
     predicted = Prediction(
         view._replace(logits=move(view.logits), features=move(view.features), maps=[]),
-        *(move(part) for part in (prediction.predicted, prediction.labels, prediction.cam)),
+        move(prediction.predicted),
+        move(prediction.labels),
+        move(prediction.cam),
+        {name: move(values) for name, values in prediction.baselines.items()},
     )
     scores = {name: move(values) for name, values in detection.scores.items()}
     arrived = replace(

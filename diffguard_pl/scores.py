@@ -24,6 +24,8 @@ from .metrics import ScoreTable
 FOLDER = "scores"
 IND = "ind"
 """The group of the in-distribution set."""
+CALIBRATION = "calibration"
+"""Data set, and group, of in-distribution validation images that combinations and thresholds are calibrated on."""
 HEADER = b"diffguard_pl"
 BEFORE = {
     "dataset": pa.string(),
@@ -47,12 +49,14 @@ class Header:
         datasets: names of the data sets, the in-distribution one first.
         groups: group of each out-of-distribution set.
         arrays: what is kept besides, in half precision, of ``input_logits``, ``input_features`` and ``reconstruction``.
+        combination: settings of the scores that are made of these, see :mod:`.combine`; none: there are none.
     """
 
     scores: list[str]
     datasets: list[str]
     groups: dict[str, str]
     arrays: list[str]
+    combination: dict[str, Any] | None = None
 
     @property
     def schema(self) -> pa.Schema:

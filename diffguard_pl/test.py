@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from subprocess import SubprocessError
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
@@ -53,6 +53,7 @@ from .stop import WARNINGS, Stop, StopRequested, requeue
 DEFAULT_CONFIG = "digits_ldm"
 LEFT_OUT = 3
 """Exit status of a run that is complete but for images that could not be used; 1 is an error, 2 a mistake in the arguments."""
+AnyCLI = TypeVar("AnyCLI", bound="CLI")
 BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": LightningDataModule}
 """Settings that name a class, and what it has to be."""
 
@@ -73,11 +74,13 @@ def main(args: list[str] | None = None) -> None:
             sys.exit(LEFT_OUT)
 
 
-def end(stopped: StopRequested, folder: str) -> NoReturn:
+def end(stopped: StopRequested, folder: str, name: str = "test") -> NoReturn:
     """Say how to go on, have a SLURM job that was warned put back into the queue, and end with the status of the signal."""
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         sys.exit()  # another status would have the first rank killed while it writes
-    print(f"stopped by {stopped}; python -m diffguard_pl.test --resume {folder or 'RUN_DIR'} goes on", file=sys.stderr, flush=True)
+    print(
+        f"stopped by {stopped}; python -m diffguard_pl.{name} --resume {folder or 'RUN_DIR'} goes on", file=sys.stderr, flush=True
+    )
     if stopped.signum in WARNINGS:
         try:
             if job := requeue():
@@ -106,7 +109,7 @@ def one_line_errors() -> Iterator[None]:
         raise
 
 
-def command_line(kind: "type[CLI]", args: list[str] | None, callbacks: list[Callback], run_kind: str = "") -> "CLI":
+def command_line(kind: "type[AnyCLI]", args: list[str] | None, callbacks: list[Callback], run_kind: str = "") -> "AnyCLI":
     """Module, data module and trainer as the command line says.
 
     Args:

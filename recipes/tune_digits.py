@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import diffguard_pl
-from diffguard_pl.classifier import yardsticks
+from diffguard_pl.baselines import yardsticks
 from diffguard_pl.datamodules.digits import DigitsDataModule
 from diffguard_pl.metrics import auroc
 

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..baselines import NAMES as BASELINES
 from ..bootstrap import FIGURES
 from ..files import replacing
 from ..metrics import Interval, Row
@@ -19,7 +20,7 @@ from .cards import BUDGET, Cards, cards, threshold
 from .embed import as_json
 from .plots import COLOURS, curve_points, plot_data, roc
 from .results import Results
-from .table import YARDSTICKS, Compared, letter
+from .table import Compared, letter
 
 HERE = Path(__file__).parent
 REASONS = 50
@@ -64,7 +65,7 @@ def _context(results: Results) -> dict[str, Any]:
         "subtitle": results.folder.resolve().name,
         "unfinished": results.unfinished,
         "headline": header.scores[0],
-        "yardsticks": YARDSTICKS,
+        "yardsticks": BASELINES,
         "ind": header.datasets[0],
         "facts": _facts(results),
         "tiles": _tiles(results),

@@ -78,6 +78,33 @@ def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, p
         canvas.save(unfinished, format="png")
 
 
+def draw_decision(image: Tensor, reconstruction: Tensor | None, caption: str, path: Path, cell: int = 224) -> None:
+    """Draw and save an image, what it came back as, and their difference.
+
+    Args:
+        image: [3, H, W] in [0, 1].
+        reconstruction: [3, H, W] in [0, 1]; None: the image was not reconstructed.
+        caption: above them.
+        path: of the PNG.
+        cell: side of each, in pixels of the drawing, at least.
+    """
+    panels = {"input": _to_image(to_uint8(image))}
+    if reconstruction is not None:
+        panels["reconstruction"] = _to_image(to_uint8(reconstruction))
+        panels["difference"] = difference(*panels.values())
+    cell, gap, margin = max(cell, image.shape[-1]), 8, 16
+    font, bold = _font("DejaVuSans", 12), _font("DejaVuSans-Bold", 13)
+    width = max(len(panels) * (cell + gap) - gap, int(bold.getlength(caption)))
+    canvas = Image.new("RGB", (2 * margin + width, 2 * margin + cell + 44), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((margin, margin), caption, INK, font=bold)
+    for i, (name, panel) in enumerate(panels.items()):
+        pen.text((margin + i * (cell + gap), margin + 22), name, FAINT, font=font)
+        canvas.paste(_fit(panel, cell), (margin + i * (cell + gap), margin + 42))
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, format="png")
+
+
 @dataclass
 class Frame:
     """A picture in a strip: uint8 [3, H, W], and what stands above it."""

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..bootstrap import with_intervals
+from ..combine import Combination
 from ..metrics import Row, ScoreTable, result_rows, sizes
 from ..scores import Header, read, table
 
@@ -96,7 +97,9 @@ def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
         InputError: no run is there, or a part of it cannot be read.
     """
     folder = Path(folder)
-    frame, header = read(folder)
+    raw, header = read(folder)
+    combination = Combination.of_header(header)
+    frame, header = combination.of_frame(raw, header)
     scores = table(frame, header)
     ind = frame[(frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)]
     broken = frame[frame["error"].notna()]["dataset"].value_counts()

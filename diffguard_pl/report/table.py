@@ -12,14 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..baselines import NAMES as BASELINES
 from ..bootstrap import FIGURES, Key, intervals, replicates
 from ..errors import InputError
 from ..files import replacing
 from ..metrics import Figures, Interval, Row, ScoreTable, result_rows
 from .results import Results
-
-YARDSTICKS = ("msp", "max_logit", "energy")
-"""Scores of the classifier alone."""
 
 
 def terminal() -> Console:
@@ -65,7 +63,7 @@ def result_table(
             if last:
                 table.add_section()
             about = iter(_about(row.dataset, sizes, left_out))
-        style = "bold" if row.score == headline else "dim" if row.score in YARDSTICKS else ""
+        style = "bold" if row.score == headline else "dim" if row.score in BASELINES else ""
         shown = [_shown(f"{100 * value:.2f}", row.intervals.get(name)) for name, value in list(row.figures._asdict().items())[:4]]
         names = [Text(row.group if last != here else ""), Text(next(about, "")), Text(row.score)]
         table.add_row(*names, *shown, style=style)

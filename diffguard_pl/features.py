@@ -1,0 +1,65 @@
+"""Features of training images, which baselines are fitted to: computed once, and kept for runs with this classifier and data."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+
+from .baselines import NEEDS_FIT
+from .classifier import Classifier
+from .detector import DiffGuard, training_features
+from .download import cache_folder
+from .errors import InputError
+from .files import replacing
+from .run import weights_hash
+
+VERSION = 1
+"""Of what is in the files: another one makes them be computed again."""
+
+
+def fit(detector: DiffGuard, data: Any, precision: str, first_rank: bool, wait_for_others: Callable[[], None]) -> None:
+    """Fit the baselines of a detector on a data module's training images.
+
+    One rank computes the features and keeps them in the cache, the others wait and read them. Where the data module does not say
+    what its images are, every rank computes them, and nothing is kept.
+
+    Raises:
+        InputError: there are no training images.
+    """
+    loader = data.fit_dataloader() if hasattr(data, "fit_dataloader") else None
+    if loader is None:
+        names = ", ".join(name for name in detector.baselines.names if name in NEEDS_FIT)
+        raise InputError(f"baselines {names}: need training images; set data.fit, or call module.detector.fit(loader)")
+    contents = data.fit_contents() if hasattr(data, "fit_contents") else None
+    if contents is None:
+        detector.fit(loader)
+        return
+    path = cache_folder() / "features" / f"{key(detector.classifier, contents, precision)}.safetensors"
+    if first_rank and not path.is_file():
+        shown = track(loader, "fitting baselines", disable=False, transient=True)
+        features, logits, labels = training_features(detector.classifier, shown)
+        with replacing(path) as unfinished:
+            save_file({"features": features, "logits": logits, "labels": labels}, unfinished)
+    wait_for_others()
+    kept = load_file(path)
+    detector.baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
+
+
+def key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str:
+    """Of everything that features depend on.
+
+    Args:
+        classifier: its weights and preprocessing.
+        contents: which images, and how they are prepared.
+        precision: of the networks.
+    """
+    seen = {name: getattr(classifier, name) for name in ("input_size", "crop", "interpolation", "heads", "cam_layer")}
+    seen |= {"mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist()}
+    dtype = str(next(iter(classifier.model.parameters()), torch.zeros(0)).dtype)
+    what = {"version": VERSION, "weights": weights_hash(classifier), "seen": seen, "contents": contents}
+    what |= {"model": type(classifier.model).__qualname__, "precision": precision, "dtype": dtype}
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

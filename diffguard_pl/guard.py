@@ -1,0 +1,493 @@
+"""A detector to deploy: DiffGuard, a threshold that in-distribution images have set, and decisions.
+
+detector = Detector.load("detector.json")            # what `python -m diffguard_pl.calibrate --config digits_ldm` has written
+decisions = detector.predict([image, "photo.jpg"])   # PIL images, paths, arrays, tensors
+decisions.accepted, decisions.label_names, decisions.p_values
+
+Or from parts of your own: ``Detector(diffguard).fit(validation_loader).save("detector.json")``. Its methods are those of
+pytorch-ood's detectors; the features of an image are its scores, in the order of ``score_names``.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import run
+from .calibration import Threshold, p_values, threshold
+from .combine import CASCADE, Cascade, Combination, Fusion
+from .config import module_from
+from .datamodules.reading import read_image, reason, rgb, standard_transform
+from .detector import Detection, DiffGuard, Gate, Prediction
+from .errors import InputError, choose
+from .files import replacing
+
+FORMAT, VERSION = "diffguard_pl.Detector", 1
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Precisions, by Lightning's names, in which the networks compute; float32 is any other."""
+ImageLike = Tensor | np.ndarray | Image.Image | str | Path
+"""One image: PIL, a path, an array uint8 [H, W, 3] or [H, W], or a tensor [3, H, W] in [0, 1] or uint8."""
+
+
+class Decision(NamedTuple):
+    """On one image.
+
+    Attributes:
+        accepted: whether it is taken for in-distribution.
+        label: the class that the classifier gives it.
+        label_name: what that is called; the number where nobody knows.
+        score: that decided, higher = more in-distribution.
+        p_value: how likely an in-distribution image is to score no higher, in (0, 1]; it is rejected where that is at most 1 - tpr.
+        diffused: whether the diffusion model was asked; a cascade need not.
+    """
+
+    accepted: bool
+    label: int
+    label_name: str
+    score: float
+    p_value: float
+    diffused: bool
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """On images, all on the CPU. Iterating gives a :class:`Decision` for each.
+
+    Attributes:
+        accepted: bool [N].
+        labels: [N] the classes that the classifier gives; -1 where only scores were given.
+        label_names: of these.
+        scores: [N] that decided, higher = more in-distribution.
+        p_values: [N], see :class:`Decision`.
+        diffused: bool [N].
+        threshold: scores below it are rejected.
+        score_name: of ``scores``.
+        all_scores: every score [N] by name.
+        images: [N, 3, H, W] in [0, 1] as the detector saw them; None where only scores were given.
+        reconstructions: [N, 3, H, W] in [0, 1] under the label; NaN where the diffusion model was not asked; None as above.
+        unguided: the unguided reconstructions, where the detector compares to these.
+    """
+
+    accepted: Tensor
+    labels: Tensor
+    label_names: list[str]
+    scores: Tensor
+    p_values: Tensor
+    diffused: Tensor
+    threshold: float
+    score_name: str
+    all_scores: dict[str, Tensor] = field(repr=False)
+    images: Tensor | None = field(default=None, repr=False)
+    reconstructions: Tensor | None = field(default=None, repr=False)
+    unguided: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def outlier_scores(self) -> Tensor:
+        """[N], higher = more out-of-distribution: the scores, negated; what pytorch-ood's detectors give."""
+        return -self.scores
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Decision]:
+        columns = (self.accepted, self.labels, self.label_names, self.scores, self.p_values, self.diffused)
+        values = (column.tolist() if isinstance(column, Tensor) else column for column in columns)
+        return (Decision(*row) for row in zip(*values, strict=True))
+
+
+class Detector:
+    """Accepts or rejects images.
+
+    Args:
+        model: DiffGuard, with its baselines fitted if they need it.
+        score: that decides; none: the cascade if there is one, else the fusion if there is one, else the first discrepancy.
+        tpr: share of in-distribution images that are to be accepted.
+        fusion, cascade: scores that are made of others; a cascade does not diffuse what the baseline is sure of.
+        preparation: of images of other sizes: ``resize``, ``image_size`` and ``interpolation`` as of the data modules; none: the
+            short side is resized to the model's input size, and the centre cropped.
+        class_names: of the labels; none: the classifier's own, if it has any.
+        precision: of the networks, by Lightning's names; none: float32.
+
+    Attributes:
+        calibrated: the threshold and what is known of it; None before ``fit``.
+    """
+
+    def __init__(
+        self,
+        model: DiffGuard,
+        score: str | None = None,
+        tpr: float = 0.95,
+        fusion: Fusion | None = None,
+        cascade: Cascade | None = None,
+        preparation: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        precision: str | None = None,
+    ):
+        self.model = model.eval()
+        self.combination = Combination.checked(fusion, cascade, model.discrepancies.names, model.baselines.names)
+        there = [*model.score_names, *self.combination.names]
+        self.score = score or (self.combination.names[-1] if self.combination else there[0])
+        choose("score", self.score, there)
+        if not 0 < tpr < 1:
+            raise InputError(f"tpr={tpr}: expected a share above 0 and below 1, such as 0.95")
+        self.tpr = tpr
+        size = model.input_size
+        self.preparation = {"image_size": size, "resize": size, "interpolation": "bilinear"} | dict(preparation or {})
+        if self.preparation["image_size"] != size:
+            raise InputError(f"preparation: image_size {self.preparation['image_size']}; the model takes images of {size} px")
+        self.transform = standard_transform(**self.preparation)
+        self.class_names = list(class_names or model.classifier.class_names or [])
+        self.precision = precision or "32-true"
+        if self.precision in ("bf16-true", "16-true"):
+            model.networks_to(HALF[self.precision])
+        self.settings: dict[str, Any] | None = None
+        """Of ``model``, as in a config, where it was made from one."""
+        self.about: dict[str, Any] = {}
+        """What else a file says: versions, data."""
+        self.reference: dict[str, np.ndarray] = {}
+        """Scores of the validation images that a combination is calibrated on; the threshold is from others, none of them."""
+        self.calibration = np.zeros(0)
+        """Deciding scores of the validation images that the threshold is from, from low to high."""
+        self.calibrated: Threshold | None = None
+
+    @property
+    def score_names(self) -> list[str]:
+        """Of the features of an image: all scores that are computed of it."""
+        return self.model.score_names
+
+    @property
+    def is_combined(self) -> bool:
+        """Whether the deciding score is made of others. One half of the validation images then sets how, the other the threshold."""
+        return self.score in self.combination.names
+
+    @property
+    def threshold(self) -> float:
+        """Scores below it are rejected."""
+        return self._calibrated().value
+
+    @property
+    def device(self) -> torch.device:
+        """That it computes on."""
+        return self.model.classifier.mean.device
+
+    def to(self, device: torch.device | str) -> "Detector":
+        """Move the networks."""
+        self.model.to(device)
+        return self
+
+    def fit(self, loader: Iterable[Any]) -> "Detector":
+        """Set the threshold.
+
+        Args:
+            loader: of in-distribution images that neither the classifier nor the baselines were trained on, in batches:
+                [N, 3, H, W] in [0, 1], pairs of these and labels, or dicts with ``image``. Labels are not used.
+        """
+        found = [self._features(detection) for _, detection in self._detected(map(_as_batch, loader), None) if detection]
+        if not found:
+            raise InputError("fit: there are no images to calibrate on")
+        return self.fit_features(torch.cat(found))
+
+    def fit_features(self, features: Tensor) -> "Detector":
+        """Set the threshold from scores that are known.
+
+        Args:
+            features: [N, K] the scores of in-distribution images in the order of ``score_names``.
+        """
+        scores = self._by_name(features)
+        if self.is_combined:
+            # a threshold on the images that made the scale would promise too much
+            self.reference = {name: values[0::2] for name, values in scores.items()}
+            deciding = self.combination(self.reference, {name: values[1::2] for name, values in scores.items()})[self.score]
+        else:
+            self.reference, deciding = {}, scores[self.score]
+        self.calibrated = threshold(deciding, self.tpr)
+        self.calibration = np.sort(deciding.astype(np.float64))
+        return self
+
+    def with_tpr(self, tpr: float) -> "Detector":
+        """Another threshold from the same validation images."""
+        self._calibrated()
+        self.calibrated, self.tpr = threshold(self.calibration, tpr), tpr
+        return self
+
+    def predict(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Decisions:
+        """Decide on images.
+
+        Args:
+            images: [N, 3, H, W] in [0, 1] or uint8, a list of images of any sizes, or one image.
+
+        Raises:
+            InputError: one of them cannot be read, or the detector is not calibrated.
+        """
+        self._calibrated()
+        batch = {"image": self.prepare(images)}
+        ((_, decisions),) = self.decide([batch])
+        assert decisions is not None
+        return decisions
+
+    def predict_features(self, features: Tensor) -> Decisions:
+        """Decide by scores that are known.
+
+        Args:
+            features: [N, K] the scores of images in the order of ``score_names``; discrepancies may be NaN where the cascade is sure.
+        """
+        self._calibrated()
+        count = len(features)
+        return self._decisions(self._by_name(features), torch.full((count,), -1), torch.zeros(count, dtype=torch.bool))
+
+    def __call__(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Tensor:
+        """Outlier scores [N], higher = more out-of-distribution, as of pytorch-ood's detectors."""
+        return self.predict(images).outlier_scores
+
+    def features(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Tensor:
+        """Scores [N, K] of images, in the order of ``score_names``, on the CPU; all images are diffused."""
+        ((_, detection),) = self._detected([{"image": self.prepare(images)}], None)
+        assert detection is not None
+        return self._features(detection)
+
+    def decide(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Decisions | None]]:
+        """Decide on batches of images, in their order; the diffusion model's batch is filled across their boundaries.
+
+        Args:
+            batches: dicts with ``image`` [N, 3, H, W] in [0, 1], of the model's input size, and whatever else; N may be 0.
+
+        Yields:
+            The batch, and the decisions; None where it had no images.
+        """
+        self._calibrated()
+        for batch, detection in self._detected(batches, self._gate()):
+            if detection is None:
+                yield batch, None
+                continue
+            scores = {name: values.cpu().numpy().astype(np.float64) for name, values in detection.scores.items()}
+            decisions = self._decisions(scores, detection.prediction.predicted.cpu(), detection.stop_index.cpu() >= 0)
+            pictures = {"images": batch["image"], "reconstructions": detection.reconstructions, "unguided": detection.unguided}
+            yield batch, _with(decisions, **{name: None if part is None else part.cpu() for name, part in pictures.items()})
+
+    def prepare(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Tensor:
+        """Images as of :meth:`predict` -> [N, 3, H, W] in [0, 1], of the model's input size.
+
+        Raises:
+            InputError: one of them cannot be read, or is no image.
+        """
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+            images = list(images)
+        elif not isinstance(images, list | tuple):
+            images = [images]  # type: ignore[list-item]
+        if not images:
+            raise InputError("images: there are none")
+        return torch.stack([self._prepared(image, i) for i, image in enumerate(images)])  # type: ignore[arg-type]
+
+    def save(self, file: str | Path) -> Path:
+        """Write the detector file: settings, threshold, the validation images' scores, hashes of the weights.
+
+        Fitted baselines, if there are any, go into a file beside it, ``NAME.fitted.safetensors``.
+        """
+        file, calibrated = Path(file), self._calibrated()
+        fitted = None
+        if self.model.baselines.needs_fit:
+            beside = file.with_suffix(".fitted.safetensors")
+            state = {name: tensor.cpu().contiguous() for name, tensor in self.model.baselines.state_dict().items()}
+            with replacing(beside) as unfinished:
+                save_file(state, unfinished)
+            fitted = {"file": beside.name, "sha256": _sha256(beside)}
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "score": self.score,
+            "threshold": {name: value if math.isfinite(value) else None for name, value in asdict(calibrated).items()},
+            "model": self.settings,
+            "combination": self.combination.for_header(),
+            "preparation": self.preparation,
+            "precision": self.precision,
+            "class_names": self.class_names,
+            "weights": _hashes(self.model),
+            "fitted": fitted,
+            "about": {"made": run.now(), "versions": run.versions()} | self.about,
+            "calibration": self.calibration.tolist(),
+            "reference": {name: values.tolist() for name, values in self.reference.items()},
+        }
+        with replacing(file) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        return file
+
+    @classmethod
+    def load(
+        cls, file: str | Path, model: DiffGuard | None = None, device: str | torch.device | None = None, **changes: Any
+    ) -> "Detector":
+        """Read a detector file.
+
+        Args:
+            file: as :meth:`save` has written it.
+            model: DiffGuard, where it was not made from a config; it has to have the same weights.
+            device: none: a GPU if there is one.
+            changes: to settings that scores do not depend on: ``slots``, ``compile``.
+
+        Raises:
+            InputError: it is no detector file, or the weights are not those that it was calibrated with.
+        """
+        file = Path(file)
+        content = _content(file)
+        try:
+            if model is None:
+                if content["model"] is None:
+                    raise InputError(f"{file}: was not made from a config; give the model: Detector.load(file, model=...)")
+                for name in changes:
+                    choose("setting that may be changed", name, list(run.FREE_OF_MODEL))
+                model = module_from(content["model"] | changes).detector
+            _check_weights(file, content["weights"], model)
+            combination = content["combination"] or {}
+            fusion = Fusion(**combination["fusion"]) if combination.get("fusion") else None
+            cascade = Cascade(**combination["cascade"]) if combination.get("cascade") else None
+            if content["fitted"]:
+                _load_fitted(file.with_name(content["fitted"]["file"]), content["fitted"]["sha256"], model)
+            kept = [content[name] for name in ("preparation", "class_names", "precision")]
+            detector = cls(model, content["score"], content["threshold"]["tpr"], fusion, cascade, *kept)
+            detector.settings, detector.about = content["model"], content["about"]
+            detector.reference = {name: np.array(values, dtype=np.float64) for name, values in content["reference"].items()}
+            detector.calibration = np.array(content["calibration"], dtype=np.float64)
+            detector.calibrated = threshold(detector.calibration, detector.tpr)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file}: damaged, or of another version of diffguard_pl ({type(error).__name__}: {error})") from error
+        return detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def _calibrated(self) -> Threshold:
+        if self.calibrated is None:
+            raise InputError("the detector has no threshold yet; call fit(loader) with in-distribution validation images")
+        return self.calibrated
+
+    def _gate(self) -> Gate | None:
+        """Which images to diffuse."""
+        cascade = self.combination.cascade
+        if cascade is None or self.score != CASCADE:
+            return None
+
+        def unsure(prediction: Prediction) -> Tensor:
+            scores = prediction.baselines[cascade.baseline].cpu().numpy()
+            return torch.from_numpy(cascade.unsure(self.reference[cascade.baseline], scores))
+
+        return unsure
+
+    def _detected(self, batches: Iterable[Mapping[str, Any]], gate: Gate | None) -> Iterator[tuple[Any, Detection | None]]:
+        stream = self.model.stream()
+        with torch.no_grad():
+            for batch in batches:
+                images = batch["image"]
+                with self._autocast():
+                    done = stream.push(images.to(self.device), None, batch, gate) if len(images) else stream.push_nothing(batch)
+                yield from done
+            with self._autocast():
+                done = stream.drain()
+            yield from done
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        mixed = self.precision in ("bf16-mixed", "16-mixed")
+        return torch.autocast(self.device.type, HALF[self.precision]) if mixed else nullcontext()
+
+    def _features(self, detection: Detection) -> Tensor:
+        return torch.stack([detection.scores[name].float().cpu() for name in self.score_names], dim=1)
+
+    def _by_name(self, features: Tensor) -> dict[str, np.ndarray]:
+        if features.ndim != 2 or features.shape[1] != len(self.score_names):
+            raise InputError(
+                f"features are {list(features.shape)}, expected [N, {len(self.score_names)}]: {', '.join(self.score_names)}"
+            )
+        return dict(zip(self.score_names, features.cpu().double().numpy().T, strict=True))
+
+    def _decisions(self, scores: dict[str, np.ndarray], labels: Tensor, diffused: Tensor) -> Decisions:
+        if self.reference:
+            scores = scores | self.combination(self.reference, scores)
+        deciding, calibrated = scores[self.score], self._calibrated()
+        names = [self.class_names[label] if 0 <= label < len(self.class_names) else str(label) for label in labels.tolist()]
+        return Decisions(
+            accepted=torch.from_numpy(deciding >= calibrated.value),  # NaN is not
+            labels=labels,
+            label_names=names,
+            scores=torch.from_numpy(deciding),
+            p_values=torch.from_numpy(p_values(self.calibration, deciding)),
+            diffused=diffused,
+            threshold=calibrated.value,
+            score_name=self.score,
+            all_scores={name: torch.from_numpy(values) for name, values in scores.items()},
+        )
+
+    def _prepared(self, image: ImageLike, place: int) -> Tensor:
+        where = str(image) if isinstance(image, str | Path) else f"image {place}"
+        try:
+            if isinstance(image, str | Path):
+                image = read_image(Path(image))
+            elif isinstance(image, np.ndarray):
+                image = Image.fromarray(image)
+            tensor = self.transform(image if isinstance(image, Tensor) else rgb(image))
+        except Exception as error:  # whatever a file comes up with
+            raise InputError(f"{where}: {reason(error)}") from error
+        if tensor.ndim != 3 or len(tensor) != 3:
+            raise InputError(f"{where}: is {list(tensor.shape)}, expected [3, H, W]")
+        return tensor
+
+
+def _with(decisions: Decisions, **parts: Any) -> Decisions:
+    return Decisions(**{**vars(decisions), **parts})
+
+
+def _as_batch(batch: Any) -> dict[str, Any]:
+    if isinstance(batch, Mapping):
+        return {"image": batch["image"]}
+    return {"image": batch if isinstance(batch, Tensor) else batch[0]}
+
+
+def _hashes(model: DiffGuard) -> dict[str, str]:
+    parts = {"classifier": model.classifier, "backbone": model.backbone, "discrepancies": model.discrepancies}
+    return {name: found for name, part in parts.items() if (found := run.weights_hash(part))}
+
+
+def _check_weights(file: Path, expected: Mapping[str, str], model: DiffGuard) -> None:
+    found = _hashes(model)
+    for name, before in expected.items():
+        if found.get(name) != before:
+            raise InputError(
+                f"{file}: the weights of the {name} are not those that it was calibrated with; give their checkpoint back, or "
+                "calibrate again"
+            )
+
+
+def _load_fitted(file: Path, expected: str, model: DiffGuard) -> None:
+    if not file.is_file():
+        raise InputError(f"{file}: is missing; it belongs beside the detector file, with the fitted baselines")
+    if _sha256(file) != expected:
+        raise InputError(f"{file}: is not the one that the detector file was written with; calibrate again")
+    model.baselines.load_state_dict(load_file(file))
+
+
+def _sha256(file: Path) -> str:
+    total = sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; python -m diffguard_pl.calibrate writes one") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: no detector file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{file}: no detector file; python -m diffguard_pl.calibrate writes one")
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"{file}: a detector file of version {content.get('version')}; this is for version {VERSION}: calibrate again"
+        )
+    return content
