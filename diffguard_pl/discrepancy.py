@@ -179,7 +179,8 @@ class _Own(nn.Module):
             raise InputError(f"discrepancy {path}: a class has to be a torch.nn.Module; or give a function of two Seen")
         if isclass(found) and not _takes(found, 0):
             raise InputError(f"discrepancy {path}: its constructor needs arguments; give a class that needs none")
-        self.score = found().eval().requires_grad_(False) if isclass(found) else found
+        made: Any = found() if isclass(found) else found
+        self.score = made.eval().requires_grad_(False) if isinstance(made, nn.Module) else made
         if not _takes(self.score.forward if isinstance(self.score, nn.Module) else self.score, 2):
             raise InputError(f"discrepancy {path}: cannot be called with two arguments, the two Seen that are compared")
 
