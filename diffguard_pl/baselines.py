@@ -18,11 +18,13 @@ that it has for all data sets; ``entropy`` it does not have. Higher = more in-di
     mahalanobis  Lee et al., NeurIPS 2018         -                                ours (theirs is of unscaled covariances)
     rmds         Ren et al., 2021                 -                                ours (as above)
 
+All are fitted to the same images, those of training; OpenOOD takes react's percentile over its validation images.
 pytorch-ood is imported at the first score: it takes half a second, for it imports all of itself.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +65,7 @@ class Parameter(NamedTuple):
     default: float | None
     allowed: Callable[[float], bool]
     expected: str
+    kind: type = float
 
 
 def _positive(default: float) -> Parameter:
@@ -70,7 +73,7 @@ def _positive(default: float) -> Parameter:
 
 
 def _count(default: int | None) -> Parameter:
-    return Parameter(default, lambda value: value >= 1 and float(value).is_integer(), "a whole number, 1 or more")
+    return Parameter(default, lambda value: value >= 1 and float(value).is_integer(), "a whole number, 1 or more", int)
 
 
 PARAMETERS: dict[str, dict[str, Parameter]] = {
@@ -130,7 +133,7 @@ class Baselines(nn.Module):
             raise InputError(f"baselines {names!r}: expected a list of names, each once; there are: {', '.join(NAMES)}")
         self.names = list(names)
         given = names if isinstance(names, Mapping) else dict.fromkeys(names)
-        self.hyperparameters: dict[str, dict[str, Any]] = {name: _parameters(name, given[name] or {}) for name in self.names}
+        self.hyperparameters: dict[str, dict[str, Any]] = {name: _parameters(name, given[name]) for name in self.names}
         self.needs_fit = any(name in NEEDS_FIT for name in self.names)
         self._classifier = (classifier,)  # in a tuple, so that its weights are no part of this module
         for buffer in {buffer for name in self.names for buffer in FITTED.get(name, ())}:
@@ -160,7 +163,7 @@ class Baselines(nn.Module):
             if name == "odin":  # its passes are in the precision of all others
                 scores[name] = odin(self._classifier[0], images, **self.hyperparameters[name])
                 continue
-            with torch.autocast(view.logits.device.type, enabled=False):
+            with torch.autocast(view.logits.device.type, enabled=False), _without_tf32():
                 scores[name] = getattr(self, f"_{name}")(
                     view.logits.float(), view.features.float(), **self.hyperparameters[name]
                 ).float()
@@ -197,6 +200,11 @@ class Baselines(nn.Module):
         moments = Moments.of(features, labels if by_class else torch.zeros_like(labels), device)
         if by_class:
             whitening = whiten(moments.within / len(features))
+            if not whitening.shape[1]:
+                raise InputError(
+                    f"baselines: the {len(features)} images to fit to have the mean features of their classes; "
+                    "give more of each class"
+                )
             fitted |= {"centre": moments.mean.float(), "class_whitening": whitening.float()}
             fitted["class_means"] = ((moments.means - moments.mean) @ whitening).float()
         if "rmds" in self.names:
@@ -206,14 +214,14 @@ class Baselines(nn.Module):
         return fitted
 
     def _fit_vim(self, features: Tensor, logits: Tensor, moments: "Moments") -> dict[str, Tensor]:
-        weight, bias = (part.to(moments.mean) for part in self._head())
+        weight, bias = (part.to(moments.mean.device).double() for part in self._head())
         origin = -torch.linalg.pinv(weight) @ bias
         shift = moments.mean - origin
         _, directions = torch.linalg.eigh(moments.total() / len(features) + torch.outer(shift, shift))
         residual = directions[:, : len(origin) - self.hyperparameters["vim"]["dim"]]  # the principal ones come last
         norms, sizes = torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
         for part in features.split(ROWS):
-            centred = part.to(origin) - origin
+            centred = part.to(origin.device).double() - origin
             norms += (centred @ residual).norm(dim=1).sum().cpu()
             sizes += centred.norm(dim=1).sum().cpu()
         if norms <= 1e-6 * sizes:
@@ -254,12 +262,12 @@ class Baselines(nn.Module):
     def _ash(self, logits: Tensor, features: Tensor, percentile: float) -> Tensor:
         from pytorch_ood.detector import ASH
 
-        return -ASH(None, self._from_maps, "ash-b", percentile / 100).predict_feature_maps(features[:, :, None, None])
+        return -ASH(None, self._from_maps, "ash-b", _share(features, percentile)).predict_feature_maps(features[:, :, None, None])
 
     def _scale(self, logits: Tensor, features: Tensor, percentile: float) -> Tensor:
         from pytorch_ood.detector import SCALE
 
-        score = -SCALE(None, self._from_maps, percentile / 100).predict_feature_maps(features[:, :, None, None])
+        score = -SCALE(None, self._from_maps, _share(features, percentile)).predict_feature_maps(features[:, :, None, None])
         # features that are all zero, or all negative, may have no finite scale: they stay as they are
         return torch.where(score.isfinite(), score, logits.logsumexp(dim=1))
 
@@ -313,7 +321,7 @@ class Baselines(nn.Module):
         width = view.features.shape[1]
         for name in {"ash", "scale"} & set(self.names):
             percent = self.hyperparameters[name]["percentile"]
-            if width == round(width * (percent / 100)):
+            if width == round(width * percent / 100):
                 raise InputError(f"baseline {name}: percentile={percent}: leaves none of the {width} features; give less")
         if "vim" in self.names:
             default = 256 if width > 256 else max(1, width // 2)
@@ -344,10 +352,11 @@ class Baselines(nn.Module):
         needing = [name for name in self.names if name in NEEDS_LABELS]
         if not needing:
             return
-        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= classifier.num_classes:
+        outside = int(((labels < 0) | (labels >= classifier.num_classes)).sum())
+        if labels.is_floating_point() or outside:
             raise InputError(
                 f"baselines {', '.join(needing)}: need the label of every image to fit to, 0 to {classifier.num_classes - 1}; "
-                f"{int((labels < 0).sum())} have none; give a labelled set, or leave these scores out"
+                f"{outside} of {len(labels)} have none; give a labelled set, or leave these scores out"
             )
         missing = (torch.bincount(labels.flatten(), minlength=classifier.num_classes) == 0).nonzero().flatten().tolist()
         if missing:
@@ -405,7 +414,7 @@ class Moments(NamedTuple):
         means, mean = (sums / counts[:, None]).to(device), (sums.sum(dim=0) / len(features)).to(device)
         within = torch.zeros(features.shape[1], features.shape[1], dtype=torch.double, device=device)
         for part, classes in zip(features.split(ROWS), labels.split(ROWS), strict=True):
-            centred = part.to(within) - means[classes.to(device)]
+            centred = part.to(device).double() - means[classes.to(device)]
             within.addmm_(centred.T, centred)
         return cls(counts.to(device), means, mean, within)
 
@@ -493,19 +502,38 @@ def ranked(values: Tensor, rank: int) -> float:
     return float((bits if bits >= 0 else bits ^ np.int32(0x7FFFFFFF)).view(np.float32))
 
 
-def _parameters(name: str, given: Mapping[str, float]) -> dict[str, Any]:
-    """All hyper-parameters of a score: those given, and the defaults of the others."""
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Matrix products in full float32: after whitening, what TF32 rounds off would outweigh the smallest directions."""
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, False
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
+
+
+def _share(features: Tensor, percent: float) -> float:
+    """Of features to drop: a whole number of them, rounded as OpenOOD does, whatever pytorch-ood makes of the share."""
+    width = features.shape[1]
+    return round(width * percent / 100) / width
+
+
+def _parameters(name: str, given: Mapping[str, float] | None) -> dict[str, Any]:
+    """All hyper-parameters of a score: those given, and the defaults of the others, or of those that are None."""
     choose("baseline", name, NAMES)
-    known = PARAMETERS.get(name, {})
+    known, given = PARAMETERS.get(name, {}), {} if given is None else given
     if not isinstance(given, Mapping):
         raise InputError(f"baseline {name}: {given!r}; expected hyper-parameters by name, or nothing")
+    values: dict[str, Any] = {parameter: of.default for parameter, of in known.items()}
     for parameter, value in given.items():
         if not known:
             raise InputError(f"baseline {name}: has no hyper-parameters; {parameter} is not one")
         choose(f"hyper-parameter of baseline {name}", parameter, list(known))
+        if value is None:
+            continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not known[parameter].allowed(value):
             raise InputError(f"baseline {name}: {parameter}={value}; expected {known[parameter].expected}")
-    whole = {parameter for parameter, of in known.items() if of.expected.startswith("a whole")}
-    values = {parameter: given.get(parameter, of.default) for parameter, of in known.items()}
-    return {parameter: int(value) if parameter in whole and value is not None else value for parameter, value in values.items()}
+        values[parameter] = known[parameter].kind(value)
+    return values
