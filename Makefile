@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint recipes clean
+.PHONY: help demo test lint docs recipes clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -11,13 +11,16 @@ help: ## what there is
 demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
 	$(BIN)/python -m diffguard_pl.test
 
-test: $(VENV)/dev lint ## install the development extras too, check the code, run all tests
+test: $(VENV)/dev lint docs ## install the development extras too, check the code, build the site, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/dev ## build the documentation site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 recipes: $(VENV)/demo ## train the weights of the embedded benchmark again
 	$(BIN)/python recipes/digits.py

@@ -1,0 +1,23 @@
+"""A griffe extension: docstrings as Markdown. Sphinx roles, such as ``:class:`~a.b.C```, become code: ``C``."""
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|paramref):`(~?)\.?([\w.]+)`")
+EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
+
+
+def markdown(text: str) -> str:
+    """``:func:`~a.b.c``` -> `` `c` ``, ``:func:`a.b.c``` -> `` `a.b.c` ``; and griffe knows ``Examples:`` alone."""
+    text = ROLE.sub(lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text)
+    return EXAMPLE.sub(r"\1Examples:", text)
+
+
+class Markdown(Extension):
+    """On every docstring."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = markdown(obj.docstring.value)
