@@ -25,13 +25,17 @@ class ReportPage(pl.Callback):
             return
         from diffguard_pl.report.build import build
         from diffguard_pl.report.results import read_results
+        from diffguard_pl.report.table import cascade_table, terminal
 
         try:
-            written = build(read_results(folder, pl_module.rows))
+            results = read_results(folder, pl_module.rows)
+            if results.curve:
+                terminal().print(cascade_table(results.curve, results.budget))
+            written = build(results)
         except (InputError, OSError) as error:
             print(f"no report page: {error}; python -m diffguard_pl.report {folder} makes it from the scores", file=sys.stderr)
             return
-        names = {"pictures.png": "pictures", "plots.png": "plots", "report.html": "report"}
+        names = {"pictures.png": "pictures", "cascade.png": "cascade", "plots.png": "plots", "report.html": "report"}
         for path in written:
             if path.name in names:
                 print(f"{names[path.name]:>9}: {path}", flush=True)

@@ -119,7 +119,8 @@ def _rows(batch: dict[str, Any], detection: Detection | None, columns: Sequence[
         "label": batch["label"].tolist(),
         "prediction": detection.prediction.predicted.tolist(),
         "reconstructed_as": detection.labels.tolist(),
-        "stop_index": detection.stop_index.tolist(),
+        "stop_index": [stop if stop >= 0 else None for stop in detection.stop_index.tolist()],
+        "rows": [None] * len(batch["path"]) if detection.rows is None else detection.rows.tolist(),
     }
     table |= {name: values.tolist() for name, values in detection.scores.items()}
     table |= {name: list(_array(detection, name)) for name in columns}

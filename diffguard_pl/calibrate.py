@@ -1,7 +1,7 @@
 """From a config to a detector to deploy: ``python -m diffguard_pl.calibrate --config digits_ldm --tpr 0.95``.
 
-Scores in-distribution validation images, the data module's ``calibration`` set, and writes ``detector.json`` with the threshold
-that they set. The scores are kept as those of a test are, so that a calibration can be interrupted and resumed, and run on many devices.
+It scores in-distribution validation images, the data module's ``calibration`` set, and writes ``detector.json`` with the threshold
+that they set. The scores are kept as those of a test are: a calibration can be interrupted, resumed, and run on many devices.
 """
 
 import sys

@@ -301,15 +301,6 @@ def min_max(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low + 1e-7)
 
 
-def yardsticks(logits: Tensor) -> dict[str, Tensor]:
-    """What the classifier alone says, each [N], higher = more in-distribution.
-
-    ``msp``: maximum softmax probability (Hendrycks & Gimpel 2017); ``max_logit`` (Hendrycks et al. 2022); ``energy``: log-sum-exp
-    (Liu et al. 2020).
-    """
-    return {"msp": logits.softmax(dim=1).amax(dim=1), "max_logit": logits.amax(dim=1), "energy": logits.logsumexp(dim=1)}
-
-
 def _check_layer(name: str, modules: dict[str, nn.Module], outputs: dict[str, Tensor]) -> None:
     if name not in modules:
         near = [known for known in modules if known and known.count(".") <= 1]

@@ -87,6 +87,7 @@ class Detection:
         prediction: stage 1, with the classifier's logits and the activation map.
         stop_index: [N] where inversion stopped.
         unguided: the unguided reconstructions, where there are any.
+        rows: [N] of the diffusion model that each image has taken; None where they were not counted.
 
     Where a gate has kept an image from the diffusion model, its reconstructions and discrepancies are NaN, its stop index -1.
     """
@@ -97,6 +98,7 @@ class Detection:
     prediction: Prediction
     stop_index: Tensor
     unguided: Tensor | None
+    rows: Tensor | None = None
 
 
 class DiffGuard(nn.Module):
@@ -490,7 +492,8 @@ class Stream:
 
     def _compared(self, images: Tensor, prediction: Prediction, job: Job) -> Detection:
         x = job.guided if job.unguided is None else torch.cat([job.guided, job.unguided])
-        return self.detector._detection(images, prediction, job.stop_index, self.detector._decoded(x, len(images)))
+        detection = self.detector._detection(images, prediction, job.stop_index, self.detector._decoded(x, len(images)))
+        return replace(detection, rows=torch.tensor(job.rows))
 
 
 @dataclass
@@ -533,6 +536,7 @@ def _with_gaps(found: Detection | None, images: Tensor, prediction: Prediction, 
         prediction,
         spread(found.stop_index if found else None, torch.zeros(len(images), dtype=torch.long), -1),
         spread(found.unguided if found else None, images) if detector.compare_to == "unguided" else None,
+        spread(found.rows if found else None, torch.zeros(len(images), dtype=torch.long), 0),
     )
 
 

@@ -167,7 +167,7 @@ class Detector:
 
     @property
     def is_combined(self) -> bool:
-        """Whether the deciding score is made of others. One half of the validation images then sets how, the other the threshold."""
+        """Whether the deciding score is made of others: one half of the validation images then sets how, the other the threshold."""
         return self.score in self.combination.names
 
     @property
@@ -239,7 +239,7 @@ class Detector:
         """Decide by scores that are known.
 
         Args:
-            features: [N, K] the scores of images in the order of ``score_names``; discrepancies may be NaN where the cascade is sure.
+            features: [N, K] scores of images in the order of ``score_names``; discrepancies may be NaN where the cascade is sure.
         """
         self._calibrated()
         count = len(features)

@@ -36,6 +36,7 @@ BEFORE = {
     "prediction": pa.int64(),
     "reconstructed_as": pa.int64(),
     "stop_index": pa.int64(),
+    "rows": pa.int64(),
 }
 AFTER = {"seconds": pa.float64(), "error": pa.string()}
 
@@ -138,6 +139,7 @@ def read(run: str | Path, columns: Sequence[str] | None = None, only: Sequence[P
         with _readable(file):
             tables.append(parquet.ParquetFile(file).read(columns=names))
     frame = pa.concat_tables(tables).to_pandas()
+    frame = frame.reindex(columns=names)  # runs before 0.1 lack some
     if {"dataset", "index"} <= set(names):
         frame = frame.drop_duplicates(["dataset", "index"])  # a rank that outlived its killed run for some seconds makes some
         order = frame["dataset"].map({name: d for d, name in enumerate(described.datasets)})

@@ -67,6 +67,7 @@ class Job:
         guided: [N, C, h, w] reconstructed under the label.
         unguided: [N, C, h, w] without guidance; None if the method has none.
         stop_index: [N] where inversion stopped, on the CPU.
+        rows: [N] of the network that each image has taken, on the CPU.
         left: reconstructions that are still to be made.
     """
 
@@ -77,6 +78,7 @@ class Job:
     guided: Tensor = field(init=False)
     unguided: Tensor | None = field(init=False, default=None)
     stop_index: Tensor = field(init=False)
+    rows: list[int] = field(init=False)
     left: int = field(init=False)
 
 
@@ -156,6 +158,7 @@ class Engine:
         job.guided = torch.empty_like(job.x)
         job.unguided = torch.empty_like(job.x) if method.unguided else None
         job.stop_index = torch.full((len(job.x),), method.inversion_steps - 1)
+        job.rows = [0] * len(job.x)
         job.left = len(job.x) * (1 + method.unguided)
         self.jobs.append(job)
         self.waiting.extend(Chain(job, i) for i in range(len(job.x)))
@@ -253,6 +256,8 @@ class Engine:
             clip=None if table.clip is None else table.clip[row],
             twins=len(twins),
         )
+        for chain in chains:
+            chain.job.rows[chain.image] += self._need(chain)
         eps = method.guidance.noise(self._ask, x, table.timesteps[row[:n]], level, rows, method.classifier)
         x = step(x, eps, level, to)
         self.states.tensors[0][target] = x

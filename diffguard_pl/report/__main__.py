@@ -12,7 +12,7 @@ from ..errors import InputError
 from .build import build
 from .page import write_comparison_page
 from .results import read_results
-from .table import compare, comparison_table, result_table, terminal, write_comparison
+from .table import cascade_table, compare, comparison_table, result_table, terminal, write_comparison
 
 
 def main(args: list[str] | None = None) -> None:
@@ -48,6 +48,8 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
     for run in runs:
         headline, datasets = run.header.scores[0], run.header.datasets
         console.print(result_table(run.rows, headline, datasets, run.sizes, run.left_out, run.accuracy, run.unfinished))
+        if run.curve:
+            console.print(cascade_table(run.curve, run.budget))
         for path in build(run)[-1:]:
             console.print(f"   report: {path}", soft_wrap=True)
     if len(runs) > 1 and comparison is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from .cards import chance, class_name, kept_pictures
+from .cascade import draw_curve, write_curve
 from .gallery import load
 from .page import write_page
 from .pictures import Picture, draw_grid
@@ -17,7 +18,8 @@ SHOWN = 6
 
 
 def build(results: Results) -> list[Path]:
-    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``plots.png``, ``report.html``; the paths in that order.
+    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``cascade.csv`` and ``cascade.png`` where there is a cascade,
+    ``plots.png``, ``report.html``; the paths in that order.
 
     Raises:
         InputError: a file could not be written.
@@ -29,6 +31,10 @@ def build(results: Results) -> list[Path]:
     if strips:
         written.append(folder / "pictures.png")
         draw_grid(strips, title, written[-1])
+    if results.curve and results.budget is not None:
+        written += [folder / "cascade.csv", folder / "cascade.png"]
+        write_curve(results.curve, written[-2])
+        draw_curve(results.curve, f"{results.name}: cascade", results.budget, written[-1])
     written += [folder / "plots.png", folder / "report.html"]
     draw_plots(results.table, title, written[-2])
     write_page(results, written[-1])

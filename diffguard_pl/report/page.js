@@ -164,9 +164,29 @@ function drawRun() {
     const bars = sets.map(({ name, d, colour }) => ({ type: "bar", x: data.stops.steps, y: data.stops.shares[d], name: plain(name), marker: { color: colour }, hovertemplate: "step %{x}: %{y:.1%}" }));
     plot("plot-stops", bars, layout("step", "share of the set", { barmode: "group", yaxis: { tickformat: ".0%" } }));
   }
+  if (data.cascade) drawCascade(others);
   if (data.seconds) {
     const { edges: ends, shares: of } = data.seconds;
     plot("plot-seconds", [{ ...outline(ends, of, "", "#2b6cb0"), showlegend: false }], layout("seconds", "share of images", { yaxis: { tickformat: ".0%", rangemode: "tozero" } }));
+  }
+}
+
+/* A line over its interval for each set, against the share of images that is diffused. */
+function drawCascade(others) {
+  const { sent, own, budgets, figures } = data.cascade;
+  for (const name of ["auroc", "fpr95"]) {
+    const traces = others.flatMap(({ name: set, d, colour: of }) => {
+      const points = figures[name][d - 1];
+      const at = (end) => points.map((point) => point[end]);
+      const bound = { x: sent, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+      return [
+        { ...bound, y: at(1) },
+        { ...bound, y: at(2), fill: "tonexty", fillcolor: of + "22" },
+        { x: sent, y: at(0), name: plain(set), mode: "lines+markers", text: budgets, line: { color: of, width: 2, dash: dashOf(d) }, marker: { size: 5 }, hovertemplate: "budget %{text}: %{x:.1%} diffused, %{y:.2%}" },
+      ];
+    });
+    const line = { type: "line", x0: sent[own], x1: sent[own], y0: 0, y1: 1, yref: "paper", line: { color: colour("ink"), width: 1, dash: "dash" } };
+    plot(`plot-cascade-${name}`, traces, layout("share of all images that is diffused", "", { shapes: [line], xaxis: whole, yaxis: { tickformat: ".1~%" } }));
   }
 }
 

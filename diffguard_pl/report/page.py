@@ -54,6 +54,24 @@ def _data(results: Results) -> dict[str, Any]:
         "msp": header.scores.index("msp") if "msp" in header.scores else None,
         "cards": [],
         "classes": [],
+        "cascade": _cascade(results),
+    }
+
+
+def _cascade(results: Results) -> dict[str, Any] | None:
+    """The curve of the cascade over the share of images that is diffused; None where there is none."""
+    if not results.curve:
+        return None
+    sets = results.header.datasets[1:]
+    rows = [{row.dataset: row for row in point.figures} for point in results.curve]
+    return {
+        "sent": [round(point.sent, 5) for point in results.curve],
+        "own": next(i for i, point in enumerate(results.curve) if point.budget == results.budget),
+        "budgets": [point.budget for point in results.curve],
+        "figures": {
+            name: [[[round(v, 5) for v in (getattr(of[s].figures, name), *of[s].intervals[name])] for of in rows] for s in sets]
+            for name in FIGURES
+        },
     }
 
 
@@ -70,6 +88,8 @@ def _context(results: Results) -> dict[str, Any]:
         "facts": _facts(results),
         "tiles": _tiles(results),
         "rows": results.rows,
+        "curve": results.curve,
+        "budget": results.budget,
         "floors": _floors(results.rows),
         "sets": [
             (name, header.groups.get(name, "in-distribution"), results.sizes[name], n) for name, n in results.left_out.items()

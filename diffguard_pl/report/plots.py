@@ -118,7 +118,7 @@ def _drawn(table: ScoreTable, title: str) -> Any:
     centres = (edges[1:] + edges[:-1]) / 2
     shade = 0.35 if len(table.datasets) <= len(COLOURS) else 0.06  # outlines alone are told apart where there are many
     for d in range(len(table.datasets)):
-        colour, line = _look(d)
+        colour, line = look(d)
         if len(table.of(d)):
             right.fill_between(centres, 100 * shares[d], step="mid", color=colour, alpha=shade, linewidth=0)
             right.step(centres, 100 * shares[d], where="mid", color=colour, linestyle=line, linewidth=1)
@@ -145,13 +145,13 @@ def _legend(figure: Any, table: ScoreTable) -> None:
     keys, names = [], []
     for d, name in enumerate(table.datasets):
         if len(table.of(d)):
-            colour, line = _look(d)
+            colour, line = look(d)
             keys.append(Line2D([], [], color=colour, linestyle=line))
             names.append(_cut(name))
     figure.legend(keys, names, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8, handlelength=3)
 
 
-def _look(dataset: int) -> tuple[str, Any]:
+def look(dataset: int) -> tuple[str, Any]:
     """Colour and line of a set."""
     return COLOURS[dataset % len(COLOURS)], LINES[dataset // len(COLOURS) % len(LINES)]
 

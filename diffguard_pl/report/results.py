@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..bootstrap import with_intervals
 from ..combine import Combination
 from ..metrics import Row, ScoreTable, result_rows, sizes
 from ..scores import Header, read, table
+from .cascade import Point, curve
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Results:
         left_out: by data set, images that could not be used.
         accuracy: of the classifier on in-distribution images with a label, in [0, 1]; NaN where none has.
         run: the content of ``run.json``; empty where there is none.
+        curve: what cascades of other budgets would have done; empty where the run has no cascade.
+        budget: of the run's cascade.
     """
 
     folder: Path
@@ -40,6 +43,8 @@ class Results:
     left_out: dict[str, int]
     accuracy: float
     run: dict[str, Any]
+    curve: list[Point] = field(default_factory=list)
+    budget: float | None = None
 
     @property
     def name(self) -> str:
@@ -97,9 +102,9 @@ def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
         InputError: no run is there, or a part of it cannot be read.
     """
     folder = Path(folder)
-    raw, header = read(folder)
-    combination = Combination.of_header(header)
-    frame, header = combination.of_frame(raw, header)
+    raw, header_of_run = read(folder)
+    combination = Combination.of_header(header_of_run)
+    frame, header = combination.of_frame(raw, header_of_run)
     scores = table(frame, header)
     ind = frame[(frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)]
     broken = frame[frame["error"].notna()]["dataset"].value_counts()
@@ -113,6 +118,8 @@ def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
         {name: int(broken.get(name, 0)) for name in header.datasets},
         float((ind["label"] == ind["prediction"]).mean()) if len(ind) else float("nan"),
         read_run(folder),
+        curve(raw, header_of_run),
+        combination.cascade.budget if combination.cascade else None,
     )
 
 

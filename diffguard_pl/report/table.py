@@ -17,6 +17,7 @@ from ..bootstrap import FIGURES, Key, intervals, replicates
 from ..errors import InputError
 from ..files import replacing
 from ..metrics import Figures, Interval, Row, ScoreTable, result_rows
+from .cascade import Point
 from .results import Results
 
 
@@ -184,6 +185,24 @@ def _paired(a: Results, b: Results) -> tuple[dict[Key, np.ndarray], dict[Key, np
         for table in tables
     ]
     return replicates(tables[0]), replicates(tables[1]), rows[0], rows[1]
+
+
+def cascade_table(curve: Sequence[Point], budget: float | None) -> Table:
+    """In percent; the run's own budget bold."""
+    sets = [(row.group, row.dataset) for row in curve[0].figures]
+    table = _table(
+        "Cascades of other budgets",
+        "in percent: AUROC / FPR@95. Diffused: of all images, of in-distribution ones; rows: of the diffusion model's.",
+    )
+    for name in ("budget", "diffused", "of InD", "rows"):
+        table.add_column(name, justify="right")
+    for group, dataset in sets:
+        table.add_column(f"{group} mean" if dataset == "mean" else dataset, justify="right")
+    for point in curve:
+        shown = [f"{100 * row.figures.auroc:.2f} / {100 * row.figures.fpr95:.2f}" for row in point.figures]
+        shares = [f"{100 * share:.1f}" for share in (point.sent, next(iter(point.of_sets.values())), point.rows)]
+        table.add_row(f"{point.budget:g}", *shares, *shown, style="bold" if point.budget == budget else "")
+    return table
 
 
 def comparison_table(runs: Sequence[Results], lines: Sequence[Compared]) -> Table:
