@@ -16,6 +16,7 @@ from diffguard_pl.detector import Detection
 from diffguard_pl.errors import InputError
 from diffguard_pl.module import DiffGuardModule
 from diffguard_pl.report.gallery import Kept, gallery, keep, load, picture_path
+from diffguard_pl.scores import CALIBRATION
 
 
 def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
@@ -65,7 +66,7 @@ class PictureWriter(pl.Callback):
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
         for dataset, batch, detection in outputs["finished"]:
-            if self.count > 0 and detection is not None:
+            if self.count > 0 and detection is not None and dataset != CALIBRATION:
                 self._take(pl_module, dataset, batch, detection)
 
     def _take(self, pl_module: DiffGuardModule, dataset: str, batch: dict[str, Any], detection: Detection) -> None:

@@ -167,7 +167,7 @@ class Detector:
 
     @property
     def is_combined(self) -> bool:
-        """Whether the deciding score is made of others: one half of the validation images then sets how, the other the threshold."""
+        """Whether the deciding score is made of others, as half of the validation images say; the other half sets the threshold."""
         return self.score in self.combination.names
 
     @property
@@ -286,7 +286,7 @@ class Detector:
             images = [images]  # type: ignore[list-item]
         if not images:
             raise InputError("images: there are none")
-        return torch.stack([self._prepared(image, i) for i, image in enumerate(images)])  # type: ignore[arg-type]
+        return torch.stack([self._prepared(image, i) for i, image in enumerate(images)])
 
     def save(self, file: str | Path) -> Path:
         """Write the detector file: settings, threshold, the validation images' scores, hashes of the weights.
@@ -345,7 +345,6 @@ class Detector:
                 for name in changes:
                     choose("setting that may be changed", name, list(run.FREE_OF_MODEL))
                 model = module_from(content["model"] | changes).detector
-            _check_weights(file, content["weights"], model)
             combination = content["combination"] or {}
             fusion = Fusion(**combination["fusion"]) if combination.get("fusion") else None
             cascade = Cascade(**combination["cascade"]) if combination.get("cascade") else None
@@ -353,13 +352,17 @@ class Detector:
                 _load_fitted(file.with_name(content["fitted"]["file"]), content["fitted"]["sha256"], model)
             kept = [content[name] for name in ("preparation", "class_names", "precision")]
             detector = cls(model, content["score"], content["threshold"]["tpr"], fusion, cascade, *kept)
+            _check_weights(file, content["weights"], model)  # in the precision that they have now
             detector.settings, detector.about = content["model"], content["about"]
             detector.reference = {name: np.array(values, dtype=np.float64) for name, values in content["reference"].items()}
             detector.calibration = np.array(content["calibration"], dtype=np.float64)
             detector.calibrated = threshold(detector.calibration, detector.tpr)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: damaged, or of another version of diffguard_pl ({type(error).__name__}: {error})") from error
-        return detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            return detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device}: {str(error).strip().partition(chr(10))[0]}") from error
 
     def _calibrated(self) -> Threshold:
         if self.calibrated is None:

@@ -171,7 +171,8 @@ def _batches(detector: Detector, paths: list[str], given: argparse.Namespace) ->
 
 def _draw(folder: Path, lines: list[dict[str, Any]], batch: Mapping[str, Any], decisions: Decisions) -> None:
     """The pictures of a batch, by the number of the image, since paths may be anything."""
-    assert decisions.images is not None and decisions.reconstructions is not None
+    assert decisions.images is not None
+    assert decisions.reconstructions is not None
     of_path = {line["path"]: line for line in lines}
     for i, (index, path, decision) in enumerate(zip(batch["index"], batch["path"], decisions, strict=True)):
         file = folder / f"{int(index):06}_{Path(path).stem[:80]}.png"

@@ -18,7 +18,7 @@ SHOWN = 6
 
 
 def build(results: Results) -> list[Path]:
-    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``cascade.csv`` and ``cascade.png`` where there is a cascade,
+    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``cascade.csv`` and ``cascade.png`` of a cascade,
     ``plots.png``, ``report.html``; the paths in that order.
 
     Raises:
