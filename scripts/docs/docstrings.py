@@ -6,12 +6,15 @@ from typing import Any
 from griffe import Extension, Object
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|paramref):`(~?)\.?([\w.]+)`")
+PAIR = re.compile(r"^    (\w+), (\w+): ", re.MULTILINE)
 EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
 def markdown(text: str) -> str:
-    """``:func:`~a.b.c``` -> `` `c` ``, ``:func:`a.b.c``` -> `` `a.b.c` ``; and griffe knows ``Examples:`` alone."""
+    """``:func:`~a.b.c``` -> `` `c` ``, ``:func:`a.b.c``` -> `` `a.b.c` ``; and what griffe does not know: two names with
+    one description, and ``Example:``."""
     text = ROLE.sub(lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text)
+    text = PAIR.sub(r"    \1: see `\2`.\n    \2: ", text)
     return EXAMPLE.sub(r"\1Examples:", text)
 
 
