@@ -55,7 +55,7 @@ def pattern_of(node: ast.AST) -> str | None:
 
 
 def quoted() -> Iterator[str]:
-    for block in fenced((DOCS / "faq.md").read_text(), "text"):
+    for block in fenced((DOCS / "faq.md").read_text(), "console"):
         yield from block.splitlines()
 
 
@@ -81,7 +81,7 @@ def test_every_page_is_in_the_navigation_once():
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_config_that_is_named_is_there(path):
-    text = re.sub(r"^```text\n.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```console\n.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     named = {config.removesuffix(".yaml") for config in re.findall(r"--config[ =]([\w/]+(?:\.yaml)?)", text)}
     assert named - {"runs/CONFIG/TIME/config"} <= {*config_names(), *OURS}
 
