@@ -128,8 +128,10 @@ class ImageNetOODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(IMAGENET))
         source = PublishedList(root, "imagenet", ind_list, "imagenet_1k", follow_links)
         ood = _published(root, "imagenet", IMAGENET[benchmark], follow_links)
-        more = _in_distribution(root, "imagenet", "imagenet_1k", fit_list, calibration_list, follow_links)
-        super().__init__({"imagenet": source}, ood, image_size, **(more | settings))
+        fit, calibration = (
+            PublishedList(root, "imagenet", file, "imagenet_1k", follow_links) for file in (fit_list, calibration_list)
+        )
+        super().__init__({"imagenet": source}, ood, image_size, fit=fit, calibration=calibration, **settings)
 
 
 class CIFAROODDataModule(OODDataModule):
@@ -158,15 +160,14 @@ class CIFAROODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(CIFAR))
         source = PublishedList(root, benchmark, f"test_{benchmark}.txt", benchmark, follow_links)
         ood = _published(root, benchmark, CIFAR[benchmark], follow_links)
-        more = _in_distribution(root, benchmark, benchmark, f"train_{benchmark}.txt", f"val_{benchmark}.txt", follow_links)
-        super().__init__({benchmark: source}, ood, image_size, resize, batch_size=batch_size, **(more | settings))
+        fit, calibration = (
+            PublishedList(root, benchmark, f"{part}_{benchmark}.txt", benchmark, follow_links) for part in ("train", "val")
+        )
+        super().__init__(
+            {benchmark: source}, ood, image_size, resize, batch_size=batch_size, fit=fit, calibration=calibration, **settings
+        )
         if benchmark == "cifar10":
             self.class_names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def _in_distribution(root: str, benchmark: str, archive: str, fit: str, calibration: str, follow_links: bool) -> dict[str, Any]:
-    lists = {"fit": fit, "calibration": calibration}
-    return {name: PublishedList(root, benchmark, file, archive, follow_links) for name, file in lists.items()}
 
 
 def _published(root: str, benchmark: str, groups: dict, follow_links: bool) -> dict:

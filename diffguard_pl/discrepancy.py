@@ -78,7 +78,7 @@ PIQ: dict[str, tuple[Callable[..., nn.Module], float]] = {
 """Name -> the loss, and what it is subtracted from to give the score."""
 
 NAMES = [*PIQ, "l2", *ON_CLASSIFIER]
-COLUMNS = ("dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", "seconds", "error")
+COLUMNS = ("dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index", "rows", "seconds", "error")
 """Of the scores of a run, beside the scores: no discrepancy can be called so, nor as what is made of others."""
 TAKEN = (*NAMES, *COLUMNS, "input_logits", "input_features", "reconstruction", "fusion", "cascade")
 

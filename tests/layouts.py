@@ -67,7 +67,8 @@ def openood(root: Path, benchmark: str, groups: dict, ind: tuple[str, str], n: i
         if not (images / archive).exists():
             save(images, paths)
         lines = [f"{path} {label if name == 'ind' else -1}" for label, path in enumerate(paths)]
-        (lists / file).write_text("\n".join(lines) + "\n")
+        for part in ("test", "val", "train") if name == "ind" else ("test",):
+            (lists / file.replace("test", part)).write_text("\n".join(lines) + "\n")
 
 
 def imagenet(root: Path, n: int = 4) -> Path:

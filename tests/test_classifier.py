@@ -20,7 +20,7 @@ from torchvision.models import VisionTransformer, get_model_weights, resnet18
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffguard_pl import Classifier, InputError
-from diffguard_pl.classifier import feature_maps, min_max, yardsticks
+from diffguard_pl.classifier import feature_maps, min_max
 from diffguard_pl.discrepancy import Seen, maps
 from diffguard_pl.smallnet import SmallResNet
 from diffguard_pl.zoo import Preprocessing
@@ -81,14 +81,6 @@ def test_labels_below_zero_stand_for_the_predicted_one(resnet):
     predicted = resnet(images).argmax(1)
     with_labels = resnet.view_with_cam(images, torch.tensor([-1, int(predicted[1])]))[1]
     torch.testing.assert_close(with_labels, resnet.view_with_cam(images)[1])
-
-
-def test_yardsticks():
-    logits = torch.tensor([[2.0, 0.0], [1000.0, 0.0]])
-    scores = yardsticks(logits)
-    assert scores["msp"].tolist() == pytest.approx([0.8808, 1.0], abs=1e-4)
-    assert scores["max_logit"].tolist() == [2.0, 1000.0]
-    assert scores["energy"].tolist() == pytest.approx([2.1269, 1000.0], abs=1e-4)
 
 
 # ---- each family: torchvision's and timm's
