@@ -138,6 +138,8 @@ def pictures(data: Tensor, detector: Detector, mean: Sequence[float] | None = No
         detector: that prepares those of another size.
         mean, std: of each channel, that images were normalised by; none: they were not.
     """
+    if (mean is None) != (std is None):
+        raise InputError("mean and std: only one of them was given; normalised images take both, others neither")
     if mean is not None and std is not None:
         of_channel = (torch.tensor(values, dtype=data.dtype, device=data.device).view(1, -1, 1, 1) for values in (mean, std))
         shift, scale = of_channel

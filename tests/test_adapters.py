@@ -189,3 +189,5 @@ def test_pytorch_ood_images_that_its_transform_has_normalised(calibrated):
     images = images_of(spread(digits("test"), 6))
     normalised = DiffGuardDetector(calibrated, CIFAR10.mean, CIFAR10.std)(normalize(images, CIFAR10.mean, CIFAR10.std))
     torch.testing.assert_close(normalised, DiffGuardDetector(calibrated)(images), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="only one of them was given"):
+        DiffGuardDetector(calibrated, mean=CIFAR10.mean).predict(images)
