@@ -156,7 +156,7 @@ class Baselines(nn.Module):
         """
         if unfitted := self._unfitted():
             raise InputError(
-                f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.fit, or call fit_features"
+                f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.fit, or call fit(loader) of the DiffGuard"
             )
         scores = {}
         for name in self.names:

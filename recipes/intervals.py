@@ -1,4 +1,4 @@
-"""Is a score ahead of another one by more than chance? `python recipes/intervals.py RUN_DIR maps` (or `RUN_DIR fusion mahalanobis`).
+"""Is a score ahead of another one by more than chance? `python recipes/intervals.py RUN_DIR maps [mahalanobis]`.
 
 For each out-of-distribution set of a run: AUROC of the score less AUROC of the other, which is the classifier's MSP if none is
 named, in percent, with the 95 % interval of a paired bootstrap over images (1,000 samples).
