@@ -29,7 +29,7 @@ from diffguard_pl.report.plots import roc
 from .pictures import class_names
 from .wandb_run import WandbRun
 
-FILES = ("config.yaml", "run.json", "metrics.csv")
+FILES = ("config.yaml", "run.json", "metrics.csv", "cascade.csv")
 """Of a run's folder, besides the scores, in the artifact."""
 BINS, SIDE = 60, 64
 """Of a histogram; pixels of a picture at least."""

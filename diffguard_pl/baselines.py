@@ -156,7 +156,7 @@ class Baselines(nn.Module):
         """
         if unfitted := self._unfitted():
             raise InputError(
-                f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.fit, or call fit(loader) of the DiffGuard"
+                f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.fit, or call DiffGuard.fit"
             )
         scores = {}
         for name in self.names:

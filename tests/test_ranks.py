@@ -113,6 +113,20 @@ def test_torchrun(alone, tmp_path):
     assert_same(tmp_path / "run", alone["ldm"])
 
 
+def test_fitted_baselines_and_a_cascade_that_skips_on_two_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFGUARD_CACHE", str(tmp_path / "cache"))
+    combined = ["--model.baselines", "[msp, mahalanobis]", "--model.fusion.scores", "[maps, mahalanobis]"]
+    combined += ["--model.cascade.budget", "0.5", "--model.cascade.then", "fusion", "--model.cascade.skip", "true"]
+    here(tmp_path / "one", *combined)
+    run(tmp_path / "two", *combined, "--trainer.devices", "2")
+    one, two = (pd.read_csv(tmp_path / name / "run" / "metrics.csv") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, atol=1e-9)
+    assert set(one["score"]) == {"cascade", "msp", "mahalanobis"}
+    sent = [read(tmp_path / name / "run")[0]["rows"] > 0 for name in ("one", "two")]
+    assert sent[0].equals(sent[1])
+    assert 0.2 < sent[0].mean() < 0.9
+
+
 # shards
 
 
