@@ -18,11 +18,13 @@ from scipy.stats import norm
 
 from diffguard_pl import InputError
 from diffguard_pl.bootstrap import intervals, replicates
+from diffguard_pl.combine import Cascade, Combination, Fusion
 from diffguard_pl.metrics import ScoreTable, figures, result_rows
 from diffguard_pl.report import cards
 from diffguard_pl.report.__main__ import main
 from diffguard_pl.report.build import build, grid_strips
 from diffguard_pl.report.cards import confusion, threshold
+from diffguard_pl.report.cascade import BUDGETS
 from diffguard_pl.report.gallery import Kept, folder_name, keep, picture_path
 from diffguard_pl.report.page import write_comparison_page, write_page
 from diffguard_pl.report.plots import roc
@@ -47,17 +49,19 @@ def make_run(
     pictures: int = 12,
     side: int = 16,
     panels: tuple[str, ...] = ("input", "unguided", "reconstruction", "mask"),
+    combination: Combination | None = None,
 ) -> Path:
     """The folder of a run of ``count`` images a set: MSP the same for each seed, a headline score that goes along with it.
 
     ``better`` moves out-of-distribution images away; some have no score, and inversion stops where chance will have it.
     """
     chance = np.random.default_rng(seed)
-    header = Header([headline, "msp"], datasets, {name: GROUPS[name] for name in datasets[1:]}, [])
+    combined = combination.for_header() if combination else None
+    header = Header([headline, "msp"], datasets, {name: GROUPS.get(name, name) for name in datasets[1:]}, [], combined)
     writer = PartWriter(folder, header, "0-0")
     for name in datasets:
-        msp = (chance.normal(-SHIFT[name], size=count)).round(1)
-        own = msp + chance.normal(scale=0.3, size=count) - better * (name != datasets[0])
+        msp = (chance.normal(-SHIFT.get(name, 0.0), size=count)).round(1)
+        own = msp + chance.normal(scale=0.3, size=count) - better * (name not in (datasets[0], "calibration"))
         for i in range(count):
             line = {"dataset": name, "group": header.groups.get(name, "ind"), "index": i, "path": f"{name}/{i}.png", "label": -1}
             if name == datasets[0]:
@@ -794,6 +798,27 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, run, theme)
         assert page.evaluate("document.getElementById('viewer').scrollWidth") <= 360
         box = page.locator("#viewer-panels img").first.bounding_box()
         assert box["width"] > 120
+
+
+def test_a_cascade_has_its_curve_in_table_page_csv_and_png(browser, tmp_path, capsys):
+    combination = Combination.checked(Fusion(["dists", "msp"]), Cascade("msp", 0.25, "fusion"), ["dists"], ["msp"])
+    sets = ["digits", "calibration", "letters", "maps <b>&", "photos"]
+    folder = make_run(tmp_path / "combined" / "now", datasets=sets, better=1.0, combination=combination)
+    main([str(folder)])
+    said = capsys.readouterr().out
+    assert "Cascades of other budgets" in said
+    lines = [line for line in lines_of(folder / "cascade.csv") if line["dataset"] == "photos"]
+    assert [float(line["budget"]) for line in lines] == sorted({*BUDGETS, 0.25})
+    assert {line["score"] for line in lines_of(folder / "metrics.csv")} == {"dists", "fusion", "cascade", "msp"}
+    assert Image.open(folder / "cascade.png").width > 1000
+    for width in (1280, 360):
+        with opened(browser, folder / "report.html", viewport={"width": width, "height": 800}) as page:
+            for plot in ("auroc", "fpr95"):
+                assert page.locator(f"#plot-cascade-{plot} .main-svg").count() > 0
+            assert page.locator("#cascade tbody tr").count() == len(lines)
+            assert page.locator("#cascade tr.headline").inner_text().split()[0] == "0.25"
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert "calibration" not in page.inner_text("#results")
 
 
 def test_the_comparison_opens_sorts_and_fits_a_phone(browser, pair, tmp_path):
