@@ -9,8 +9,9 @@ from PIL import Image, ImageOps
 from ..datamodules.reading import reason, rgb
 from ..errors import InputError
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Pillow reads more; some of these run programs, none of them is what a camera or a browser gives."""
+Image.init()
+FORMATS = tuple(kind for kind in ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP") if kind in Image.OPEN)
+"""Pillow reads more, some of it by running programs; no camera or browser gives these. An old Pillow has no AVIF."""
 
 
 class Limits(NamedTuple):
