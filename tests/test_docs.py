@@ -1,5 +1,6 @@
 """The documentation says what is there: messages, pages, configs, modules and code. The site itself is built by `make docs`."""
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pytorch_lightning.cli import LightningArgumentParser
 
+from diffguard_pl import calibrate, score
+from diffguard_pl.baselines import NAMES, PARAMETERS
 from diffguard_pl.config import config_names
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +24,6 @@ MADE = {"settings.md", "configs.md"}
 """Pages that scripts/docs/reference.py makes."""
 OURS = {"mine", "NAME", "CONFIG"}
 """Configs that stand for the reader's."""
-COMING = {"demo"}
-"""Modules that are described before they are there."""
 LITERAL = 8
 """Letters, at least, that a message has in common with its place in the source."""
 
@@ -54,18 +56,22 @@ def pattern_of(node: ast.AST) -> str | None:
     return "".join(".*" if part is None else re.escape(part) for part in parts)
 
 
-def quoted() -> Iterator[str]:
-    for block in fenced((DOCS / "faq.md").read_text(), "console"):
-        yield from block.splitlines()
+def quoted(pages: list[Path]) -> list[str]:
+    blocks = (block for page in pages for block in fenced(page.read_text(), "console"))
+    return [line for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("line", list(quoted()))
-def test_a_message_of_the_faq_is_one_of_the_source(line):
+FAQ = quoted([DOCS / "faq.md"])
+ERRORS = [line for line in quoted(PAGES) if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("line", list(dict.fromkeys([*FAQ, *ERRORS])))
+def test_a_message_of_the_pages_is_one_of_the_source(line):
     assert any(pattern.fullmatch(text) for pattern in messages() for text in (line, line.removeprefix("error: ")))
 
 
 def test_the_faq_has_its_messages():
-    assert len(list(quoted())) >= 20
+    assert len(FAQ) >= 20
 
 
 def test_every_page_is_in_the_navigation_once():
@@ -89,8 +95,47 @@ def test_every_config_that_is_named_is_there(path):
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_module_that_is_run_is_there(path):
     for module in set(re.findall(r"-m (diffguard_pl\.\w+)", path.read_text())):
-        if module.partition(".")[2] not in COMING:
-            assert importlib.util.find_spec(module) is not None, module
+        assert importlib.util.find_spec(module) is not None, module
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_every_script_that_is_named_is_there(path):
+    for script in set(re.findall(r"\b((?:examples|recipes|benchmarks|tests)/\w+\.py)\b", path.read_text())):
+        assert (ROOT / script).is_file(), script
+
+
+def test_the_commands_of_a_detector_take_the_options_that_are_listed():
+    page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
+    for part, listed in (("Calibrate", calibrate_options()), ("Score images", options_of(score._parser()))):
+        (section,) = re.findall(rf"^## {part}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+        named = {
+            option for line in section.splitlines() if line.startswith("| `--") for option in re.findall(r"`(--[\w.-]+)", line)
+        }
+        assert named
+        assert named <= listed, named - listed
+
+
+def test_the_fields_of_a_decision_are_listed():
+    page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
+    assert all(f"`{column}`" in page for column in score.COLUMNS if column != "path")
+
+
+def test_baselines_are_listed_with_their_settings():
+    page = (DOCS / "how-to" / "baselines.md").read_text()
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(lines) == NAMES
+    for baseline, settings in PARAMETERS.items():
+        assert all(f"`{setting}`" in lines[baseline] for setting in settings)
+
+
+def calibrate_options() -> set[str]:
+    parser = LightningArgumentParser()
+    calibrate.CalibrateCLI.add_arguments_to_parser(object.__new__(calibrate.CalibrateCLI), parser)
+    return options_of(parser) | {"--trainer.devices"}
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
