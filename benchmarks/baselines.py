@@ -1,6 +1,6 @@
 """What the classifier's scores cost, in shares of the classifier's own pass: `python benchmarks/baselines.py [resnet50]`.
 
-Fitted scores are fitted to random features: only their time is of interest. ``odin`` makes two passes of its own, one with gradient.
+Fitted scores are fitted to random features: only their time counts. ``odin`` makes two passes of its own, one with gradients.
 """
 
 import sys

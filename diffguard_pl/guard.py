@@ -31,6 +31,7 @@ from .datamodules.reading import read_image, reason, rgb, standard_transform
 from .detector import Detection, DiffGuard, Gate, Prediction
 from .errors import InputError, choose
 from .files import replacing
+from .registry import SHIPPED
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -328,7 +329,7 @@ class Detector:
         """Read a detector file.
 
         Args:
-            file: as :meth:`save` has written it.
+            file: as :meth:`save` has written it; or the name of one that comes with the package: ``digits_ldm``.
             model: DiffGuard, where it was not made from a config; it has to have the same weights.
             device: none: a GPU if there is one.
             changes: to settings that scores do not depend on: ``slots``, ``compile``.
@@ -336,7 +337,7 @@ class Detector:
         Raises:
             InputError: it is no detector file, or the weights are not those that it was calibrated with.
         """
-        file = Path(file)
+        file = _shipped(file) or Path(file)
         content = _content(file)
         try:
             if model is None:
@@ -478,6 +479,12 @@ def _sha256(file: Path) -> str:
         while block := opened.read(1 << 20):
             total.update(block)
     return total.hexdigest()
+
+
+def _shipped(name: str | Path) -> Path | None:
+    """The detector of the package that is called so."""
+    file = SHIPPED / f"{name}_detector.json"
+    return file if Path(name).name == str(name) and file.is_file() else None
 
 
 def _content(file: Path) -> dict[str, Any]:

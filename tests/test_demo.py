@@ -17,7 +17,6 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,7 @@ sys.addaudithook(watch)
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    with resources.as_file(resources.files("diffguard_pl.weights") / command.SHIPPED) as file:
-        return Detector.load(file, device="cpu")
+    return Detector.load(command.SHIPPED, device="cpu")
 
 
 @pytest.fixture(scope="module")

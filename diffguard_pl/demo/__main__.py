@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import tempfile
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -16,8 +15,8 @@ from ..errors import InputError
 from .reading import Limits
 
 PORTS = range(7860, 7960)
-SHIPPED = "digits_ldm_detector.json"
-"""In ``diffguard_pl.weights``: made by recipes/digits_detector.py."""
+SHIPPED = "digits_ldm"
+"""The detector that comes with the package: made by recipes/digits_detector.py."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -61,8 +60,7 @@ def run(detector: Path | None, host: str, port: int | None, limits: Limits) -> N
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="diffguard-demo-") as folder:
         from ..guard import Detector
 
-        with resources.as_file(resources.files("diffguard_pl.weights") / SHIPPED) as shipped:
-            loaded = Detector.load(detector or shipped)
+        loaded = Detector.load(detector or SHIPPED)
         # Gradio reads these when it is imported: uploads go where they can be removed, and nobody is told
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from .examples import takes_digits, write_examples
