@@ -28,6 +28,7 @@ from .backbones.convert import (
     load_tensors,
 )
 from .errors import InputError
+from .files import as_readable_as_others
 from .registry import (
     NOTE,
     PUBLISHED,
@@ -138,6 +139,8 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        for file in filter(Path.is_file, part.rglob("*")):
+            as_readable_as_others(file)
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     finally:

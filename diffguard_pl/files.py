@@ -1,10 +1,18 @@
 """Results on disk are whole or not there."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
+
+
+def as_readable_as_others(file: Path) -> None:
+    """Give a file the mode of any other new one: safetensors lets its owner alone read what it writes."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 @contextmanager
@@ -18,6 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
+        as_readable_as_others(unfinished)
         unfinished.replace(path)
     except OSError as error:
         raise InputError(

@@ -156,8 +156,8 @@ class DiffGuardModule(pl.LightningModule):
             raise InputError(f"test loaders: the first one has to be the in-distribution one, not {CALIBRATION}")
         if self.combination and CALIBRATION not in self.datasets:
             raise InputError(
-                f"{self.combination} needs in-distribution validation images: a test loader with the name {CALIBRATION!r}, or "
-                "data.calibration"
+                f"there are no in-distribution validation images to calibrate {self.combination} on; give a test loader with the "
+                f"name {CALIBRATION!r}, or data.calibration"
             )
         groups = getattr(self.data, "groups", {})
         _check_names(self.datasets, groups)

@@ -218,7 +218,7 @@ def test_a_combination_of_ones_own_loaders(tmp_path):
     assert [row.score for row in module.rows if row.dataset == "strange"][-4:] == ["fusion", "msp", "max_logit", "energy"]
     del loaders["calibration"]
     with pytest.raises(
-        InputError, match="fusion needs in-distribution validation images: a test loader with the name 'calibration'"
+        InputError, match="there are no in-distribution validation images to calibrate fusion on; give a test loader with the name"
     ):
         trainer.test(module, loaders, verbose=False)
 
