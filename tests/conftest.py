@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, squeezenet1_1
+from torchvision.transforms.functional import to_pil_image
 
 import diffguard_pl
-from diffguard_pl import Classifier, DiffGuard
+from diffguard_pl import Classifier, DiffGuard, calibrate
 from diffguard_pl.backbones import (
     FirstStageArchitecture,
     GuidedDiffusionArchitecture,
@@ -49,6 +50,15 @@ def scores_of(run: Path) -> list[dict]:
     """The results of a run as dicts by column, with None where there is nothing."""
     frame, _ = read(run)
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def saved(images: torch.Tensor, folder: Path, name: str) -> list[str]:
+    """Images as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        to_pil_image(image).save(path)
+    return [str(path) for path in paths]
 
 
 @dataclass
@@ -143,3 +153,12 @@ def digits_ldm() -> DiffGuard:
 @pytest.fixture(scope="session")
 def digits_gdm() -> DiffGuard:
     return diffguard_pl.load("digits_gdm")
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory) -> Path:
+    """What the command writes for the digits."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    settings = ["--model.steps", "5", "--model.discrepancies", "[maps, kl]", "--tpr", "0.95"]
+    calibrate.main(["--config", "digits_ldm", *settings, "--trainer.default_root_dir", str(folder)])
+    return folder / "detector.json"
