@@ -100,6 +100,7 @@ class OODDataModule(LightningDataModule):
         self.calibrates = self.only_calibration = False
         """Whether there is a loader of the calibration images, too, and whether there is no other."""
         self.preparation = {"image_size": image_size, "resize": resize or image_size, "interpolation": interpolation}
+        self.preparation["upright"] = bool(getattr(calibration, "upright", False))
         """How images are prepared; a detector that is calibrated on them keeps it."""
 
     def _sources(self) -> dict[str, Dataset]:
@@ -111,6 +112,13 @@ class OODDataModule(LightningDataModule):
         if self.only_calibration:
             return {CALIBRATION: self.calibration}
         (ind, *ood) = self.sources.items()
+        if isinstance(ind[1], ImageFiles) and isinstance(self.calibration, ImageFiles):
+            shared = sorted(ind[1].files() & self.calibration.files())
+            if shared:
+                raise InputError(
+                    f"data.calibration: has {len(shared)} images of the in-distribution set {ind[0]}, such as {shared[0]}; figures "
+                    "on images that were calibrated on would flatter"
+                )
         return dict([ind, (CALIBRATION, self.calibration), *ood])
 
     def contents(self) -> dict[str, dict[str, Any]]:

@@ -44,6 +44,11 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
 
 
 def rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        pixels = np.asarray(image)
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError("has floating-point pixels that are not all in [0, 1]")
+        image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     return image.convert("RGB")
@@ -93,7 +98,7 @@ class Prepared(Dataset):
             image, label = _image_and_label(self.data[index])
             if self.in_distribution:
                 item["label"] = _class_number(label)
-            item["image"] = self.transform(_three_channels(image) if isinstance(image, Tensor) else rgb(image))
+            item["image"] = self.transform(three_channels(image) if isinstance(image, Tensor) else rgb(image))
             _check(item["image"])
         except Exception as error:  # whatever a file or somebody's data set comes up with
             item.pop("image", None)
@@ -136,7 +141,7 @@ def _class_number(label: Any) -> int:
         raise ValueError(f"its label {str(label)[:40]!r} is not the number of a class") from error
 
 
-def _three_channels(image: Tensor) -> Tensor:
+def three_channels(image: Tensor) -> Tensor:
     """A tensor [3, H, W] as it is, a grey one, [1, H, W] or [H, W], with three equal channels."""
     grey = image.ndim == 2 or (image.ndim == 3 and len(image) == 1)
     return image.reshape(1, *image.shape[-2:]).expand(3, -1, -1) if grey else image

@@ -47,6 +47,11 @@ class ImageFiles(Dataset, ABC):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def files(self) -> set[str]:
+        """Where the images are."""
+        root = self._real_root
+        return {str(root / entry.path) for entry in self.entries}
+
     def path_of(self, index: int) -> str:
         """Path of an image below the root."""
         return self.entries[index].path

@@ -4,6 +4,7 @@ It scores in-distribution validation images, the data module's ``calibration`` s
 that they set. The scores are kept as those of a test are: a calibration can be interrupted, resumed, and run on many devices.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from pytorch_lightning.cli import LightningArgumentParser
 from .calibration import Threshold, check_count
 from .callbacks import GracefulStop, RunProgress, ScoreWriter, ThroughputMonitor
 from .callbacks.pictures import class_names
-from .errors import InputError
-from .guard import Detector
+from .errors import InputError, choose
+from .guard import PRECISIONS, Detector
 from .owner import releasing
 from .run import command
 from .scores import CALIBRATION, read
@@ -45,6 +46,8 @@ class CalibrateCLI(CLI):
         if self.config.get("shard"):
             parsed_shard(self.config.shard)
             raise InputError("shard: a calibration needs all its images; give it more devices in place of shards")
+        if self.out is not None:
+            check_out(Path(self.out))
         if not 0 < self.tpr < 1:
             raise InputError(f"tpr={self.tpr}: expected a share above 0 and below 1, such as 0.95")
         if self.config.model.oracle != "none":
@@ -73,9 +76,22 @@ def main(args: list[str] | None = None) -> None:
             _write(cli)
 
 
+def check_out(file: Path) -> None:
+    """Raise an `InputError` where a detector file cannot be written, before it takes work to find out."""
+    if file.exists():
+        raise InputError(f"--out {file}: is there already; remove it, or give another name")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {file}: cannot be written ({error.strerror})") from error
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"--out {file}: cannot be written (no permission)")
+
+
 def _check(cli: CalibrateCLI) -> None:
     """Say what is wrong before the work is done."""
     combination = cli.model.combination
+    choose("precision", str(cli.trainer.precision), PRECISIONS)
     detector = Detector(cli.model.detector, cli.score, cli.tpr, combination.fusion, combination.cascade)
     images = len(cli.datamodule.datasets()[CALIBRATION])
     check_count(images // 2 if detector.is_combined else images, cli.tpr)
@@ -94,13 +110,14 @@ def _write(cli: CalibrateCLI) -> None:
         getattr(data, "preparation", None),
         class_names(cli.trainer, module),
         str(cli.trainer.precision),
+        module.tf32,
     )
     detector.fit_features(torch.tensor(scored[module.score_names].to_numpy("float64")))
     detector.settings = cli.settings()["model"]
     contents: dict[str, Any] = data.contents() if hasattr(data, "contents") else {}
     left_out = len(frame) - len(scored)
     detector.about = {
-        "config": cli.run_folder.rpartition("/")[2],
+        "config": None if cli.resumed else cli.run_folder.rpartition("/")[2],
         "command": command(),
         "accuracy": None if module.ind_accuracy != module.ind_accuracy else module.ind_accuracy,
         "images": {"scored": len(scored), "left_out": left_out} | contents.get(CALIBRATION, {}),

@@ -42,12 +42,14 @@ class Threshold:
 def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     """The conformal threshold of in-distribution validation scores [n].
 
+    A score that is NaN, which is rejected, counts as the lowest.
+
     Raises:
-        InputError: a score is NaN, a tpr outside (0, 1), or fewer images than that tpr takes.
+        InputError: a tpr outside (0, 1), fewer images than that tpr takes, or more NaN than it lets be rejected.
     """
     from scipy.stats import beta, binom
 
-    scores = _checked(scores)
+    scores = _lowest_for_nan(scores)
     n, alpha = len(scores), 1 - tpr
     if not 0 < tpr < 1:
         raise InputError(f"tpr={tpr}: expected a share above 0 and below 1, such as 0.95")
@@ -57,6 +59,8 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     low, high = (int(binom.ppf(share, n, alpha)) for share in (tail, 1 - tail))
     rejects = beta.ppf([tail, 1 - tail], k, n + 1 - k)
     ordered = np.sort(scores)
+    if not math.isfinite(ordered[k - 1]):
+        raise InputError(f"{int((~np.isfinite(scores)).sum())} of {n} in-distribution validation scores are not finite: too many")
     return Threshold(
         value=float(ordered[k - 1]),
         tpr=tpr,
@@ -79,11 +83,10 @@ def p_values(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(1 + how many of the validation scores [n] are no higher) / (n + 1), for each of scores [m].
 
     Of an in-distribution image, P(p <= a) <= a for every a. A score is below ``threshold(reference, tpr).value`` just where
-    p <= 1 - tpr.
+    p <= 1 - tpr, but for the rounding of 1 - tpr. NaN counts as lower than all others.
     """
-    ordered = np.sort(_checked(reference))
-    found = (1 + np.searchsorted(ordered, scores, "right")) / (len(ordered) + 1)
-    return np.where(np.isnan(scores), np.nan, found)
+    ordered = np.sort(_lowest_for_nan(reference))
+    return (1 + np.searchsorted(ordered, np.where(np.isnan(scores), -np.inf, scores), "right")) / (len(ordered) + 1)
 
 
 def scale(reference: np.ndarray, scores: np.ndarray, by: By = "rank") -> np.ndarray:
@@ -91,26 +94,29 @@ def scale(reference: np.ndarray, scores: np.ndarray, by: By = "rank") -> np.ndar
 
     ``zscore``: their mean 0 and standard deviation 1. ``rank``: the share of them that is lower, in (0, 1), from one to the next
     on a straight line; beyond the lowest and the highest it approaches 0 and 1, so that no two scores become equal there.
+    Validation scores that are not finite are left out.
     """
-    reference = np.sort(_checked(reference))
+    reference = np.asarray(reference, dtype=np.float64)
+    reference = np.sort(reference[np.isfinite(reference)])
     n, scores = len(reference), np.asarray(scores, dtype=np.float64)
+    if n == 0:
+        raise InputError("there are no finite in-distribution validation scores to calibrate on")
+    noise = 1e-9 * max(abs(reference[0]), abs(reference[-1]))  # of scores that should all be equal
     if by == "zscore":
         spread = reference.std()
-        return (scores - reference.mean()) / (spread if spread > 0 else 1.0)
+        return (scores - reference.mean()) / (spread if spread > noise else 1.0)
     knots, last = np.unique(reference, return_index=True)
     heights = (last + np.append(last[1:], n) + 1) / (2 * (n + 1))  # equal scores share the mean of their ranks
     within = np.interp(scores, knots, heights)
     spread = reference[math.ceil(0.75 * (n - 1))] - reference[math.floor(0.25 * (n - 1))]
-    unit = spread if spread > 0 else max(knots[-1] - knots[0], 1e-12)
+    unit = spread if spread > noise else max(knots[-1] - knots[0], noise, 1e-12)
     below, above = (knots[0] - scores) / unit, (scores - knots[-1]) / unit
     found = np.where(below > 0, heights[0] / (1 + np.maximum(below, 0)), within)
     return np.where(above > 0, 1 - (1 - heights[-1]) / (1 + np.maximum(above, 0)), found)
 
 
-def _checked(scores: np.ndarray) -> np.ndarray:
+def _lowest_for_nan(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
     if len(scores) == 0:
         raise InputError("there are no in-distribution validation scores to calibrate on")
-    if not np.isfinite(scores).all():
-        raise InputError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} in-distribution validation scores are not finite")
-    return scores
+    return np.where(np.isnan(scores), -np.inf, scores)

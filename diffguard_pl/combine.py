@@ -90,18 +90,19 @@ class Cascade:
         rank, low = scale(reference, scores), SURE * (1 - self.budget)
         return (rank >= low) & (rank <= low + self.budget) if 0 < self.budget < 1 else np.full(len(rank), self.budget == 1)
 
-    def __call__(self, reference: Scores, scores: Scores) -> np.ndarray:
+    def __call__(self, reference: Scores, scores: Scores, diffused: np.ndarray | None = None) -> np.ndarray:
         """The cascade's score [N].
 
         Args:
             reference: scores of the validation images, of the baseline and of ``then``.
             scores: scores of the images; those of ``then`` may be NaN where it is not asked.
+            diffused: which images [N] were, where that has been decided; none: as :meth:`unsure` says.
         """
         assert self.then is not None
         sure = scale(reference[self.baseline], scores[self.baseline])
-        return np.where(
-            self.unsure(reference[self.baseline], scores[self.baseline]), scale(reference[self.then], scores[self.then]), sure
-        )
+        if diffused is None:
+            diffused = self.unsure(reference[self.baseline], scores[self.baseline])
+        return np.where(diffused, scale(reference[self.then], scores[self.then]), sure)
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,15 @@ class Combination:
             scores: scores [N] of images.
         """
         made: dict[str, np.ndarray] = {}
-        of_reference: dict[str, np.ndarray] = {}
-        for name, part in ((FUSION, self.fusion), (CASCADE, self.cascade)):
-            if part:
-                made[name] = part(reference | of_reference, scores | made)  # type: ignore[operator]
-                of_reference[name] = part(reference | of_reference, reference | of_reference)  # type: ignore[operator]
+        if self.fusion:
+            made[FUSION] = self.fusion(reference, scores)
+            reference = {**reference, FUSION: self.fusion(reference, reference)}
+        if self.cascade:
+            diffused = None
+            if self.cascade.skip:  # decided when they were, by a pass that may have been rounded otherwise
+                of_model = [values for name, values in scores.items() if name not in self.baselines]
+                diffused = np.asarray(~np.isnan(of_model).all(axis=0))
+            made[CASCADE] = self.cascade(reference, {**scores, **made}, diffused)
         return made
 
     def of_table(self, table: ScoreTable) -> ScoreTable:

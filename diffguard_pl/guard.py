@@ -10,8 +10,8 @@ pytorch-ood's detectors; the features of an image are its scores, in the order o
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from . import run
 from .calibration import Threshold, p_values, threshold
 from .combine import CASCADE, Cascade, Combination, Fusion
 from .config import module_from
-from .datamodules.reading import read_image, reason, rgb, standard_transform
+from .datamodules.reading import read_image, reason, rgb, standard_transform, three_channels
 from .detector import Detection, DiffGuard, Gate, Prediction
 from .errors import InputError, choose
 from .files import replacing
@@ -36,8 +36,9 @@ from .registry import SHIPPED
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Precisions, by Lightning's names, in which the networks compute; float32 is any other."""
+PRECISIONS = ["32-true", *HALF]
 ImageLike = Tensor | np.ndarray | Image.Image | str | Path
-"""One image: PIL, a path, an array uint8 [H, W, 3] or [H, W], or a tensor [3, H, W] in [0, 1] or uint8."""
+"""One image: PIL, a path, an array [H, W, 3] or [H, W], or a tensor [3, H, W], [1, H, W] or [H, W]; uint8, or floats in [0, 1]."""
 
 
 class Decision(NamedTuple):
@@ -114,10 +115,11 @@ class Detector:
         score: that decides; none: the cascade if there is one, else the fusion if there is one, else the first discrepancy.
         tpr: share of in-distribution images that are to be accepted.
         fusion, cascade: scores that are made of others; a cascade does not diffuse what the baseline is sure of.
-        preparation: of images of other sizes: ``resize``, ``image_size`` and ``interpolation`` as of the data modules; none: the
-            short side is resized to the model's input size, and the centre cropped.
+        preparation: of images of other sizes: ``resize``, ``image_size``, ``interpolation`` and ``upright`` as of the data modules;
+            none: the short side is resized to the model's input size, and the centre cropped.
         class_names: of the labels; none: the classifier's own, if it has any.
         precision: of the networks, by Lightning's names; none: float32.
+        tf32: on a GPU, round factors of float32 products to TF32, see :class:`~diffguard_pl.DiffGuardModule`.
 
     Attributes:
         calibrated: the threshold and what is known of it; None before ``fit``.
@@ -133,6 +135,7 @@ class Detector:
         preparation: Mapping[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
         precision: str | None = None,
+        tf32: bool = False,
     ):
         self.model = model.eval()
         self.combination = Combination.checked(fusion, cascade, model.discrepancies.names, model.baselines.names)
@@ -143,12 +146,14 @@ class Detector:
             raise InputError(f"tpr={tpr}: expected a share above 0 and below 1, such as 0.95")
         self.tpr = tpr
         size = model.input_size
-        self.preparation = {"image_size": size, "resize": size, "interpolation": "bilinear"} | dict(preparation or {})
+        defaults = {"image_size": size, "resize": size, "interpolation": "bilinear", "upright": False}
+        self.preparation = defaults | dict(preparation or {})
         if self.preparation["image_size"] != size:
             raise InputError(f"preparation: image_size {self.preparation['image_size']}; the model takes images of {size} px")
-        self.transform = standard_transform(**self.preparation)
+        self.transform = standard_transform(*(self.preparation[name] for name in ("resize", "image_size", "interpolation")))
         self.class_names = list(class_names or model.classifier.class_names or [])
-        self.precision = precision or "32-true"
+        self.precision, self.tf32 = precision or "32-true", tf32
+        choose("precision", self.precision, PRECISIONS)
         if self.precision in ("bf16-true", "16-true"):
             model.networks_to(HALF[self.precision])
         self.settings: dict[str, Any] | None = None
@@ -204,15 +209,16 @@ class Detector:
         Args:
             features: [N, K] the scores of in-distribution images in the order of ``score_names``.
         """
-        scores = self._by_name(features)
+        scores, reference = self._by_name(features), {}
+        deciding = scores[self.score] if not self.is_combined else np.zeros(0)
         if self.is_combined:
-            # a threshold on the images that made the scale would promise too much
-            self.reference = {name: values[0::2] for name, values in scores.items()}
-            deciding = self.combination(self.reference, {name: values[1::2] for name, values in scores.items()})[self.score]
-        else:
-            self.reference, deciding = {}, scores[self.score]
+            # a threshold on the images that made the scale would promise too much; their order may mean something
+            order = np.random.default_rng(0).permutation(len(features))
+            ours, others = order[: len(order) // 2], order[len(order) // 2 :]
+            reference = {name: values[ours] for name, values in scores.items()}
+            deciding = self.combination(reference, {name: values[others] for name, values in scores.items()})[self.score]
         self.calibrated = threshold(deciding, self.tpr)
-        self.calibration = np.sort(deciding.astype(np.float64))
+        self.calibration, self.reference = np.sort(np.where(np.isnan(deciding), -np.inf, deciding)), reference
         return self
 
     def with_tpr(self, tpr: float) -> "Detector":
@@ -292,12 +298,12 @@ class Detector:
     def save(self, file: str | Path) -> Path:
         """Write the detector file: settings, threshold, the validation images' scores, hashes of the weights.
 
-        Fitted baselines, if there are any, go into a file beside it, ``NAME.fitted.safetensors``.
+        Fitted baselines, if there are any, go into a file beside it, ``detector.json.fitted.safetensors`` of ``detector.json``.
         """
         file, calibrated = Path(file), self._calibrated()
         fitted = None
         if self.model.baselines.needs_fit:
-            beside = file.with_suffix(".fitted.safetensors")
+            beside = file.with_name(f"{file.name}.fitted.safetensors")
             state = {name: tensor.cpu().contiguous() for name, tensor in self.model.baselines.state_dict().items()}
             with replacing(beside) as unfinished:
                 save_file(state, unfinished)
@@ -307,16 +313,18 @@ class Detector:
             "version": VERSION,
             "score": self.score,
             "threshold": {name: value if math.isfinite(value) else None for name, value in asdict(calibrated).items()},
-            "model": self.settings,
+            "model": None if self.settings is None else _with_paths(self.settings, lambda path: str(path.absolute())),
+            "method": method(self.model),
             "combination": self.combination.for_header(),
             "preparation": self.preparation,
             "precision": self.precision,
+            "tf32": self.tf32,
             "class_names": self.class_names,
             "weights": _hashes(self.model),
             "fitted": fitted,
             "about": {"made": run.now(), "versions": run.versions()} | self.about,
-            "calibration": self.calibration.tolist(),
-            "reference": {name: values.tolist() for name, values in self.reference.items()},
+            "calibration": _with_null(self.calibration),
+            "reference": {name: _with_null(values) for name, values in self.reference.items()},
         }
         with replacing(file) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -339,26 +347,38 @@ class Detector:
         """
         file = _shipped(file) or Path(file)
         content = _content(file)
+        if model is not None and changes:
+            raise InputError(f"{', '.join(changes)}: are settings of the model that is given; set them there")
         try:
             if model is None:
                 if content["model"] is None:
                     raise InputError(f"{file}: was not made from a config; give the model: Detector.load(file, model=...)")
                 for name in changes:
                     choose("setting that may be changed", name, list(run.FREE_OF_MODEL))
-                model = module_from(content["model"] | changes).detector
+                settings = _with_paths(content["model"], lambda path: _found(path, file.parent))
+                model = module_from(settings | changes).detector
             combination = content["combination"] or {}
             fusion = Fusion(**combination["fusion"]) if combination.get("fusion") else None
             cascade = Cascade(**combination["cascade"]) if combination.get("cascade") else None
             if content["fitted"]:
                 _load_fitted(file.with_name(content["fitted"]["file"]), content["fitted"]["sha256"], model)
-            kept = [content[name] for name in ("preparation", "class_names", "precision")]
+            kept = [content[name] for name in ("preparation", "class_names", "precision", "tf32")]
             detector = cls(model, content["score"], content["threshold"]["tpr"], fusion, cascade, *kept)
             _check_weights(file, content["weights"], model)  # in the precision that they have now
+            _check_method(file, content["method"], model)
             detector.settings, detector.about = content["model"], content["about"]
             detector.reference = {name: np.array(values, dtype=np.float64) for name, values in content["reference"].items()}
-            detector.calibration = np.array(content["calibration"], dtype=np.float64)
+            detector.calibration = np.sort(
+                np.where(np.isnan(of := np.array(content["calibration"], dtype=np.float64)), -np.inf, of)
+            )
             detector.calibrated = threshold(detector.calibration, detector.tpr)
-        except (KeyError, TypeError, AttributeError) as error:
+            if detector.calibrated.value != content["threshold"]["value"] or (
+                detector.is_combined and set(detector.reference) != set(model.score_names)
+            ):
+                raise KeyError("its threshold is not that of its scores")
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(f"{file}: damaged, or of another version of diffguard_pl ({type(error).__name__}: {error})") from error
         try:
             return detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -384,24 +404,33 @@ class Detector:
 
     def _detected(self, batches: Iterable[Mapping[str, Any]], gate: Gate | None) -> Iterator[tuple[Any, Detection | None]]:
         stream = self.model.stream()
-        with torch.no_grad():
-            for batch in batches:
-                images = batch["image"]
-                with self._autocast():
-                    done = stream.push(images.to(self.device), None, batch, gate) if len(images) else stream.push_nothing(batch)
-                yield from done
-            with self._autocast():
-                done = stream.drain()
+        for batch in batches:
+            images = batch["image"]
+            with self._arithmetic():
+                done = stream.push(images.to(self.device), None, batch, gate) if len(images) else stream.push_nothing(batch)
             yield from done
+        with self._arithmetic():
+            done = stream.drain()
+        yield from done
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        mixed = self.precision in ("bf16-mixed", "16-mixed")
-        return torch.autocast(self.device.type, HALF[self.precision]) if mixed else nullcontext()
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """That of the calibration, whatever the caller has set."""
+        mixed, half = self.precision.endswith("-mixed"), HALF.get(self.precision)
+        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = products.allow_tf32, convolutions.allow_tf32
+        products.allow_tf32 = convolutions.allow_tf32 = self.tf32
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, half if mixed else None, enabled=mixed):
+                yield
+        finally:
+            products.allow_tf32, convolutions.allow_tf32 = before
 
     def _features(self, detection: Detection) -> Tensor:
         return torch.stack([detection.scores[name].float().cpu() for name in self.score_names], dim=1)
 
-    def _by_name(self, features: Tensor) -> dict[str, np.ndarray]:
+    def _by_name(self, features: Tensor | np.ndarray) -> dict[str, np.ndarray]:
+        features = torch.as_tensor(features)
         if features.ndim != 2 or features.shape[1] != len(self.score_names):
             raise InputError(
                 f"features are {list(features.shape)}, expected [N, {len(self.score_names)}]: {', '.join(self.score_names)}"
@@ -429,15 +458,32 @@ class Detector:
         where = str(image) if isinstance(image, str | Path) else f"image {place}"
         try:
             if isinstance(image, str | Path):
-                image = read_image(Path(image))
+                image = read_image(Path(image), self.preparation["upright"])
             elif isinstance(image, np.ndarray):
-                image = Image.fromarray(image)
-            tensor = self.transform(image if isinstance(image, Tensor) else rgb(image))
+                image = _as_tensor(image)
+            elif self.preparation["upright"] and isinstance(image, Image.Image):
+                image = ImageOps.exif_transpose(image)
+            tensor = self.transform(_coloured(image) if isinstance(image, Tensor) else rgb(image))
         except Exception as error:  # whatever a file comes up with
             raise InputError(f"{where}: {reason(error)}") from error
         if tensor.ndim != 3 or len(tensor) != 3:
             raise InputError(f"{where}: is {list(tensor.shape)}, expected [3, H, W]")
         return tensor
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (less its transparency) as [3, H, W] or [1, H, W]."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"is an array {list(array.shape)}, expected [H, W] or [H, W, 3]")
+    tensor = torch.from_numpy(np.ascontiguousarray(array[..., :3] if array.ndim == 3 else array[..., None]))
+    return tensor.permute(2, 0, 1)
+
+
+def _coloured(image: Tensor) -> Tensor:
+    """[3, H, W] uint8 or floating; grey ones with three equal channels."""
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f"is {image.dtype}, expected uint8, or floats in [0, 1]")
+    return three_channels(image)
 
 
 def _with(decisions: Decisions, **parts: Any) -> Decisions:
@@ -457,12 +503,80 @@ def _hashes(model: DiffGuard) -> dict[str, str]:
 
 def _check_weights(file: Path, expected: Mapping[str, str], model: DiffGuard) -> None:
     found = _hashes(model)
-    for name, before in expected.items():
-        if found.get(name) != before:
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
             raise InputError(
                 f"{file}: the weights of the {name} are not those that it was calibrated with; give their checkpoint back, or "
                 "calibrate again"
             )
+
+
+def method(model: DiffGuard) -> dict[str, Any]:
+    """What, besides the weights, the scores of a model depend on."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+
+    def settings(part: Any, *left_out: str) -> dict[str, Any]:
+        own = {
+            name: value
+            for name, value in vars(part).items()
+            if name[0] != "_" and name not in left_out and isinstance(value, plain)
+        }
+        return {"class": type(part).__qualname__} | own
+
+    classifier, backbone = model.classifier, model.backbone
+    found = {
+        "scores": model.score_names,
+        "schedule": [model.schedule.timesteps.tolist(), [f"{level:.6g}" for level in backbone.alpha_bar.tolist()]],
+        "detector": settings(model, "training", "slots", "compiled", "unet_rows"),
+        "guidance": settings(model.guidance, "training"),
+        "baselines": model.baselines.hyperparameters,
+        "classifier": {
+            name: getattr(classifier, name) for name in ("input_size", "crop", "interpolation", "cam_layer", "map_layers")
+        },
+        "normalisation": [classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()],
+        "backbone": [type(backbone).__qualname__, backbone.input_size, backbone.clip_denoised, backbone.null_label],
+    }
+    found["schedule"] = sha256(json.dumps(found["schedule"]).encode()).hexdigest()
+    return json.loads(json.dumps(found))
+
+
+def _check_method(file: Path, expected: Mapping[str, Any], model: DiffGuard) -> None:
+    found = method(model)
+    for part in sorted(expected.keys() | found.keys()):
+        if found.get(part) != expected.get(part):
+            raise InputError(
+                f"{file}: was calibrated with another {part} ({_shown(expected.get(part))}; this is {_shown(found.get(part))}); "
+                "calibrate again"
+            )
+
+
+def _shown(part: Any) -> str:
+    return json.dumps(part)[:120]
+
+
+def _with_paths(settings: Any, change: Callable[[Path], str]) -> Any:
+    """Settings of a model with its checkpoints that are files or folders, or were, changed."""
+    if isinstance(settings, list):
+        return [_with_paths(part, change) for part in settings]
+    if not isinstance(settings, dict):
+        return settings
+    is_path = {name: isinstance(part, str) and name == "checkpoint" for name, part in settings.items()}
+    return {name: _changed(part, change) if is_path[name] else _with_paths(part, change) for name, part in settings.items()}
+
+
+def _changed(checkpoint: str, change: Callable[[Path], str]) -> str:
+    path = Path(checkpoint).expanduser()
+    return change(path) if path.exists() or path.is_absolute() else checkpoint
+
+
+def _found(path: Path, folder: Path) -> str:
+    """A checkpoint where it was, or beside the detector file."""
+    beside = folder / path.name
+    return str(beside if beside.exists() and not path.exists() else path)
+
+
+def _with_null(values: np.ndarray) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _load_fitted(file: Path, expected: str, model: DiffGuard) -> None:
@@ -492,7 +606,7 @@ def _content(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such file; python -m diffguard_pl.calibrate writes one") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: no detector file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file}: no detector file; python -m diffguard_pl.calibrate writes one")

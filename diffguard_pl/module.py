@@ -225,6 +225,8 @@ class DiffGuardModule(pl.LightningModule):
         if len(images) == 0:
             self._land(self.stream.push_nothing(tag))
         elif self.on_step:
+            if self.gate is not None:
+                raise InputError("cascade.skip: leaves images out that trajectories are drawn of; set one of the two off")
             self._land(self.stream.drain())
             watch = {way: self._after_step(way) for way in ("inversion", "denoising")}
             with self.stream.stopwatch.timing("diffuse", self.device):
@@ -336,6 +338,8 @@ class DiffGuardModule(pl.LightningModule):
                 "test loaders: one gave fewer batches than its length says, and the last images have no scores; mend the "
                 "length, or give none"
             )
+        if self.calibrating and not self.usable[0] and self.trainer.world_size == 1:
+            raise InputError(f"{CALIBRATION}: none of its {self.arrived[0]} images could be used; the first, {self.first_reason}")
         self.wait_for_others()
         for metric in (self.metrics, self.accuracy, self.unreadable):
             metric.to(self.device)

@@ -14,6 +14,7 @@ FILE = Path(weights.__file__).parent / "digits_ldm_detector.json"
 OPTIONS = ["--config", "digits_ldm"]
 
 if __name__ == "__main__":
+    FILE.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         calibrate.main([*OPTIONS, "--out", str(FILE), "--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"])
     content = json.loads(FILE.read_text())

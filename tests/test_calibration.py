@@ -97,14 +97,22 @@ def test_zscores_have_mean_0_and_deviation_1():
     assert (found.mean(), found.std()) == pytest.approx((0, 1))
 
 
-def test_nan_stays_nan():
-    reference = np.arange(20.0)
-    for found in (
-        p_values(reference, np.array([np.nan])),
-        scale(reference, np.array([np.nan])),
-        scale(reference, np.array([np.nan]), "zscore"),
-    ):
-        assert np.isnan(found).all()
+def test_nan_is_rejected_and_counts_as_the_lowest():
+    reference = np.append(np.arange(1.0, 99.0), np.nan)
+    assert threshold(reference, 0.95).value == 4  # the fifth of 99, NaN the first
+    assert p_values(reference, np.array([np.nan, 0.5, 1.0])).tolist() == [0.02, 0.02, 0.03]
+    for by in ("rank", "zscore"):
+        assert np.isnan(scale(reference, np.array([np.nan]), by)).all()
+        np.testing.assert_array_equal(scale(reference, np.array([7.0]), by), scale(reference[:-1], np.array([7.0]), by))
+    with pytest.raises(InputError, match="there are no finite in-distribution validation scores"):
+        scale(np.full(3, np.nan), np.array([1.0]))
+
+
+def test_a_score_that_is_all_but_constant_has_no_scale():
+    for noise in (0.0, 1e-17):
+        reference = 0.1 + noise * np.arange(101)
+        assert abs(scale(reference, np.array([0.1, 0.2]), "zscore")).max() < 1
+    assert (np.diff(scale(np.full(50, 0.1), np.array([0.0, 0.1, 0.2]))) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,7 @@ def test_nan_stays_nan():
         (np.arange(98.0), 0.99, "at least 99"),
         (np.arange(50.0), 1.0, "tpr=1.0: expected a share above 0 and below 1"),
         (np.arange(50.0), 95, "tpr=95: expected a share"),
-        (np.array([1.0, np.nan] * 20), 0.95, "20 of 40 in-distribution validation scores are not finite"),
+        (np.array([1.0, np.nan] * 20), 0.95, "20 of 40 in-distribution validation scores are not finite: too many"),
         (np.zeros(0), 0.95, "there are no in-distribution validation scores"),
     ],
 )

@@ -1,6 +1,7 @@
 """A detector to deploy: calibrated by the command, read in Python, asked by the command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from conftest import saved
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms.functional import to_pil_image
 
 import diffguard_pl
 from diffguard_pl import Decision, Detector, InputError, calibrate
 from diffguard_pl.calibration import threshold
 from diffguard_pl.combine import Cascade, Fusion
+from diffguard_pl.datamodules import ImageDirectory, OODDataModule
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out, photos
 from diffguard_pl.scores import read
@@ -36,7 +39,7 @@ def test_the_file_says_all_that_is_needed(file):
     assert content["threshold"]["low"] < content["threshold"]["value"] < content["threshold"]["high"]
     assert set(content["weights"]) == {"classifier", "backbone"}
     assert content["class_names"] == list("01235678")
-    assert content["preparation"] == {"image_size": 16, "resize": 16, "interpolation": "bilinear"}
+    assert content["preparation"] == {"image_size": 16, "resize": 16, "interpolation": "bilinear", "upright": False}
     assert content["about"]["images"] == {"scored": 215, "left_out": 0}
     assert content["about"]["accuracy"] > 0.99
     assert "torch" in content["about"]["versions"]
@@ -137,7 +140,7 @@ def test_a_cascade_asks_the_diffusion_model_only_where_it_is_unsure(digits_ldm, 
     cascade = Cascade("msp", 0.3, "fusion")
     validation = DataLoader(spread(digits("val"), 81), 64)
     detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=cascade).fit(validation)
-    assert (detector.score, detector.calibrated.images) == ("cascade", 40)  # the other half has made the scales
+    assert (detector.score, detector.calibrated.images) == ("cascade", 41)  # the other half has made the scales
     images = torch.cat([digits("test").images[:60], photos().images[:20]])
     before = digits_ldm.unet_rows
     found = detector.predict(images)
@@ -171,13 +174,13 @@ def test_fitted_baselines_come_with_the_file(tmp_path):
     found = detector.predict(torch.cat([digits("test").images[:40], held_out().images[:40]]))
     assert found.accepted[:40].float().mean() > 0.85
     assert found.accepted[40:].float().mean() < 0.15
-    beside = tmp_path / "d.fitted.safetensors"
+    beside = tmp_path / "d.json.fitted.safetensors"
     whole = beside.read_bytes()
     beside.write_bytes(whole[:-4] + b"\0\0\0\1")
-    with pytest.raises(InputError, match=r"d.fitted.safetensors: is not the one that the detector file was written with"):
+    with pytest.raises(InputError, match=r"d.json.fitted.safetensors: is not the one that the detector file was written with"):
         Detector.load(tmp_path / "d.json")
     beside.unlink()
-    with pytest.raises(InputError, match=r"d.fitted.safetensors: is missing; it belongs beside the detector file"):
+    with pytest.raises(InputError, match=r"d.json.fitted.safetensors: is missing; it belongs beside the detector file"):
         Detector.load(tmp_path / "d.json")
 
 
@@ -280,3 +283,166 @@ def test_parts_of_ones_own(tmp_path):
     again = Detector.load(tmp_path / "mine.json", model=model)
     assert again.predict(digits("test").images[:1]).label_names == ["six"]
     assert again.threshold == detector.threshold
+
+
+# what a review found
+
+
+def test_the_promise_holds_for_combined_scores_whatever_the_order_of_the_images(digits_ldm):
+    """Images may come in an order that means something: one class, then the other, in turn."""
+    generator, names = np.random.default_rng(0), digits_ldm.score_names
+    rejected = []
+    for _ in range(60):
+        features = generator.normal(size=(600, len(names)))
+        features[::2] += 3
+        detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=Cascade("msp", 0.4, "fusion"))
+        detector.fit_features(torch.tensor(features[:400]))
+        rejected.append((~detector.predict_features(torch.tensor(features[400:])).accepted).float().mean().item())
+    assert np.mean(rejected) < 0.05 + 3 * np.std(rejected) / np.sqrt(60)
+
+
+def test_exif_orientation_is_treated_as_in_the_calibration_images(digits_ldm, tmp_path):
+    picture = to_pil_image(digits("test").images[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    upright = Detector(digits_ldm, preparation={"upright": True})
+    for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        assert torch.equal(upright.prepare(image), upright.prepare(picture))
+        assert not torch.equal(Detector(digits_ldm).prepare(image), upright.prepare(picture))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 6}, "another schedule"),
+        ({"guidance__scale": 30}, "another guidance"),
+        ({"skip_last_steps": 1}, "another detector"),
+        ({"discrepancies": ["kl", "maps"]}, "another scores"),
+    ],
+)
+def test_a_model_of_other_settings_is_refused(file, settings, said):
+    other = diffguard_pl.load("digits_ldm", **({"steps": 5, "discrepancies": ["maps", "kl"]} | settings))
+    with pytest.raises(InputError, match=f"was calibrated with {said}"):
+        Detector.load(file, model=other)
+
+
+def test_settings_that_may_be_changed(file):
+    assert Detector.load(file, slots=8).model.slots == 8
+    with pytest.raises(InputError, match="no setting that may be changed 'steps'; there are: slots, compile"):
+        Detector.load(file, steps=9)
+    with pytest.raises(InputError, match="slots: are settings of the model that is given"):
+        Detector.load(file, model=diffguard_pl.load("digits_ldm", steps=5), slots=8)
+
+
+def test_what_the_caller_has_set_stays_as_it_was_and_changes_nothing(detector):
+    images = digits("test").images[:4]
+    expected = detector.predict(images).scores
+    batches = [{"image": images[:2]}, {"image": images[2:]}]
+    both = [detector.decide(batches), detector.decide(batches)]
+    for _ in zip(*both, strict=True):
+        assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(detector.predict(images).scores, expected, atol=1e-5, rtol=0)
+    detector.model.train()
+    torch.testing.assert_close(detector.predict(images).scores, expected, atol=1e-5, rtol=0)
+
+
+def test_a_nan_among_the_calibration_scores_counts_as_rejected(digits_ldm, tmp_path):
+    features = torch.rand(100, len(digits_ldm.score_names), dtype=torch.float64)
+    features[3, 0] = float("nan")
+    detector = Detector(digits_ldm).fit_features(features)
+    again = Detector.load(detector.save(tmp_path / "d.json"), model=digits_ldm)
+    assert again.threshold == detector.threshold == features[:, 0].nan_to_num(-1).sort()[0][4]
+    found = again.predict_features(features[3:4].numpy())
+    assert found.accepted.tolist() == [False]
+    assert found.p_values[0] == pytest.approx(2 / 101)
+
+
+def test_a_failed_fit_changes_nothing(digits_ldm):
+    features = torch.rand(100, len(digits_ldm.score_names), dtype=torch.float64)
+    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"])).fit_features(features)
+    before = detector.threshold, {name: values.tolist() for name, values in detector.reference.items()}
+    with pytest.raises(InputError, match="at least 19"):
+        detector.fit_features(features[:10])
+    assert (detector.threshold, {name: values.tolist() for name, values in detector.reference.items()}) == before
+
+
+def test_checkpoints_are_found_from_any_folder_or_beside_the_file(tmp_path, monkeypatch):
+    weights = Path(diffguard_pl.__file__).parent / "weights"
+    shutil.copytree(weights / "digits_classifier", tmp_path / "here" / "clf")
+    monkeypatch.chdir(tmp_path / "here")
+    own = ["--model.classifier.checkpoint", "./clf", "--data.limit", "30"]
+    calibrate.main(["--config", "digits_ldm", *STEPS, *own, "--out", "d.json", "--trainer.default_root_dir", "run"])
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert Detector.load("../here/d.json").threshold
+    (tmp_path / "here").rename(tmp_path / "moved")  # with the weights beside the file
+    assert Detector.load("../moved/d.json").threshold
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.ones(3, 16, 16, dtype=torch.bool), "is torch.bool, expected uint8, or floats"),
+        (np.zeros((16, 16), dtype=np.int32), "is torch.int32, expected uint8, or floats"),
+        (np.zeros((3, 16, 16), dtype=np.uint8), r"is an array \[3, 16, 16\], expected \[H, W\] or \[H, W, 3\]"),
+        (Image.fromarray(np.full((16, 16), 7.0, dtype=np.float32)), r"floating-point pixels that are not all in \[0, 1\]"),
+        (np.full((16, 16), 2.0), "has values from 2 to 2"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(detector, image, said):
+    with pytest.raises(InputError, match=said):
+        detector.predict([image])
+
+
+def test_floats_and_greys_are_what_they_say(detector):
+    grey = digits("test").images[0, 0]
+    ways = [grey, grey[None], grey.numpy(), grey.double().numpy()[..., None], Image.fromarray(grey.numpy())]
+    found = detector.predict(ways).scores
+    assert (found - detector.predict(digits("test").images[:1]).scores).abs().max() < 2e-3
+
+
+def test_a_detector_file_is_not_written_over(file, tmp_path):
+    (tmp_path / "d.json").write_text("mine")
+    for out, said in ((tmp_path / "d.json", "is there already; remove it"), ("/proc/nothing/d.json", "cannot be written")):
+        with pytest.raises(SystemExit, match=said):
+            calibrate.main(
+                ["--config", "digits_ldm", *STEPS, "--out", str(out), "--trainer.default_root_dir", str(tmp_path / "run")]
+            )
+    assert (tmp_path / "d.json").read_text() == "mine"
+
+
+def test_a_precision_that_cannot_be_deployed(tmp_path):
+    with pytest.raises(SystemExit, match="no precision '64-true'; there are: 32-true"):
+        calibrate.main(
+            ["--config", "digits_ldm", *STEPS, "--trainer.precision", "64-true", "--trainer.default_root_dir", str(tmp_path)]
+        )
+
+
+def test_images_that_figures_are_of_are_not_calibrated_on(tmp_path):
+    saved(digits("test").images[:4], tmp_path / "images", "a")
+    source = ImageDirectory(str(tmp_path / "images"))
+    data = OODDataModule({"a": source}, {"far": {"b": source}}, image_size=16, resize=16, calibration=source)
+    data.calibrates = True
+    with pytest.raises(InputError, match=r"data.calibration: has 4 images of the in-distribution set a, such as .*a0.png"):
+        data.datasets()
+
+
+def test_none_of_the_calibration_images_can_be_read(tmp_path):
+    (tmp_path / "bad").mkdir()
+    for i in range(30):
+        (tmp_path / "bad" / f"{i}.png").write_text("x")
+    source = {"class_path": "ImageDirectory", "init_args": {"root": str(tmp_path / "bad")}}
+    own = ["--data.class_path", "OODDataModule", "--data.image_size", "16", "--data.resize", "16", "--data.num_workers", "0"]
+    own += [
+        "--data.ind",
+        json.dumps({"a": source}),
+        "--data.ood",
+        json.dumps({"far": {"b": source}}),
+        "--data.calibration",
+        json.dumps(source),
+    ]
+    with pytest.raises(SystemExit, match=r"calibration: none of its 30 images could be used; the first, 0\.png: not an image"):
+        calibrate.main(["--config", "digits_ldm", *STEPS, *own, "--trainer.default_root_dir", str(tmp_path / "run")])
