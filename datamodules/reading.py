@@ -38,9 +38,7 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            return rgb(image)
+            return rgb(ImageOps.exif_transpose(image) if upright else image)
 
 
 def rgb(image: Image.Image) -> Image.Image:

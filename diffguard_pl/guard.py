@@ -147,7 +147,7 @@ class Detector:
         self.tpr = tpr
         size = model.input_size
         defaults = {"image_size": size, "resize": size, "interpolation": "bilinear", "upright": False}
-        self.preparation = defaults | dict(preparation or {})
+        self.preparation: dict[str, Any] = defaults | dict(preparation or {})
         if self.preparation["image_size"] != size:
             raise InputError(f"preparation: image_size {self.preparation['image_size']}; the model takes images of {size} px")
         self.transform = standard_transform(*(self.preparation[name] for name in ("resize", "image_size", "interpolation")))

@@ -1,6 +1,7 @@
 """Shared fixtures: the golden runs of the original, and the embedded benchmark."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,3 +163,16 @@ def file(tmp_path_factory) -> Path:
     settings = ["--model.steps", "5", "--model.discrepancies", "[maps, kl]", "--tpr", "0.95"]
     calibrate.main(["--config", "digits_ldm", *settings, "--trainer.default_root_dir", str(folder)])
     return folder / "detector.json"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()

@@ -581,18 +581,6 @@ def test_the_page_is_one_file_that_asks_for_nothing(run):
     assert not re.findall(r"@import|url\((?!#|data:)", markup)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if path is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
-
-
 @contextlib.contextmanager
 def opened(browser, path: Path, **settings) -> Iterator:
     """The page from disk; nothing may go wrong in it, and it may ask nobody for anything."""
