@@ -6,42 +6,45 @@ A line of JSON (or of CSV) for each image, as soon as it is decided, in the orde
     {"path": "broken.jpg", "error": "not an image that PIL can read"}
 
 Exit status: 0, all images were decided; 1, an error; 2, a mistake in the arguments; 3, some images could not be read; 4, with
-``--fail-on-ood``, at least one was rejected.
+``--fail-on-ood``, at least one was rejected. What ``--out`` holds already counts with ``--resume``; it has to be of the same detector
+and tpr, which ``.OUT.detector`` beside it says.
 """
 
 import argparse
-import csv
-import json
+import math
+import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from torch.utils.data import DataLoader, Dataset
-
-from .datamodules.reading import Prepared, collate, read_image
-from .datamodules.sources import ImageDirectory
 from .errors import InputError
-from .guard import Decisions, Detector
-from .report.pictures import draw_decision
+from .lines import COLUMNS, Lines, as_json, printable
 from .stop import Stop, StopRequested
-from .test import LEFT_OUT, one_line_errors
 
-REJECTED = 4
-"""Exit status with ``--fail-on-ood`` where an image was rejected."""
-COLUMNS = ("path", "decision", "label", "class", "score", "p_value", "diffused", "picture", "error")
+if TYPE_CHECKING:  # torch and Lightning take seconds; they are imported when the arguments are known to be right
+    from .guard import Decision, Decisions, Detector
+
+__all__ = ["COLUMNS", "REJECTED", "Files", "described", "files", "main", "score"]
+UNREADABLE, REJECTED = 3, 4
+"""Exit statuses: some images could not be read; with ``--fail-on-ood``, one was rejected."""
 
 
-class Files(Dataset):
-    """Image files by path; nothing is read before it is asked for."""
+class Files:
+    """A data set of image files by path; nothing is read before it is asked for.
 
-    def __init__(self, paths: Sequence[str]):
-        self.paths = paths
+    Args:
+        paths: of the images, and why one cannot be had, where that is known.
+        upright: turn images as their EXIF orientation says.
+    """
+
+    def __init__(self, paths: Mapping[str, str | None], upright: bool = False):
+        self.paths, self.why, self.upright = list(paths), paths, upright
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,32 +54,47 @@ class Files(Dataset):
         return self.paths[index]
 
     def __getitem__(self, index: int) -> Any:
-        return read_image(Path(self.paths[index]))
+        from .datamodules.reading import read_image
+
+        if why := self.why[self.paths[index]]:
+            raise InputError(why)
+        return read_image(Path(self.paths[index]), self.upright)
 
 
 def main(args: list[str] | None = None) -> None:
     """Decide as the command line says."""
     given = _parser().parse_args(args)
-    with one_line_errors(), Stop().listening():
-        try:
+    try:
+        with Stop().listening():
             rejected, broken = score(given)
-        except (StopRequested, KeyboardInterrupt) as stopped:
-            signum = getattr(stopped, "signum", signal.SIGINT)
-            again = f"; --resume goes on with {given.out}" if given.out else ""
-            print(f"stopped by {signal.Signals(signum).name}{again}", file=sys.stderr)
-            sys.exit(128 + signum)
-        except BrokenPipeError:  # the reader has seen enough, as head does
-            sys.stdout = open("/dev/null", "w")  # noqa: SIM115  the interpreter flushes it once more
-            sys.exit(0)
+    except (StopRequested, KeyboardInterrupt) as stopped:
+        signum = getattr(stopped, "signum", signal.SIGINT)
+        again = f"; --resume goes on with {given.out}" if given.out else ""
+        print(f"stopped by {signal.Signals(signum).name}{again}", file=sys.stderr)
+        sys.exit(128 + signum)
+    except BrokenPipeError:  # the reader has seen enough, as head does
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115  the interpreter flushes it once more
+        sys.exit(0)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except Exception:
+        from .test import one_line_errors
+
+        with one_line_errors():
+            raise
     if rejected and given.fail_on_ood:
         sys.exit(REJECTED)
     if broken:
-        sys.exit(LEFT_OUT)
+        sys.exit(UNREADABLE)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m diffguard_pl.score", description="Accept or reject images.")
-    parser.add_argument("image", nargs="+", help="an image, a folder of images, or - for paths on the standard input")
+    parser.add_argument(
+        "image",
+        nargs="+",
+        help="an image, a folder of images, or - for paths on the standard input, which is read to its end first",
+    )
     parser.add_argument("--detector", required=True, metavar="FILE", help="that python -m diffguard_pl.calibrate has written")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="JSON Lines, or CSV by its name; none: JSON Lines on standard output"
@@ -93,152 +111,171 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def score(given: argparse.Namespace) -> tuple[int, int]:
-    """Decide on all images; returns how many were rejected, and how many could not be read."""
+    """Decide on all images; returns how many were rejected, and how many could not be read, those that ``--out`` had included."""
     if given.batch_size < 1 or given.workers < 0:
         raise InputError(f"--batch-size {given.batch_size}, --workers {given.workers}: expected at least 1 and 0")
-    done = _done(given.out, given.resume)
-    changes = {} if given.slots is None else {"slots": given.slots}
-    detector = Detector.load(given.detector, device=given.device, **changes)
-    if given.tpr is not None:
-        detector.with_tpr(given.tpr)
-    paths = [path for path in files(given.image) if path not in done]
-    rejected = broken = 0
+    if given.pictures:
+        _check_folder(given.pictures)
     with ExitStack() as opened:
-        write = opened.enter_context(_writer(given.out))
+        out = opened.enter_context(closing(Lines(given.out, given.resume))) if given.out else None
+        from .guard import Detector, _shipped
+
+        changes = {} if given.slots is None else {"slots": given.slots}
+        detector = Detector.load(given.detector, device=given.device, **changes)
+        if given.tpr is not None:
+            detector.with_tpr(given.tpr)
+        if out:
+            file = _shipped(given.detector) or Path(given.detector)
+            out.begin(sha256(file.read_bytes()).hexdigest(), detector.tpr)
+        done = out.paths if out else set()
+        paths = {path: why for path, why in files(given.image).items() if printable(path) not in done}
+        rejected, broken = (out.rejected, out.broken) if out else (0, 0)
         tick = opened.enter_context(_progress(len(paths)))
+        draw = _drawing(given.pictures) if given.pictures else None
         for batch, decisions in detector.decide(_batches(detector, paths, given)):
             lines = described(batch, decisions)
-            if given.pictures and decisions is not None:
-                _draw(given.pictures, lines, batch, decisions)
-            for line in lines:
-                write(line)
-            rejected += sum(line.get("decision") == "reject" for line in lines)
-            broken += sum("error" in line for line in lines)
+            if draw and decisions is not None:
+                draw(lines, batch, decisions)
+            for line in lines.values():
+                out.write(line) if out else print(as_json(line), flush=True)
+                rejected += line.get("decision") == "reject"
+                broken += "error" in line
             tick(len(lines))
     print(
-        f"{len(paths) - rejected - broken} accepted, {rejected} rejected" + (f", {broken} could not be read" if broken else ""),
+        f"{len(done) + len(paths) - rejected - broken} accepted, {rejected} rejected"
+        + (f", {broken} could not be read" if broken else "")
+        + (f"; {len(done)} of them before" if done else ""),
         file=sys.stderr,
     )
     return rejected, broken
 
 
-def files(given: Sequence[str]) -> list[str]:
-    """Paths of images: those given, of folders all in them, and for ``-`` those on the standard input; each once.
+def files(given: Sequence[str]) -> dict[str, str | None]:
+    """Paths of images: those given, of folders all in them, and for ``-`` those on the standard input; each once, in order.
+
+    Returns:
+        Of each path, why it cannot be read, where that is known: a folder without images.
 
     Raises:
-        InputError: a folder without images, or no image at all.
+        InputError: no image at all.
     """
-    found: list[str] = []
+    from .datamodules.sources import ImageDirectory
+
+    found: dict[str, str | None] = {}
     for name in given:
         if name == "-":
-            found += [line.rstrip("\n") for line in sys.stdin if line.strip()]
-        elif Path(name).is_dir():
-            folder = ImageDirectory(name, follow_links=True)
-            found += [str(Path(name) / entry.path) for entry in folder.entries]
+            if sys.stdin is None:
+                raise InputError("-: the standard input is closed; give it the paths of images, one a line")
+            found |= {os.fsdecode(line): None for line in (line.rstrip(b"\r\n") for line in sys.stdin.buffer) if line.strip()}
+        elif os.path.isdir(name):  # of a name that no file can have, too
+            try:
+                found |= {str(Path(name) / entry.path): None for entry in ImageDirectory(name, follow_links=True).entries}
+            except InputError as error:
+                found[name] = str(error)
         else:
-            found.append(name)
+            found[name] = None
     if not found:
         raise InputError("there are no images to score")
-    return list(dict.fromkeys(found))
+    if all(found.values()):
+        raise InputError(str(next(iter(found.values()))))
+    return found
 
 
-def described(batch: Mapping[str, Any], decisions: Decisions | None) -> list[dict[str, Any]]:
-    """A line for each image of a batch, in the order in which they were given."""
+def described(batch: Mapping[str, Any], decisions: "Decisions | None") -> dict[int, dict[str, Any]]:
+    """A line for each image of a batch by its number, in the order in which they were given."""
     lines = {item["index"]: {"path": item["path"], "error": item["error"]} for item in batch["broken"]}
     for index, path, decision in zip(batch["index"], batch["path"], decisions or (), strict=True):
-        lines[int(index)] = {
-            "path": path,
-            "decision": "accept" if decision.accepted else "reject",
-            "label": decision.label,
-            "class": decision.label_name,
-            "score": decision.score,
-            "p_value": decision.p_value,
-            "diffused": decision.diffused,
-        }
-    return [lines[index] for index in sorted(lines)]
+        lines[int(index)] = {"path": path} | _described(decision)
+    return {index: lines[index] for index in sorted(lines)}
 
 
-def _batches(detector: Detector, paths: list[str], given: argparse.Namespace) -> Iterable[dict[str, Any]]:
+def _described(decision: "Decision") -> dict[str, Any]:
+    """What JSON has no number for is null, and said."""
+    score_, p_value = decision.score, decision.p_value
+    line = {
+        "decision": "accept" if decision.accepted else "reject",
+        "label": decision.label,
+        "class": decision.label_name,
+        "score": score_ if math.isfinite(score_) else None,
+        "p_value": p_value if math.isfinite(score_) and math.isfinite(p_value) else None,
+        "diffused": decision.diffused,
+    }
+    if not math.isfinite(score_):
+        line["note"] = "its score is not a number" if math.isnan(score_) else f"its score is {score_}"
+    return line
+
+
+def _batches(detector: "Detector", paths: Mapping[str, str | None], given: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    from torch.utils.data import DataLoader
+
+    from .datamodules.reading import Prepared, collate
+
     if not paths:
         return []
+    images: Any = Files(paths, bool(detector.preparation["upright"]))
     return DataLoader(
-        Prepared(Files(paths), detector.transform, "", in_distribution=False),
+        Prepared(images, detector.transform, "", in_distribution=False),
         given.batch_size,
         num_workers=given.workers if len(paths) > given.batch_size else 0,
         collate_fn=collate,
+        worker_init_fn=_leave_signals,
     )
 
 
-def _draw(folder: Path, lines: list[dict[str, Any]], batch: Mapping[str, Any], decisions: Decisions) -> None:
-    """The pictures of a batch, by the number of the image, since paths may be anything."""
-    assert decisions.images is not None
-    assert decisions.reconstructions is not None
-    of_path = {line["path"]: line for line in lines}
-    for i, (index, path, decision) in enumerate(zip(batch["index"], batch["path"], decisions, strict=True)):
-        file = folder / f"{int(index):06}_{Path(path).stem[:80]}.png"
-        verdict = "accepted" if decision.accepted else "rejected"
-        caption = f"{verdict} as {decision.label_name}: {decisions.score_name} {decision.score:.4g}, p {decision.p_value:.3g}"
-        reconstruction = decisions.reconstructions[i] if decision.diffused else None
-        draw_decision(decisions.images[i], reconstruction, caption, file)
-        of_path[path]["picture"] = str(file)
+def _leave_signals(worker: int) -> None:
+    """To the process that the worker reads for: it ends the workers. The first SIGTERM may have been for the whole group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
 
 
-def _done(out: Path | None, resume: bool) -> set[str]:
-    """Paths that the file has already; a line that an interruption has cut off is taken out of it."""
-    if out is None or not out.exists():
-        return set()
-    if not resume:
-        raise InputError(f"{out}: is there already; --resume adds to it what it lacks, or give another name")
-    text = out.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        out.write_text(whole, encoding="utf-8")
+def _check_folder(folder: Path) -> None:
+    """Images take long; that their pictures have no place is to be said before."""
     try:
-        if out.suffix.lower() == ".csv":
-            return {line["path"] for line in csv.DictReader(whole.splitlines())}
-        return {json.loads(line)["path"] for line in whole.splitlines()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out}: holds something else than scores; give another name") from error
-
-
-@contextmanager
-def _writer(out: Path | None) -> Iterator[Any]:
-    """A function that writes a line; each is on its way to the disk before the next batch."""
-    if out is None:
-        yield lambda line: print(json.dumps(line), flush=True)
-        return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        begun = out.exists() and out.stat().st_size > 0
-        with out.open("a", encoding="utf-8", newline="") as file:
-            yield _csv_lines(file, begun) if out.suffix.lower() == ".csv" else _json_lines(file)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise InputError(f"{out}: could not be written ({error.strerror or error}); --resume goes on with it") from error
+        raise InputError(f"--pictures {folder}: cannot be written ({error.strerror or error})") from error
 
 
-def _json_lines(file: TextIO) -> Any:
-    def write(line: Mapping[str, Any]) -> None:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+def _drawing(folder: Path) -> Any:
+    """A function that draws the pictures of a batch; one that cannot be written is said on stderr, once for each reason."""
+    from .report.pictures import draw_decision
 
-    return write
+    said = set()
+
+    def draw(lines: Mapping[int, dict[str, Any]], batch: Mapping[str, Any], decisions: "Decisions") -> None:
+        assert decisions.images is not None
+        assert decisions.reconstructions is not None
+        for i, (index, decision) in enumerate(zip(batch["index"], decisions, strict=True)):
+            file = folder / _picture_name(lines[int(index)]["path"])
+            verdict = "accepted" if decision.accepted else "rejected"
+            caption = f"{verdict} as {decision.label_name}: {decisions.score_name} {decision.score:.4g}, p {decision.p_value:.3g}"
+            reconstruction = decisions.reconstructions[i] if decision.diffused else None
+            try:
+                draw_decision(decisions.images[i], reconstruction, caption, file)
+                lines[int(index)]["picture"] = printable(str(file))
+            except InputError as error:
+                why = getattr(error.__cause__, "strerror", None) or str(error)
+                if why not in said:
+                    print(f"{file}: the picture could not be written ({why}); nor can others, perhaps", file=sys.stderr)
+                    said.add(why)
+
+    return draw
 
 
-def _csv_lines(file: TextIO, begun: bool) -> Any:
-    writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-    if not begun:
-        writer.writeheader()
-
-    def write(line: Mapping[str, Any]) -> None:
-        writer.writerow(line)
-        file.flush()
-
-    return write
+def _picture_name(path: str) -> str:
+    """Of an image, the same in every session and of no other; a file name has at most 255 bytes."""
+    stem = Path(path).stem.encode()[:80].decode(errors="ignore")
+    return f"{stem}_{sha256(path.encode()).hexdigest()[:12]}.png"
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
     """A function to call with how many images are done: a bar on a terminal, a line every half minute elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     began, done, told = time.monotonic(), 0, time.monotonic()
     console = Console(stderr=True)
 
