@@ -6,8 +6,8 @@ A line of JSON (or of CSV) for each image, as soon as it is decided, in the orde
     {"path": "broken.jpg", "error": "not an image that PIL can read"}
 
 Exit status: 0, all images were decided; 1, an error; 2, a mistake in the arguments; 3, some images could not be read; 4, with
-``--fail-on-ood``, at least one was rejected. What ``--out`` holds already counts with ``--resume``; it has to be of the same detector
-and tpr, which ``.OUT.detector`` beside it says.
+``--fail-on-ood``, at least one was rejected. With ``--resume`` what ``--out`` holds already counts; it has to be of the same
+detector and tpr, which ``.OUT.detector`` beside it says.
 """
 
 import argparse
