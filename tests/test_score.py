@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import saved
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from diffguard_pl import Detector, score
 from diffguard_pl.datamodules.digits import digits, photos
@@ -339,11 +340,14 @@ def test_help_and_mistakes_need_no_torch():
 
 @pytest.mark.parametrize(("signum", "wait"), [(signal.SIGTERM, "lines"), (signal.SIGINT, "lines"), (signal.SIGINT, "imports")])
 def test_a_signal_to_the_whole_group_is_one_line(file, tmp_path, signum, wait):
-    saved(digits("test").images[:200], tmp_path / "in", "digit")
+    (tmp_path / "in").mkdir()
+    to_pil_image(digits("test").images[0]).resize((1500, 1500)).save(tmp_path / "in" / "0.png")  # so that workers are at it
+    for i in range(1, 400):
+        (tmp_path / "in" / f"{i}.png").symlink_to("0.png")
     out = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "diffguard_pl.score", "--detector", str(file), str(tmp_path / "in"), "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--batch-size", "4", "--slots", "8"],
+        command,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
