@@ -345,7 +345,7 @@ class Detector:
         Raises:
             InputError: it is no detector file, or the weights are not those that it was calibrated with.
         """
-        file = _shipped(file) or Path(file)
+        file = shipped(file) or Path(file)
         content = _content(file)
         if model is not None and changes:
             raise InputError(f"{', '.join(changes)}: are settings of the model that is given; set them there")
@@ -595,7 +595,7 @@ def _sha256(file: Path) -> str:
     return total.hexdigest()
 
 
-def _shipped(name: str | Path) -> Path | None:
+def shipped(name: str | Path) -> Path | None:
     """The detector of the package that is called so."""
     file = SHIPPED / f"{name}_detector.json"
     return file if Path(name).name == str(name) and file.is_file() else None

@@ -114,18 +114,20 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
     """Decide on all images; returns how many were rejected, and how many could not be read, those that ``--out`` had included."""
     if given.batch_size < 1 or given.workers < 0:
         raise InputError(f"--batch-size {given.batch_size}, --workers {given.workers}: expected at least 1 and 0")
+    if given.resume and not given.out:
+        raise InputError("--resume: goes on with the file of --out; give that, too")
     if given.pictures:
         _check_folder(given.pictures)
     with ExitStack() as opened:
         out = opened.enter_context(closing(Lines(given.out, given.resume))) if given.out else None
-        from .guard import Detector, _shipped
+        from .guard import Detector, shipped
 
         changes = {} if given.slots is None else {"slots": given.slots}
         detector = Detector.load(given.detector, device=given.device, **changes)
         if given.tpr is not None:
             detector.with_tpr(given.tpr)
         if out:
-            file = _shipped(given.detector) or Path(given.detector)
+            file = shipped(given.detector) or Path(given.detector)
             out.begin(sha256(file.read_bytes()).hexdigest(), detector.tpr)
         done = out.paths if out else set()
         paths = {path: why for path, why in files(given.image).items() if printable(path) not in done}

@@ -112,6 +112,7 @@ def test_paths_from_standard_input(asked, tmp_path, monkeypatch):
     ("args", "said"),
     [
         (["--batch-size", "0"], "expected at least 1 and 0"),
+        (["--resume"], "--resume: goes on with the file of --out"),
         (["--device", "nonsense"], "nonsense"),
         (["--tpr", "2"], "tpr=2.0: expected a share"),
         (["--out", "/proc/nothing/out.jsonl"], "could not be written"),
