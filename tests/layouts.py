@@ -62,13 +62,12 @@ def openood(root: Path, benchmark: str, groups: dict, ind: tuple[str, str], n: i
     lists.mkdir(parents=True, exist_ok=True)
     entries = {"ind": ind} | {name: entry for sets in groups.values() for name, entry in sets.items()}
     for name, (file, archive) in entries.items():
-        paths = names_of(archive, n)
+        paths = names_of(archive, 2 * n if name == "ind" else n)
         images = root / PUBLISHED[archive].folder.partition("/")[0]
-        if not (images / archive).exists():
-            save(images, paths)
-        lines = [f"{path} {label if name == 'ind' else -1}" for label, path in enumerate(paths)]
-        for part in ("test", "val", "train") if name == "ind" else ("test",):
-            (lists / file.replace("test", part)).write_text("\n".join(lines) + "\n")
+        save(images, [path for path in paths if not (images / path).exists()])
+        lines = [f"{path} {label % n if name == 'ind' else -1}" for label, path in enumerate(paths)]
+        for part in ("test", "val", "train") if name == "ind" else ("test",):  # the second half to calibrate and to fit on
+            (lists / file.replace("test", part)).write_text("\n".join(lines[:n] if part == "test" else lines[n:]) + "\n")
 
 
 def imagenet(root: Path, n: int = 4) -> Path:

@@ -22,6 +22,11 @@ from diffguard_pl.datamodules.digits import digits, photos
 from diffguard_pl.lines import Lines
 
 
+def interruptible() -> None:
+    """In a child: hear Ctrl-C, which what a script has started in the background ignores, and all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def asked(file, capsys):
     """Runs the command; returns its exit status, its lines and what it said."""
@@ -137,6 +142,7 @@ def test_interrupted_it_keeps_what_is_done_and_says_how_to_go_on(file, tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=interruptible,
     )
     until = time.monotonic() + 120
     while not (out.exists() and out.read_text().count("\n") > 8) and time.monotonic() < until:
@@ -352,6 +358,7 @@ def test_a_signal_to_the_whole_group_is_one_line(file, tmp_path, signum, wait):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=interruptible,
         start_new_session=True,
     )
     until = time.monotonic() + 120
