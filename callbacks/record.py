@@ -41,9 +41,7 @@ class RunRecord(SaveConfigCallback):
 
     def _write(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         folder = trainer.default_root_dir
-        detector = pl_module.detector
-        parts = {"classifier": detector.classifier, "backbone": detector.backbone, "discrepancies": detector.discrepancies}
-        weights = {name: found for name, part in parts.items() if (found := run.weights_hash(part))}
+        weights = run.weights_hashes(pl_module.detector)
         record = run.read_record(folder)
         data = trainer.datamodule.contents() if hasattr(trainer.datamodule, "contents") else {}  # type: ignore[attr-defined]
         _check_same(folder, record, weights, data)

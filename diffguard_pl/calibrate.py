@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
-from .calibration import Threshold, check_count
+from .calibration import Threshold, check_count, check_tpr
 from .callbacks import GracefulStop, RunProgress, ScoreWriter, ThroughputMonitor
 from .callbacks.pictures import class_names
 from .errors import InputError, choose
@@ -48,8 +48,7 @@ class CalibrateCLI(CLI):
             raise InputError("shard: a calibration needs all its images; give it more devices in place of shards")
         if self.out is not None:
             check_out(Path(self.out))
-        if not 0 < self.tpr < 1:
-            raise InputError(f"tpr={self.tpr}: expected a share above 0 and below 1, such as 0.95")
+        check_tpr(self.tpr)
         if self.config.model.oracle != "none":
             raise InputError(f"model.oracle={self.config.model.oracle}: a detector knows no true labels; set it to none")
         super().before_instantiate_classes()

@@ -49,10 +49,9 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     """
     from scipy.stats import beta, binom
 
-    scores = _lowest_for_nan(scores)
+    scores = lowest_for_nan(scores)
     n, alpha = len(scores), 1 - tpr
-    if not 0 < tpr < 1:
-        raise InputError(f"tpr={tpr}: expected a share above 0 and below 1, such as 0.95")
+    check_tpr(tpr)
     check_count(n, tpr)
     k = math.floor(alpha * (n + 1) + 1e-9)  # 0.05 * 220 is 10.999...
     tail = (1 - CONFIDENCE) / 2
@@ -72,6 +71,12 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     )
 
 
+def check_tpr(tpr: float) -> None:
+    """Raise an `InputError` unless it is a share that a threshold can be set for."""
+    if not 0 < tpr < 1:
+        raise InputError(f"tpr={tpr}: expected a share above 0 and below 1, such as 0.95")
+
+
 def check_count(images: int, tpr: float) -> None:
     """Raise an `InputError` where a threshold for this tpr takes more validation images."""
     least = math.ceil(1 / (1 - tpr) - 1e-9) - 1
@@ -85,7 +90,7 @@ def p_values(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Of an in-distribution image, P(p <= a) <= a for every a. A score is below ``threshold(reference, tpr).value`` just where
     p <= 1 - tpr, but for the rounding of 1 - tpr. NaN counts as lower than all others.
     """
-    ordered = np.sort(_lowest_for_nan(reference))
+    ordered = np.sort(lowest_for_nan(reference))
     return (1 + np.searchsorted(ordered, np.where(np.isnan(scores), -np.inf, scores), "right")) / (len(ordered) + 1)
 
 
@@ -115,7 +120,8 @@ def scale(reference: np.ndarray, scores: np.ndarray, by: By = "rank") -> np.ndar
     return np.where(above > 0, 1 - (1 - heights[-1]) / (1 + np.maximum(above, 0)), found)
 
 
-def _lowest_for_nan(scores: np.ndarray) -> np.ndarray:
+def lowest_for_nan(scores: np.ndarray) -> np.ndarray:
+    """Validation scores, those that are NaN below all others."""
     scores = np.asarray(scores, dtype=np.float64)
     if len(scores) == 0:
         raise InputError("there are no in-distribution validation scores to calibrate on")

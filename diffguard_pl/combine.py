@@ -4,12 +4,14 @@ Both are calibrated on in-distribution validation images, the data set that is c
 out-of-distribution image. They are functions of the scores of an image, so that a table and a page are made from a run's folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from .calibration import By, scale
 from .errors import InputError, choose
@@ -90,6 +92,10 @@ class Cascade:
         rank, low = scale(reference, scores), SURE * (1 - self.budget)
         return (rank >= low) & (rank <= low + self.budget) if 0 < self.budget < 1 else np.full(len(rank), self.budget == 1)
 
+    def gate(self, reference: np.ndarray) -> Callable[[Any], Tensor]:
+        """As :meth:`unsure`, of what a detector knows after its first stage: a :data:`~diffguard_pl.detector.Gate`."""
+        return lambda prediction: torch.from_numpy(self.unsure(reference, prediction.baselines[self.baseline].cpu().numpy()))
+
     def __call__(self, reference: Scores, scores: Scores, diffused: np.ndarray | None = None) -> np.ndarray:
         """The cascade's score [N].
 
@@ -133,15 +139,20 @@ class Combination:
         return cls(fusion, cascade, list(baselines))
 
     @classmethod
+    def of_settings(cls, settings: Mapping[str, Any] | None) -> "Combination":
+        """As :meth:`for_header` has written it."""
+        if not settings:
+            return cls()
+        fusion, cascade = settings["fusion"], settings["cascade"]
+        return cls(Fusion(**fusion) if fusion else None, Cascade(**cascade) if cascade else None, settings["baselines"])
+
+    @classmethod
     def of_header(cls, header: Header) -> "Combination":
         """As the scores of a run say."""
-        if not header.combination:
-            return cls()
-        fusion, cascade = header.combination["fusion"], header.combination["cascade"]
-        return cls(Fusion(**fusion) if fusion else None, Cascade(**cascade) if cascade else None, header.combination["baselines"])
+        return cls.of_settings(header.combination)
 
     def for_header(self) -> dict[str, Any] | None:
-        """What :meth:`of_header` reads; None of no combination."""
+        """What :meth:`of_settings` reads; None of no combination."""
         return asdict(self) if self else None
 
     def __bool__(self) -> bool:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import run
-from .calibration import Threshold, p_values, threshold
+from .calibration import Threshold, check_tpr, lowest_for_nan, p_values, threshold
 from .combine import CASCADE, Cascade, Combination, Fusion
 from .config import module_from
 from .datamodules.reading import read_image, reason, rgb, standard_transform, three_channels
-from .detector import Detection, DiffGuard, Gate, Prediction
+from .detector import Detection, DiffGuard, Gate
 from .errors import InputError, choose
 from .files import replacing
 from .registry import SHIPPED
@@ -142,8 +142,7 @@ class Detector:
         there = [*model.score_names, *self.combination.names]
         self.score = score or (self.combination.names[-1] if self.combination else there[0])
         choose("score", self.score, there)
-        if not 0 < tpr < 1:
-            raise InputError(f"tpr={tpr}: expected a share above 0 and below 1, such as 0.95")
+        check_tpr(tpr)
         self.tpr = tpr
         size = model.input_size
         defaults = {"image_size": size, "resize": size, "interpolation": "bilinear", "upright": False}
@@ -218,7 +217,7 @@ class Detector:
             reference = {name: values[ours] for name, values in scores.items()}
             deciding = self.combination(reference, {name: values[others] for name, values in scores.items()})[self.score]
         self.calibrated = threshold(deciding, self.tpr)
-        self.calibration, self.reference = np.sort(np.where(np.isnan(deciding), -np.inf, deciding)), reference
+        self.calibration, self.reference = np.sort(lowest_for_nan(deciding)), reference
         return self
 
     def with_tpr(self, tpr: float) -> "Detector":
@@ -279,7 +278,8 @@ class Detector:
             scores = {name: values.cpu().numpy().astype(np.float64) for name, values in detection.scores.items()}
             decisions = self._decisions(scores, detection.prediction.predicted.cpu(), detection.stop_index.cpu() >= 0)
             pictures = {"images": batch["image"], "reconstructions": detection.reconstructions, "unguided": detection.unguided}
-            yield batch, _with(decisions, **{name: None if part is None else part.cpu() for name, part in pictures.items()})
+            on_cpu: dict[str, Any] = {name: None if part is None else part.cpu() for name, part in pictures.items()}
+            yield batch, replace(decisions, **on_cpu)
 
     def prepare(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Tensor:
         """Images as of :meth:`predict` -> [N, 3, H, W] in [0, 1], of the model's input size.
@@ -320,7 +320,7 @@ class Detector:
             "precision": self.precision,
             "tf32": self.tf32,
             "class_names": self.class_names,
-            "weights": _hashes(self.model),
+            "weights": run.weights_hashes(self.model),
             "fitted": fitted,
             "about": {"made": run.now(), "versions": run.versions()} | self.about,
             "calibration": _with_null(self.calibration),
@@ -357,20 +357,16 @@ class Detector:
                     choose("setting that may be changed", name, list(run.FREE_OF_MODEL))
                 settings = _with_paths(content["model"], lambda path: _found(path, file.parent))
                 model = module_from(settings | changes).detector
-            combination = content["combination"] or {}
-            fusion = Fusion(**combination["fusion"]) if combination.get("fusion") else None
-            cascade = Cascade(**combination["cascade"]) if combination.get("cascade") else None
+            combination = Combination.of_settings(content["combination"])
             if content["fitted"]:
                 _load_fitted(file.with_name(content["fitted"]["file"]), content["fitted"]["sha256"], model)
             kept = [content[name] for name in ("preparation", "class_names", "precision", "tf32")]
-            detector = cls(model, content["score"], content["threshold"]["tpr"], fusion, cascade, *kept)
+            detector = cls(model, content["score"], content["threshold"]["tpr"], combination.fusion, combination.cascade, *kept)
             _check_weights(file, content["weights"], model)  # in the precision that they have now
             _check_method(file, content["method"], model)
             detector.settings, detector.about = content["model"], content["about"]
             detector.reference = {name: np.array(values, dtype=np.float64) for name, values in content["reference"].items()}
-            detector.calibration = np.sort(
-                np.where(np.isnan(of := np.array(content["calibration"], dtype=np.float64)), -np.inf, of)
-            )
+            detector.calibration = np.sort(lowest_for_nan(np.array(content["calibration"], dtype=np.float64)))
             detector.calibrated = threshold(detector.calibration, detector.tpr)
             if detector.calibrated.value != content["threshold"]["value"] or (
                 detector.is_combined and set(detector.reference) != set(model.score_names)
@@ -396,11 +392,7 @@ class Detector:
         if cascade is None or self.score != CASCADE:
             return None
 
-        def unsure(prediction: Prediction) -> Tensor:
-            scores = prediction.baselines[cascade.baseline].cpu().numpy()
-            return torch.from_numpy(cascade.unsure(self.reference[cascade.baseline], scores))
-
-        return unsure
+        return cascade.gate(self.reference[cascade.baseline])
 
     def _detected(self, batches: Iterable[Mapping[str, Any]], gate: Gate | None) -> Iterator[tuple[Any, Detection | None]]:
         stream = self.model.stream()
@@ -486,23 +478,14 @@ def _coloured(image: Tensor) -> Tensor:
     return three_channels(image)
 
 
-def _with(decisions: Decisions, **parts: Any) -> Decisions:
-    return Decisions(**{**vars(decisions), **parts})
-
-
 def _as_batch(batch: Any) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         return {"image": batch["image"]}
     return {"image": batch if isinstance(batch, Tensor) else batch[0]}
 
 
-def _hashes(model: DiffGuard) -> dict[str, str]:
-    parts = {"classifier": model.classifier, "backbone": model.backbone, "discrepancies": model.discrepancies}
-    return {name: found for name, part in parts.items() if (found := run.weights_hash(part))}
-
-
 def _check_weights(file: Path, expected: Mapping[str, str], model: DiffGuard) -> None:
-    found = _hashes(model)
+    found = run.weights_hashes(model)
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise InputError(

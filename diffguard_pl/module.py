@@ -296,13 +296,7 @@ class DiffGuardModule(pl.LightningModule):
                     found.append(self.detector.classify(batch["image"].to(self.device)).baselines[cascade.baseline].cpu())
         if not found:
             raise InputError(f"{CALIBRATION}: there are no images to calibrate the cascade on")
-        reference = torch.cat(found).numpy()
-
-        def unsure(prediction: Prediction) -> Tensor:
-            scores = prediction.baselines[cascade.baseline].cpu().numpy()
-            return torch.from_numpy(cascade.unsure(reference, scores))
-
-        return unsure
+        return cascade.gate(torch.cat(found).numpy())
 
     def _between_passes(self) -> None:
         for check in self.between_steps:

@@ -128,6 +128,12 @@ def weights_hash(module: nn.Module) -> str | None:
     return total.hexdigest()
 
 
+def weights_hashes(detector: Any) -> dict[str, str]:
+    """Of the parts of a :class:`~diffguard_pl.DiffGuard` that have weights, by name."""
+    parts = {"classifier": detector.classifier, "backbone": detector.backbone, "discrepancies": detector.discrepancies}
+    return {name: found for name, part in parts.items() if (found := weights_hash(part))}
+
+
 def slurm_job() -> str | None:
     """The SLURM job that this process is of; a requeued job keeps its number."""
     return os.environ.get("SLURM_JOB_ID")
