@@ -97,9 +97,9 @@ def p_values(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def scale(reference: np.ndarray, scores: np.ndarray, by: By = "rank") -> np.ndarray:
     """Scores [m] on a scale that scores of different kinds share, by in-distribution validation scores [n]; in their order.
 
-    ``zscore``: their mean 0 and standard deviation 1. ``rank``: the share of them that is lower, in (0, 1), from one to the next
-    on a straight line; beyond the lowest and the highest it approaches 0 and 1, so that no two scores become equal there.
-    Validation scores that are not finite are left out.
+    ``zscore``: their mean 0 and standard deviation 1. ``rank``: the share of them that is lower, from one to the next on a
+    straight line; beyond the lowest and the highest it approaches 0 and 1, so that no two scores become equal there (but by
+    rounding, very far out). Validation scores that are not finite are left out.
     """
     reference = np.asarray(reference, dtype=np.float64)
     reference = np.sort(reference[np.isfinite(reference)])
