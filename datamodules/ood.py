@@ -107,19 +107,23 @@ class OODDataModule(LightningDataModule):
         """What is run."""
         if not self.calibrates or (self.calibration is None and not self.only_calibration):
             return self.sources
-        if self.calibration is None:
-            raise InputError("data.calibration: not set; it is the source of in-distribution validation images")
+        calibration = self._calibration()
         if self.only_calibration:
-            return {CALIBRATION: self.calibration}
+            return {CALIBRATION: calibration}
         (ind, *ood) = self.sources.items()
-        if isinstance(ind[1], ImageFiles) and isinstance(self.calibration, ImageFiles):
-            shared = sorted(ind[1].files() & self.calibration.files())
+        if isinstance(ind[1], ImageFiles) and isinstance(calibration, ImageFiles):
+            shared = sorted(ind[1].files() & calibration.files())
             if shared:
                 raise InputError(
                     f"data.calibration: has {len(shared)} images of the in-distribution set {ind[0]}, such as {shared[0]}; figures "
                     "on images that were calibrated on would flatter"
                 )
-        return dict([ind, (CALIBRATION, self.calibration), *ood])
+        return dict([ind, (CALIBRATION, calibration), *ood])
+
+    def _calibration(self) -> Dataset:
+        if self.calibration is None:
+            raise InputError("data.calibration: not set; it is the source of in-distribution validation images")
+        return self.calibration
 
     def contents(self) -> dict[str, dict[str, Any]]:
         """Of each set how many images it has and, where it is a list of files, the SHA-256 of their paths and classes."""
@@ -137,9 +141,7 @@ class OODDataModule(LightningDataModule):
 
     def calibration_dataloader(self) -> DataLoader:
         """In-distribution validation images."""
-        if self.calibration is None:
-            raise InputError("data.calibration: not set; it is the source of in-distribution validation images")
-        return self._in_order(self.calibration, CALIBRATION, self.limit)
+        return self._in_order(self._calibration(), CALIBRATION, self.limit)
 
     def _in_order(self, source: Dataset, name: str, limit: int | None) -> DataLoader:
         data = spread(Prepared(source, self.transform, name, True), limit)

@@ -60,10 +60,11 @@ class PublishedList(ImageList):
         file: name of the list.
         archive: name in ``PUBLISHED``.
         follow_links: allow links that lead out of the root.
+        elsewhere: where to get the images if the archive, in whose folder they belong, does not have them.
     """
 
-    def __init__(self, root: str, benchmark: str, file: str, archive: str, follow_links: bool = False):
-        self.data_root, self.archive = Path(root).expanduser(), archive
+    def __init__(self, root: str, benchmark: str, file: str, archive: str, follow_links: bool = False, elsewhere: str = ""):
+        self.data_root, self.archive, self.elsewhere = Path(root).expanduser(), archive, elsewhere
         images = self.data_root / PUBLISHED[archive].folder.partition("/")[0]
         # DiffGuard's own instructions put ImageNet beside the folders of images, not into one
         beside = not (images / archive).exists() and (self.data_root / archive).exists()
@@ -128,9 +129,8 @@ class ImageNetOODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(IMAGENET))
         source = PublishedList(root, "imagenet", ind_list, "imagenet_1k", follow_links)
         ood = _published(root, "imagenet", IMAGENET[benchmark], follow_links)
-        fit, calibration = (
-            PublishedList(root, "imagenet", file, "imagenet_1k", follow_links) for file in (fit_list, calibration_list)
-        )
+        fit = PublishedList(root, "imagenet", fit_list, "imagenet_1k", follow_links, "https://image-net.org")
+        calibration = PublishedList(root, "imagenet", calibration_list, "imagenet_1k", follow_links)
         super().__init__({"imagenet": source}, ood, image_size, fit=fit, calibration=calibration, **settings)
 
 

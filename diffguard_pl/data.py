@@ -3,7 +3,8 @@
     python -m diffguard_pl.data check gdm            # counts what is there, names what is missing and says where to get it
     python -m diffguard_pl.data prepare gdm          # downloads what OpenOOD publishes
 
-Settings of ``data`` may follow: ``--data.root /datasets --data.only [species]``.
+Settings of ``data`` may follow: ``--data.root /datasets --data.only [species]``. ``--calibration`` and ``--fit`` add the images to
+calibrate on, and those that baselines are fitted to.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from .errors import InputError
 
 NAMED = 3
 """How many missing files of a set are named."""
+MORE = {"calibration": "in-distribution validation images to calibrate on", "fit": "training images that baselines are fitted to"}
+"""Sources of a data module that a plain run does without: how its ``data`` names them, and what they are."""
 
 
 class Holding(NamedTuple):
@@ -50,10 +53,12 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m diffguard_pl.data", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("action", choices=["check", "prepare"])
     parser.add_argument("config", nargs="+", help="path or name of a config; a later one overrides")
+    for more, what in MORE.items():
+        parser.add_argument(f"--{more}", action="store_true", help=f"look for {what}, too")
     given, settings = parser.parse_known_args(args)
     try:
         data: Any = load_data(given.config, settings)
-        sources = getattr(data, "sources", None) or data.datasets()
+        sources = (getattr(data, "sources", None) or data.datasets()) | _more(data, [name for name in MORE if vars(given)[name]])
         if given.action == "prepare":
             prepare(sources)
         holdings = {name: holding(source) for name, source in track(sources.items(), "looking", transient=True)}
@@ -64,6 +69,14 @@ def main(args: list[str] | None = None) -> None:
     report(" ".join([*given.config, *settings]), sources, holdings, getattr(data, "groups", {}))
     if not all(found.complete for found in holdings.values()):
         sys.exit(1)
+
+
+def _more(data: Any, names: list[str]) -> dict[str, Any]:
+    """Sources beside those of a plain run."""
+    for name in names:
+        if getattr(data, name, None) is None:
+            raise InputError(f"--{name}: {type(data).__name__} is given no data.{name}, the source of {MORE[name]}")
+    return {f"data.{name}": getattr(data, name) for name in names}
 
 
 def holding(source: Any) -> Holding:
@@ -104,7 +117,9 @@ def where(config: str, source: Any) -> str:
     """Where to get the images of a source."""
     if isinstance(source, PublishedList):
         links = [] if source.file.exists() else [("image lists", IMAGE_LISTS)]
-        links += [(source.archive, PUBLISHED[source.archive])]
+        links += [] if source.elsewhere else [(source.archive, PUBLISHED[source.archive])]
+        if not links:
+            return f"get it from {source.elsewhere} -> {source.root / source.archive}"
         by_hand = "; ".join(f"{name}: {browser_link(part)} -> {source.data_root / part.folder}" for name, part in links)
         return f"get it: python -m diffguard_pl.data prepare {config}; or by hand, {by_hand}"
     return f"put the images into {source.root}" if isinstance(source, ImageFiles) else "see the documentation of the data set"
@@ -122,9 +137,9 @@ def prepare(sources: dict[str, Any]) -> None:
         raise InputError("none of these data sets is published by OpenOOD; `check` says what each one needs")
     if any(not source.file.exists() for source in published):
         _get("benchmark_imglist", IMAGE_LISTS, published[0].data_root)
-    for archive, source in {source.archive: source for source in published}.items():
-        if not holding(source).complete:
-            _get(archive, PUBLISHED[archive], source.data_root)
+    lacking = [source for source in published if not source.elsewhere and not holding(source).complete]
+    for archive, source in {source.archive: source for source in lacking}.items():
+        _get(archive, PUBLISHED[archive], source.data_root)
 
 
 def _get(name: str, published: PublishedSet, root: Path) -> None:

@@ -440,6 +440,24 @@ def test_check_of_sets_of_ones_own(config, capsys):
         data_command.main(["prepare", str(config)])
 
 
+def test_check_of_images_to_calibrate_and_to_fit_on_is_asked_for(root, tmp_path, capsys):
+    data_command.main(["check", "gdm", "--calibration", "--data.root", str(root)])
+    said = capsys.readouterr().out
+    assert "data.calibration" in said
+    assert "data.fit" not in said
+
+    layouts.imagenet(tmp_path)
+    for name in (tmp_path / "benchmark_imglist" / "imagenet" / "train_imagenet.txt").read_text().splitlines():
+        (tmp_path / "images_largescale" / name.split()[0]).unlink()
+    with pytest.raises(SystemExit):
+        data_command.main(["check", "gdm", "--fit", "--data.root", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "data.fit: missing" in said
+    assert f"get it from https://image-net.org -> {tmp_path / 'images_largescale' / 'imagenet_1k'}" in said
+    with pytest.raises(SystemExit, match=r"--fit: DigitsDataModule is given no data.fit, the source of training images"):
+        data_command.main(["check", "digits_ldm", "--fit"])
+
+
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
     """A server with OpenOOD's archives; yields what was asked of it."""
@@ -492,6 +510,17 @@ def test_prepare_downloads_what_is_missing_and_nothing_else(drive, tmp_path, cap
     (target / "images_largescale" / layouts.names_of("species_sub", 1)[0]).unlink()
     data_command.main(["prepare", "gdm", "--data.root", str(target)])
     assert set(drive) == {PUBLISHED["species_sub"].drive}
+
+    drive.clear()
+    (target / "images_largescale" / training_image(target)).unlink()
+    with pytest.raises(SystemExit):  # OpenOOD does not publish it
+        data_command.main(["prepare", "gdm", "--fit", "--data.root", str(target)])
+    assert not drive
+
+
+def training_image(root: Path) -> str:
+    """The first one of OpenOOD's list."""
+    return (root / "benchmark_imglist" / "imagenet" / "train_imagenet.txt").read_text().split()[0]
 
 
 def test_prepare_refuses_an_archive_that_is_not_what_it_was(drive, tmp_path):
