@@ -13,6 +13,7 @@ detector and tpr, which ``.OUT.detector`` beside it says.
 import argparse
 import math
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:  # torch and Lightning take seconds; they are imported when th
 __all__ = ["COLUMNS", "REJECTED", "Files", "described", "files", "main", "score"]
 UNREADABLE, REJECTED = 3, 4
 """Exit statuses: some images could not be read; with ``--fail-on-ood``, one was rejected."""
+MOMENT, PART = 0.05, 1 << 20
+"""Paths on the standard input are taken together that come within so many seconds of each other, up to so many bytes."""
 
 
 class Files:
@@ -93,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "image",
         nargs="+",
-        help="an image, a folder of images, or - for paths on the standard input, which is read to its end first",
+        help="an image, a folder of images, or - for paths on the standard input, which are decided on as they come",
     )
     parser.add_argument("--detector", required=True, metavar="FILE", help="that python -m diffguard_pl.calibrate has written")
     parser.add_argument(
@@ -130,21 +134,25 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
             file = shipped(given.detector) or Path(given.detector)
             out.begin(sha256(file.read_bytes()).hexdigest(), detector.tpr)
         done = out.paths if out else set()
-        paths = {path: why for path, why in files(given.image).items() if printable(path) not in done}
-        rejected, broken = (out.rejected, out.broken) if out else (0, 0)
-        tick = opened.enter_context(_progress(len(paths)))
+        rejected, broken, decided, known = out.rejected if out else 0, out.broken if out else 0, 0, 0
+        tell = opened.enter_context(_progress())
         draw = _drawing(given.pictures) if given.pictures else None
-        for batch, decisions in detector.decide(_batches(detector, paths, given)):
-            lines = described(batch, decisions)
-            if draw and decisions is not None:
-                draw(lines, batch, decisions)
-            for line in lines.values():
-                out.write(line) if out else print(as_json(line), flush=True)
-                rejected += line.get("decision") == "reject"
-                broken += "error" in line
-            tick(len(lines))
+        for part in files(given.image):
+            paths = {path: why for path, why in part.items() if printable(path) not in done}
+            known += len(paths)
+            tell(decided, known)
+            for batch, decisions in detector.decide(_batches(detector, paths, given)):
+                lines = described(batch, decisions)
+                if draw and decisions is not None:
+                    draw(lines, batch, decisions)
+                for line in lines.values():
+                    out.write(line) if out else print(as_json(line), flush=True)
+                    rejected += line.get("decision") == "reject"
+                    broken += "error" in line
+                decided += len(lines)
+                tell(decided, known)
     print(
-        f"{len(done) + len(paths) - rejected - broken} accepted, {rejected} rejected"
+        f"{len(done) + decided - rejected - broken} accepted, {rejected} rejected"
         + (f", {broken} could not be read" if broken else "")
         + (f"; {len(done)} of them before" if done else ""),
         file=sys.stderr,
@@ -152,35 +160,62 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
     return rejected, broken
 
 
-def files(given: Sequence[str]) -> dict[str, str | None]:
+def files(given: Sequence[str]) -> Iterator[dict[str, str | None]]:
     """Paths of images: those given, of folders all in them, and for ``-`` those on the standard input; each once, in order.
 
-    Returns:
-        Of each path, why it cannot be read, where that is known: a folder without images.
+    Yields:
+        Of each path, why it cannot be read, where that is known: a folder without images. All in one part, but for the standard
+        input: a part is what has come by the time that it is asked for.
 
     Raises:
         InputError: no image at all.
     """
     from .datamodules.sources import ImageDirectory
 
-    found: dict[str, str | None] = {}
+    found: set[str] = set()
+    part: dict[str, str | None] = {}
+    why_not = "there are no images to score"
     for name in given:
         if name == "-":
-            if sys.stdin is None:
-                raise InputError("-: the standard input is closed; give it the paths of images, one a line")
-            found |= {os.fsdecode(line): None for line in (line.rstrip(b"\r\n") for line in sys.stdin.buffer) if line.strip()}
+            for lines in chain([[]], arriving()):  # what was given before it is not to wait
+                part |= {path: None for path in map(os.fsdecode, lines) if path not in found}
+                yield part
+                found |= part.keys()
+                part = {}
         elif os.path.isdir(name):  # of a name that no file can have, too
             try:
-                found |= {str(Path(name) / entry.path): None for entry in ImageDirectory(name, follow_links=True).entries}
+                entries = ImageDirectory(name, follow_links=True).entries
+                part |= {path: None for path in (str(Path(name) / entry.path) for entry in entries) if path not in found}
             except InputError as error:
-                found[name] = str(error)
-        else:
-            found[name] = None
-    if not found:
-        raise InputError("there are no images to score")
-    if all(found.values()):
-        raise InputError(str(next(iter(found.values()))))
-    return found
+                part[name] = why_not = str(error)
+        elif name not in found:
+            part[name] = None
+    if not found and all(part.values()):
+        raise InputError(why_not)
+    yield part
+
+
+def arriving() -> Iterator[list[bytes]]:
+    """Lines of the standard input that are not empty, as many at a time as are there: a pipe that waits keeps none of them."""
+    try:
+        source = sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError) as error:
+        raise InputError("-: the standard input is closed; give it the paths of images, one a line") from error
+    read, rest, ended = b"", b"", False
+    while not ended:
+        while select.select([source], [], [], MOMENT if read else None)[0]:
+            more = os.read(source, 1 << 16)
+            read, ended = read + more, not more
+            if ended or len(read) > PART:
+                break
+        whole, _, rest = (rest + read, b"", b"") if ended else (rest + read).rpartition(b"\n")
+        read = b""
+        if len(rest) > PART:
+            raise InputError(
+                f"-: the standard input has a line of more than {PART:,} bytes; give it the paths of images, one a line"
+            )
+        if lines := [line for line in (line.rstrip(b"\r") for line in whole.split(b"\n")) if line.strip()]:
+            yield lines
 
 
 def described(batch: Mapping[str, Any], decisions: "Decisions | None") -> dict[int, dict[str, Any]]:
@@ -273,32 +308,27 @@ def _picture_name(path: str) -> str:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A function to call with how many images are done: a bar on a terminal, a line every half minute elsewhere."""
+def _progress() -> Iterator[Any]:
+    """A function to call with how many images are done and how many are known of: a bar, or a line every half minute in a log."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    began, done, told = time.monotonic(), 0, time.monotonic()
+    began = told = time.monotonic()
     console = Console(stderr=True)
-
-    def rate() -> str:
-        per_second = done / max(time.monotonic() - began, 1e-9)
-        left = f", {(total - done) / per_second:.0f} s left" if per_second else ""
-        return f"{per_second:.1f} images/s{left}"
-
     columns = (TextColumn("scoring"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, console=console, expand=True, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, rate="")
+        task = bar.add_task("", total=None, rate="")
 
-        def tick(count: int) -> None:
-            nonlocal done, told
-            done += count
-            bar.update(task, completed=done, rate=rate())
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            per_second = done / max(time.monotonic() - began, 1e-9)
+            rate = f"{per_second:.1f} images/s" + (f", {(total - done) / per_second:.0f} s left" if per_second else "")
+            bar.update(task, completed=done, total=total, rate=rate)
             if not console.is_terminal and time.monotonic() - told >= 30:
                 told = time.monotonic()
-                print(f"{done}/{total} images, {rate()}", file=sys.stderr, flush=True)
+                print(f"{done}/{total} images, {rate}", file=sys.stderr, flush=True)
 
-        yield tick
+        yield tell
 
 
 if __name__ == "__main__":

@@ -109,8 +109,31 @@ def test_json_lines_go_on_too(asked, tmp_path):
 
 def test_paths_from_standard_input(asked, tmp_path, monkeypatch):
     paths = saved(digits("test").images[:2], tmp_path, "digit")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\r\n".join(paths).encode() + b"\r\n\r\n")))
-    assert [line["path"] for line in asked("-")[1]] == paths
+    given = tmp_path / "paths"
+    given.write_bytes("\r\n".join([paths[0], *paths]).encode())
+    with given.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert [line["path"] for line in asked("-")[1]] == paths
+    given.write_bytes(bytes(1 << 21))
+    for source, said in ((given, "a line of more than 1,048,576 bytes"), (Path(os.devnull), "there are no images to score")):
+        with source.open() as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            status, lines, message = asked("-")
+        assert (status, lines, said in message) == (1, [], True)
+
+
+def test_paths_that_come_one_by_one_are_decided_one_by_one(file, tmp_path):
+    paths = saved(digits("test").images[:4], tmp_path, "digit")
+    command = [sys.executable, "-m", "diffguard_pl.score", "--detector", str(file), paths[0], "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as running:
+        assert json.loads(running.stdout.readline())["path"] == paths[0]
+        for path in paths[1:]:
+            running.stdin.write(f"{paths[0]}\n{path}\n".encode())
+            assert json.loads(running.stdout.readline())["path"] == path
+        running.stdin.close()
+        assert running.wait(timeout=60) == 0
+        assert b"0 rejected" in running.stderr.read()
+        assert not running.stdout.read()
 
 
 @pytest.mark.parametrize(
