@@ -111,13 +111,7 @@ class OODDataModule(LightningDataModule):
         if self.only_calibration:
             return {CALIBRATION: calibration}
         (ind, *ood) = self.sources.items()
-        if isinstance(ind[1], ImageFiles) and isinstance(calibration, ImageFiles):
-            shared = sorted(ind[1].files() & calibration.files())
-            if shared:
-                raise InputError(
-                    f"data.calibration: has {len(shared)} images of the in-distribution set {ind[0]}, such as {shared[0]}; figures "
-                    "on images that were calibrated on would flatter"
-                )
+        _check_apart(calibration, ind[1], "data.calibration", f"the in-distribution set {ind[0]}", "calibrated on would flatter")
         return dict([ind, (CALIBRATION, calibration), *ood])
 
     def _calibration(self) -> Dataset:
@@ -133,11 +127,16 @@ class OODDataModule(LightningDataModule):
         """What the training images are; None where they are no list of files, and may be anything."""
         if not isinstance(self.fit, ImageFiles):
             return None
-        return _contents(self.fit) | {"root": str(self.fit.root), "limit": self.fit_limit} | self.preparation
+        prepared = self.preparation | {"upright": bool(getattr(self.fit, "upright", False))}
+        return _contents(self.fit) | {"root": str(self.fit.root), "limit": self.fit_limit} | prepared
 
     def fit_dataloader(self) -> DataLoader | None:
         """Training images, for baselines that are fitted."""
-        return None if self.fit is None else self._in_order(self.fit, "fit", self.fit_limit)
+        if self.fit is None:
+            return None
+        for name, source in [(self.ind_name, self.sources[self.ind_name])] + [(CALIBRATION, self.calibration)] * self.calibrates:
+            _check_apart(self.fit, source, "data.fit", f"the set {name}", "fitted to would flatter")
+        return self._in_order(self.fit, "fit", self.fit_limit)
 
     def calibration_dataloader(self) -> DataLoader:
         """In-distribution validation images."""
@@ -172,6 +171,12 @@ class OODDataModule(LightningDataModule):
             said = f"{list(self._sources())[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}"
             return batch | {"refused": said}  # whoever computes ends the run, when the images before it have their scores
         return batch
+
+
+def _check_apart(source: Dataset, other: Dataset | None, name: str, whose: str, why: str) -> None:
+    """Raise an `InputError` where two lists of files have some in common."""
+    if isinstance(source, ImageFiles) and isinstance(other, ImageFiles) and (shared := sorted(source.files() & other.files())):
+        raise InputError(f"{name}: has {len(shared)} images of {whose}, such as {shared[0]}; figures on images that were {why}")
 
 
 def _contents(source: Dataset) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import operator
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffguard_pl.errors import choose
 
+Image.init()
+FORMATS = tuple(
+    kind for kind in ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP") if kind in Image.OPEN
+)
+"""Pillow reads more, some of it by running programs, whatever a file is called. An old Pillow has no AVIF."""
 INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
 
@@ -30,13 +36,15 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
         upright: turn it as its EXIF orientation says.
 
     Raises:
-        OSError: missing, truncated, or not an image.
+        OSError: missing, truncated, not an image, or of a format that is not among ``FORMATS``.
         Image.DecompressionBombWarning: more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million), found before they are decoded.
     """
+    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):  # to open a pipe may take for ever
+        raise OSError("is no regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             image.load()
             return rgb(ImageOps.exif_transpose(image) if upright else image)
 

@@ -49,8 +49,8 @@ class ImageFiles(Dataset, ABC):
 
     def files(self) -> set[str]:
         """Where the images are."""
-        root = self._real_root
-        return {str(root / entry.path) for entry in self.entries}
+        root = str(self._real_root)
+        return {os.path.normpath(os.path.join(root, entry.path)) for entry in self.entries}
 
     def path_of(self, index: int) -> str:
         """Path of an image below the root."""

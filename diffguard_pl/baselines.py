@@ -159,14 +159,15 @@ class Baselines(nn.Module):
                 f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.fit, or call DiffGuard.fit"
             )
         scores = {}
-        for name in self.names:
-            if name == "odin":  # its passes are in the precision of all others
-                scores[name] = odin(self._classifier[0], images, **self.hyperparameters[name])
-                continue
-            with torch.autocast(view.logits.device.type, enabled=False), _without_tf32():
-                scores[name] = getattr(self, f"_{name}")(
-                    view.logits.float(), view.features.float(), **self.hyperparameters[name]
-                ).float()
+        with torch.autocast(view.logits.device.type, enabled=False):
+            for name in self.names:
+                if name == "odin":  # of its two passes, TF32 is as of all others
+                    scores[name] = odin(self._classifier[0], images, **self.hyperparameters[name])
+                    continue
+                with _without_tf32():
+                    scores[name] = getattr(self, f"_{name}")(
+                        view.logits.float(), view.features.float(), **self.hyperparameters[name]
+                    ).float()
         return scores
 
     @torch.no_grad()

@@ -121,6 +121,8 @@ def _write(cli: CalibrateCLI) -> None:
         "accuracy": None if module.ind_accuracy != module.ind_accuracy else module.ind_accuracy,
         "images": {"scored": len(scored), "left_out": left_out} | contents.get(CALIBRATION, {}),
     }
+    if cli.out is not None and Path(cli.out).exists():  # somebody else's, since it began
+        raise InputError(f"--out {cli.out}: is there by now; give another name, and --resume {cli.folder}")
     file = detector.save(cli.out or Path(cli.folder) / FILE)
     assert detector.calibrated is not None
     print("\n".join(described(detector.score, detector.calibrated)))

@@ -44,7 +44,9 @@ class Fusion:
             raise InputError(f"fusion.scores={list(self.scores)}: expected two names or more, each once")
         if self.by not in ("rank", "zscore"):
             choose("fusion.by", self.by, ["rank", "zscore"])
-        if self.weights is not None and (len(self.weights) != len(self.scores) or min(self.weights) < 0 or not sum(self.weights)):
+        weights = np.asarray(self.weights or [], dtype=np.float64)
+        right = len(weights) == len(self.scores) and np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
+        if self.weights is not None and not right:
             raise InputError(
                 f"fusion.weights={list(self.weights)}: expected {len(self.scores)}, one a score, none below 0, not all 0"
             )
@@ -68,7 +70,8 @@ class Cascade:
     Sure is what ranks low or high among in-distribution images: below ``SURE (1 - budget)`` an image is rejected, above that plus
     the budget it is accepted, both by the baseline's rank; between them the rank of the other score takes its place. So the
     budget is the share of *in-distribution* images that is diffused, and how many out-of-distribution images are, depends on how
-    sure the baseline is of them. With budget 0 it is the baseline, with 1 the other score.
+    sure the baseline is of them. With budget 0 it is the baseline, with 1 the other score. Images whose baseline scores are equal,
+    as those of a saturated softmax are, are diffused all or none, so where many are the share is another than the budget.
 
     Attributes:
         baseline: name of the classifier's score.

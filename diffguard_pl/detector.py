@@ -6,6 +6,7 @@ detection.labels, detection.reconstructions, detection.scores["features"]
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -264,9 +265,7 @@ class DiffGuard(nn.Module):
             view, cam = self.classifier.view_with_cam(images, labels)
         predicted = view.logits.argmax(dim=1)
         chosen = predicted if labels is None else torch.where(labels < 0, predicted, labels)
-        with torch.autocast(images.device.type, enabled=False):
-            baselines = self.baselines(view, images)
-        return Prediction(view, predicted, chosen, cam, baselines)
+        return Prediction(view, predicted, chosen, cam, self.baselines(view, images))
 
     def fit(self, loader: Iterable[Any]) -> None:
         """Fit the baselines that need it, to the features of in-distribution training images.
@@ -541,17 +540,26 @@ def _with_gaps(found: Detection | None, images: Tensor, prediction: Prediction, 
 
 
 def training_features(classifier: Classifier, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [N, D], logits [N, classes] and labels [N] of a loader's images, on the CPU."""
+    """Features [N, D], logits [N, classes] and labels [N] of a loader's images, on the CPU.
+
+    Raises:
+        InputError: there are none.
+    """
     device = classifier.mean.device
     views, labels = [], []
+    broken: list[Mapping[str, Any]] = []
     for batch in loader:
+        broken += batch.get("broken", ()) if isinstance(batch, Mapping) else ()
         image, label = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
         if len(image):
             view = classifier.view(image.to(device))
             views.append((view.features.cpu(), view.logits.cpu()))
             labels.append(torch.as_tensor(label))
+    why = f" ({len(broken)} could not be read, such as {broken[0]['path']}: {broken[0]['error']})" if broken else ""
     if not views:
-        raise InputError("fit: there are no images to fit the baselines on")
+        raise InputError(f"fit: there are no images to fit the baselines on{why}")
+    if broken:
+        warnings.warn(f"baselines are fitted without some training images{why}", stacklevel=2)
     return torch.cat([f for f, _ in views]), torch.cat([z for _, z in views]), torch.cat(labels)
 
 

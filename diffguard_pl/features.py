@@ -1,11 +1,16 @@
 """Features of training images, which baselines are fitted to: computed once, and kept for runs with this classifier and data."""
 
 import json
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 
@@ -40,13 +45,42 @@ def fit(detector: DiffGuard, data: Any, precision: str, first_rank: bool, wait_f
         return
     path = cache_folder() / "features" / f"{key(detector.classifier, contents, precision)}.safetensors"
     if first_rank and not path.is_file():
-        shown = track(loader, "fitting baselines", disable=False, transient=True)
-        features, logits, labels = training_features(detector.classifier, shown)
-        with replacing(path) as unfinished:
-            save_file({"features": features, "logits": logits, "labels": labels}, unfinished)
+        with _alone(path):  # jobs of an array begin together
+            if not path.is_file():
+                shown = track(loader, "fitting baselines", disable=False, transient=True)
+                features, logits, labels = training_features(detector.classifier, shown)
+                with replacing(path) as unfinished:
+                    save_file({"features": features, "logits": logits, "labels": labels}, unfinished)
     wait_for_others()
+    if not path.is_file():
+        raise InputError(
+            f"{path}: the features that rank 0 has kept are not here; set DIFFGUARD_CACHE to a folder that all nodes share"
+        )
     kept = load_file(path)
+    total = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
+    if first_rank and (lacking := total - len(kept["labels"])) > 0:
+        said = f"{path}: is without {lacking} of {total} training images, which could not be read; remove it once they can be"
+        warnings.warn(said, stacklevel=2)
     detector.baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process is in here with this file."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print("another process is computing the features of these training images; waiting for it", flush=True)
+            lock.acquire()
+    except OSError as error:
+        raise InputError(f"{lock.lock_file}: could not be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str:
@@ -60,6 +94,8 @@ def key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str
     seen = {name: getattr(classifier, name) for name in ("input_size", "crop", "interpolation", "heads", "cam_layer")}
     seen |= {"mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist()}
     dtype = str(next(iter(classifier.model.parameters()), torch.zeros(0)).dtype)
-    what = {"version": VERSION, "weights": weights_hash(classifier), "seen": seen, "contents": contents}
-    what |= {"model": type(classifier.model).__qualname__, "precision": precision, "dtype": dtype}
+    what: dict[str, Any] = {"version": VERSION, "weights": weights_hash(classifier), "seen": seen, "contents": contents}
+    layers = re.sub("0x[0-9a-f]+", "", repr(classifier.model))  # addresses are another each time
+    what |= {"model": f"{type(classifier.model).__module__}\n{layers}", "precision": precision, "dtype": dtype}
+    what |= {"tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]}
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,6 +1,7 @@
 """Results on disk are whole or not there."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written, for a full disk say.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")  # no other writer's
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished

@@ -10,9 +10,10 @@ pytorch-ood's detectors; the features of an image are its scores, in the order o
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +35,13 @@ from .files import replacing
 from .registry import SHIPPED
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
+COMPUTING = threading.RLock()
+"""Threads take turns: hooks on a network and the flags of float32 products are of the whole process."""
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Precisions, by Lightning's names, in which the networks compute; float32 is any other."""
 PRECISIONS = ["32-true", *HALF]
+AT_A_TIME = 64
+"""Images that the classifier is given at once, of any number that are to be decided on."""
 ImageLike = Tensor | np.ndarray | Image.Image | str | Path
 """One image: PIL, a path, an array [H, W, 3] or [H, W], or a tensor [3, H, W], [1, H, W] or [H, W]; uint8, or floats in [0, 1]."""
 
@@ -108,13 +113,14 @@ class Decisions:
 
 
 class Detector:
-    """Accepts or rejects images.
+    """Accepts or rejects images. Threads may share it, and take turns at the networks.
 
     Args:
         model: DiffGuard, with its baselines fitted if they need it.
         score: that decides; none: the cascade if there is one, else the fusion if there is one, else the first discrepancy.
         tpr: share of in-distribution images that are to be accepted.
-        fusion, cascade: scores that are made of others; a cascade does not diffuse what the baseline is sure of.
+        fusion, cascade: scores that are made of others; a cascade does not diffuse what the baseline is sure of, whatever its
+            ``skip`` says.
         preparation: of images of other sizes: ``resize``, ``image_size``, ``interpolation`` and ``upright`` as of the data modules;
             none: the short side is resized to the model's input size, and the centre cropped.
         class_names: of the labels; none: the classifier's own, if it has any.
@@ -138,6 +144,8 @@ class Detector:
         tf32: bool = False,
     ):
         self.model = model.eval()
+        if cascade:  # of a run: in it, what is NaN was skipped. Here every image, of the calibration too, is scored by one rule
+            cascade = replace(cascade, skip=False)
         self.combination = Combination.checked(fusion, cascade, model.discrepancies.names, model.baselines.names)
         there = [*model.score_names, *self.combination.names]
         self.score = score or (self.combination.names[-1] if self.combination else there[0])
@@ -202,6 +210,12 @@ class Detector:
             raise InputError("fit: there are no images to calibrate on")
         return self.fit_features(torch.cat(found))
 
+    def fit_baselines(self, loader: Iterable[Any]) -> "Detector":
+        """Fit baselines that need it to the classifier's training images, see :meth:`diffguard_pl.DiffGuard.fit`."""
+        with self._arithmetic():
+            self.model.fit(loader)
+        return self
+
     def fit_features(self, features: Tensor) -> "Detector":
         """Set the threshold from scores that are known.
 
@@ -236,10 +250,8 @@ class Detector:
             InputError: one of them cannot be read, or the detector is not calibrated.
         """
         self._calibrated()
-        batch = {"image": self.prepare(images)}
-        ((_, decisions),) = self.decide([batch])
-        assert decisions is not None
-        return decisions
+        parts = self.prepare(images).split(AT_A_TIME)
+        return _joined([found for _, found in self.decide({"image": part} for part in parts) if found is not None])
 
     def predict_features(self, features: Tensor) -> Decisions:
         """Decide by scores that are known.
@@ -257,9 +269,8 @@ class Detector:
 
     def features(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Tensor:
         """Scores [N, K] of images, in the order of ``score_names``, on the CPU; all images are diffused."""
-        ((_, detection),) = self._detected([{"image": self.prepare(images)}], None)
-        assert detection is not None
-        return self._features(detection)
+        parts = ({"image": part} for part in self.prepare(images).split(AT_A_TIME))
+        return torch.cat([self._features(detection) for _, detection in self._detected(parts, None) if detection])
 
     def decide(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Decisions | None]]:
         """Decide on batches of images, in their order; the diffusion model's batch is filled across their boundaries.
@@ -323,8 +334,8 @@ class Detector:
             "weights": run.weights_hashes(self.model),
             "fitted": fitted,
             "about": {"made": run.now(), "versions": run.versions()} | self.about,
-            "calibration": _with_null(self.calibration),
-            "reference": {name: _with_null(values) for name, values in self.reference.items()},
+            "calibration": _for_json(self.calibration),
+            "reference": {name: _for_json(values) for name, values in self.reference.items()},
         }
         with replacing(file) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -374,7 +385,7 @@ class Detector:
                 raise KeyError("its threshold is not that of its scores")
         except InputError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"{file}: damaged, or of another version of diffguard_pl ({type(error).__name__}: {error})") from error
         try:
             return detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -410,13 +421,14 @@ class Detector:
         """That of the calibration, whatever the caller has set."""
         mixed, half = self.precision.endswith("-mixed"), HALF.get(self.precision)
         products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = products.allow_tf32, convolutions.allow_tf32
-        products.allow_tf32 = convolutions.allow_tf32 = self.tf32
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, half if mixed else None, enabled=mixed):
-                yield
-        finally:
-            products.allow_tf32, convolutions.allow_tf32 = before
+        with COMPUTING:
+            before = products.allow_tf32, convolutions.allow_tf32
+            products.allow_tf32 = convolutions.allow_tf32 = self.tf32
+            try:
+                with torch.no_grad(), torch.autocast(self.device.type, half if mixed else None, enabled=mixed):
+                    yield
+            finally:
+                products.allow_tf32, convolutions.allow_tf32 = before
 
     def _features(self, detection: Detection) -> Tensor:
         return torch.stack([detection.scores[name].float().cpu() for name in self.score_names], dim=1)
@@ -461,6 +473,19 @@ class Detector:
         if tensor.ndim != 3 or len(tensor) != 3:
             raise InputError(f"{where}: is {list(tensor.shape)}, expected [3, H, W]")
         return tensor
+
+
+def _joined(parts: Sequence[Decisions]) -> Decisions:
+    """Of one detector, on images after each other."""
+
+    def joined(name: str) -> Any:
+        of = [getattr(part, name) for part in parts]
+        if isinstance(of[0], Tensor):
+            return torch.cat(of)
+        return [one for part in of for one in part] if isinstance(of[0], list) else of[0]
+
+    scores = {name: torch.cat([part.all_scores[name] for part in parts]) for name in parts[0].all_scores}
+    return replace(parts[0], **{entry.name: joined(entry.name) for entry in fields(Decisions)} | {"all_scores": scores})
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
@@ -558,8 +583,9 @@ def _found(path: Path, folder: Path) -> str:
     return str(beside if beside.exists() and not path.exists() else path)
 
 
-def _with_null(values: np.ndarray) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+def _for_json(values: np.ndarray) -> list[float | str | None]:
+    """NaN and -inf, which both are below all others, as null; inf as the word."""
+    return [value if math.isfinite(value) else "inf" if value > 0 else None for value in values.tolist()]
 
 
 def _load_fitted(file: Path, expected: str, model: DiffGuard) -> None:

@@ -8,6 +8,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -100,7 +101,9 @@ class Lines:
         """Of the file itself: the system gives it back however the process ends, and nothing is left beside."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            if not os.path.samestat(os.fstat(self.file.fileno()), self.out.stat()):
+                raise BlockingIOError  # who had it has taken it away
+        except (BlockingIOError, FileNotFoundError) as error:
             self.is_new = False
             raise InputError(f"{self.out}: another process is writing it; wait for it, or give another name") from error
         except OSError as error:

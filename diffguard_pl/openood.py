@@ -89,7 +89,7 @@ class DiffGuardPostprocessor:
         self._check(net, next(iter(id_loader_dict["val"]))["data"])
         baselines = self.detector.model.baselines
         if baselines.needs_fit and not baselines.fitted:
-            self.detector.model.fit(self._batches(id_loader_dict["train"]))
+            self.detector.fit_baselines(self._batches(id_loader_dict["train"]))
         if self.detector.calibrated is None:
             self.detector.fit(self._batches(id_loader_dict["val"]))
 

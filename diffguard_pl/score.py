@@ -36,7 +36,7 @@ __all__ = ["COLUMNS", "REJECTED", "Files", "described", "files", "main", "score"
 UNREADABLE, REJECTED = 3, 4
 """Exit statuses: some images could not be read; with ``--fail-on-ood``, one was rejected."""
 MOMENT, PART = 0.05, 1 << 20
-"""Paths on the standard input are taken together that come within so many seconds of each other, up to so many bytes."""
+"""Paths on the standard input are taken together that come within so many seconds of the first, up to so many bytes."""
 
 
 class Files:
@@ -184,7 +184,7 @@ def files(given: Sequence[str]) -> Iterator[dict[str, str | None]]:
                 part = {}
         elif os.path.isdir(name):  # of a name that no file can have, too
             try:
-                entries = ImageDirectory(name, follow_links=True).entries
+                entries = ImageDirectory(os.path.abspath(name), follow_links=True).entries
                 part |= {path: None for path in (str(Path(name) / entry.path) for entry in entries) if path not in found}
             except InputError as error:
                 part[name] = why_not = str(error)
@@ -201,15 +201,14 @@ def arriving() -> Iterator[list[bytes]]:
         source = sys.stdin.fileno()
     except (AttributeError, OSError, ValueError) as error:
         raise InputError("-: the standard input is closed; give it the paths of images, one a line") from error
-    read, rest, ended = b"", b"", False
+    rest, ended = b"", False
     while not ended:
-        while select.select([source], [], [], MOMENT if read else None)[0]:
+        read = os.read(source, 1 << 16) if select.select([source], [], [])[0] else b""
+        ended, last = not read, time.monotonic() + MOMENT
+        while not ended and len(read) < PART and select.select([source], [], [], max(0, last - time.monotonic()))[0]:
             more = os.read(source, 1 << 16)
             read, ended = read + more, not more
-            if ended or len(read) > PART:
-                break
         whole, _, rest = (rest + read, b"", b"") if ended else (rest + read).rpartition(b"\n")
-        read = b""
         if len(rest) > PART:
             raise InputError(
                 f"-: the standard input has a line of more than {PART:,} bytes; give it the paths of images, one a line"

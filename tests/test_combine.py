@@ -81,6 +81,7 @@ def test_a_cascade_with_all_or_nothing_is_one_of_the_two_scores():
         (lambda: Fusion(["maps", "msp"], weights=[1]), "expected 2, one a score"),
         (lambda: Fusion(["maps", "msp"], weights=[0, 0]), "not all 0"),
         (lambda: Fusion(["maps", "msp"], weights=[2, -1]), "none below 0"),
+        (lambda: Fusion(["maps", "msp"], weights=[float("nan"), 1]), "none below 0"),
         (lambda: Cascade("msp", 1.2), "cascade.budget=1.2: expected a share of the images"),
         (lambda: checked(Fusion(["maps", "odin"])), "no score for model.fusion.scores 'odin'; there are: maps, kl, msp, energy"),
         (lambda: checked(None, Cascade("maps")), "no baseline for model.cascade.baseline 'maps'; there are: msp, energy"),
@@ -235,7 +236,7 @@ def test_baselines_are_fitted_on_training_images_once(tmp_path, monkeypatch, cap
     monkeypatch.setenv("DIFFGUARD_CACHE", str(tmp_path / "cache"))
     arguments = [*QUICK, "--data.limit", "12", "--model.baselines", "[msp, knn, mahalanobis]", "--page.enabled", "false"]
     main([*arguments, "--trainer.default_root_dir", str(tmp_path / "a")])
-    (kept,) = (tmp_path / "cache" / "features").iterdir()
+    (kept,) = (tmp_path / "cache" / "features").glob("*.safetensors")
     before = kept.stat().st_mtime_ns
     main([*arguments, "--trainer.default_root_dir", str(tmp_path / "b")])
     assert kept.stat().st_mtime_ns == before

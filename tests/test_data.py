@@ -35,6 +35,7 @@ from diffguard_pl.datamodules import (
 )
 from diffguard_pl.datamodules.openood import CIFAR, IMAGENET
 from diffguard_pl.datamodules.reading import Prepared, read_image, standard_transform
+from diffguard_pl.files import replacing
 from diffguard_pl.test import main
 
 
@@ -129,6 +130,30 @@ def test_a_file_that_cannot_be_read_is_an_item_with_the_reason(tmp_path):
         assert (item["index"], item["path"]) == (i, name)
         assert re.search(said, item["error"]), item["error"]
         assert "\n" not in item["error"]
+
+
+def test_no_program_is_run_for_an_image_and_no_pipe_is_waited_for(tmp_path, monkeypatch):
+    """Pillow would have an EPS file drawn by Ghostscript, whatever it is called."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    content = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "photo.png").write_text(content)
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, said in {"photo.png": "cannot identify", "pipe.png": "is no regular file"}.items():
+        with pytest.raises(OSError, match=said):
+            read_image(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # ------------------------------------------------------------------------------------------------------------------ sources

@@ -150,6 +150,7 @@ def test_all_that_is_in_the_histogram_is_within_it(score, cut):
     assert min(places) >= 0
     assert max(places) <= 100
     assert histogram(np.linspace(0.9, 0.99, 50), float("nan"), cut, "rejected") == ""
+    assert histogram(np.append(-np.inf, np.linspace(0.9, 0.99, 50)), score, cut, "accepted").startswith("<figure")
 
 
 # what is not looked at

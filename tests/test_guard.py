@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
 import diffguard_pl
-from diffguard_pl import Decision, Detector, InputError, calibrate
+from diffguard_pl import Decision, Detector, InputError, calibrate, guard
 from diffguard_pl.calibration import threshold
 from diffguard_pl.combine import Cascade, Fusion
-from diffguard_pl.datamodules import ImageDirectory, OODDataModule
+from diffguard_pl.datamodules import ClassFolders, ImageDirectory, OODDataModule
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out, photos
+from diffguard_pl.features import fit
 from diffguard_pl.scores import read
 
 STEPS = ["--model.steps", "5", "--model.discrepancies", "[maps, kl]"]
@@ -446,3 +448,109 @@ def test_none_of_the_calibration_images_can_be_read(tmp_path):
     ]
     with pytest.raises(SystemExit, match=r"calibration: none of its 30 images could be used; the first, 0\.png: not an image"):
         calibrate.main(["--config", "digits_ldm", *STEPS, *own, "--trainer.default_root_dir", str(tmp_path / "run")])
+
+
+# what a second review found
+
+
+def test_a_cascade_decides_by_one_rule_whether_the_run_skipped_or_not(digits_ldm):
+    """Validation images are all diffused; a threshold on a score that others do not have promises nothing."""
+    features = torch.tensor(np.random.default_rng(0).normal(size=(400, len(digits_ldm.score_names))))
+    plain, skipping = (
+        Detector(digits_ldm, cascade=Cascade("msp", 0.4, "maps", skip=skip)).fit_features(features) for skip in (False, True)
+    )
+    assert plain.threshold == skipping.threshold
+    unknown = features[:1].clone()
+    unknown[0, digits_ldm.score_names.index("msp")] = features[:, digits_ldm.score_names.index("msp")].quantile(0.2)
+    unknown[0, : len(digits_ldm.discrepancies.names)] = float("nan")  # the diffusion model has failed
+    assert skipping.predict_features(unknown).accepted.tolist() == [False]
+
+
+def test_threads_may_share_a_detector(detector):
+    images = torch.cat([digits("test").images[:2], held_out().images[:2]])
+    expected = [detector.predict(image[None]).scores for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda i: detector.predict(images[i][None]).scores, list(range(4)) * 8))
+    for i, scores in zip(list(range(4)) * 8, found, strict=True):
+        torch.testing.assert_close(scores, expected[i], atol=1e-5, rtol=0)
+
+
+def test_any_number_of_images_is_decided_on_in_parts(detector, monkeypatch):
+    images = digits("test").images[:10]
+    whole, features = detector.predict(images), detector.features(images)
+    monkeypatch.setattr(guard, "AT_A_TIME", 4)
+    parts = detector.predict(images)
+    assert parts.label_names == whole.label_names
+    assert torch.equal(parts.images, whole.images)
+    assert parts.reconstructions.shape == images.shape
+    for name, scores in whole.all_scores.items():
+        torch.testing.assert_close(parts.all_scores[name], scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(detector.features(images), features, atol=1e-4, rtol=1e-4)
+    assert (parts.threshold, parts.score_name, parts.unguided) == (whole.threshold, "maps", None)
+
+
+def test_an_infinite_calibration_score_is_kept(digits_ldm, tmp_path):
+    features = torch.rand(100, len(digits_ldm.score_names), dtype=torch.float64)
+    features[3, 0], features[4, 0] = float("inf"), float("-inf")
+    detector = Detector(digits_ldm).fit_features(features)
+    again = Detector.load(detector.save(tmp_path / "d.json"), model=digits_ldm)
+    assert again.calibration.tolist() == detector.calibration.tolist()
+    assert again.threshold == detector.threshold
+
+
+def test_a_detector_file_that_appears_meanwhile_is_not_written_over(tmp_path, monkeypatch):
+    out = tmp_path / "d.json"
+
+    def fit_features(self, features):
+        out.write_text("another's")
+        return self
+
+    monkeypatch.setattr(Detector, "fit_features", fit_features)
+    settings = [*STEPS, "--data.limit", "20", "--trainer.default_root_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"d.json: is there by now; give another name, and --resume .*run"):
+        calibrate.main(["--config", "digits_ldm", *settings, "--out", str(out)])
+    assert out.read_text() == "another's"
+
+
+def test_baselines_are_not_fitted_to_images_that_others_are_for(tmp_path):
+    images = digits("val").images[:4]
+    for name in ("ind", "fit", "calibration"):
+        saved(images, tmp_path / name, name)
+    ind, train, calibration = (ImageDirectory(str(tmp_path / name)) for name in ("ind", "fit", "calibration"))
+    ood = {"near": {"other": held_out()}}
+    settings = {"image_size": 16, "resize": None, "num_workers": 0}
+    assert OODDataModule({"ind": ind}, ood, fit=train, calibration=calibration, **settings).fit_dataloader() is not None
+    data = OODDataModule({"ind": ind}, ood, fit=calibration, calibration=calibration, **settings)
+    assert data.fit_dataloader() is not None, "nothing is calibrated in this run"
+    data.calibrates = True
+    with pytest.raises(InputError, match=r"data.fit: has 4 images of the set calibration, such as .*calibration0.png"):
+        data.fit_dataloader()
+    with pytest.raises(InputError, match=r"data.fit: has 4 images of the set ind, such as .*ind0.png"):
+        OODDataModule({"ind": ind}, ood, fit=ind, **settings).fit_dataloader()
+
+
+def test_kept_features_are_of_the_images_as_they_are_prepared_and_say_what_they_lack(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFGUARD_CACHE", str(tmp_path / "cache"))
+    paths = saved(digits("train").images[:30], tmp_path / "train" / "0", "digit")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(paths[0]).save(paths[0], exif=exif)
+
+    def bank(upright: bool) -> torch.Tensor:
+        source = ClassFolders(str(tmp_path / "train"), upright=upright)
+        data = OODDataModule({"ind": digits("test")}, {"near": {"other": held_out()}}, 16, None, num_workers=0, fit=source)
+        model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines={"knn": {"K": 5}})
+        fit(model, data, "32-true", True, lambda: None)
+        return model.baselines.knn_bank
+
+    plain, turned = bank(False), bank(True)
+    assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 2
+    assert (plain != turned).any(dim=1).sum() == 1
+    shutil.rmtree(tmp_path / "cache")
+    Path(paths[1]).write_text("no image")
+    with pytest.warns(
+        UserWarning, match=r"fitted without some training images \(1 could not be read, such as .*digit1.png: not an"
+    ):
+        assert len(bank(False)) == 29
+    with pytest.warns(UserWarning, match="is without 1 of 30 training images, which could not be read; remove it once they can be"):
+        assert len(bank(False)) == 29

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,31 @@ def test_paths_that_come_one_by_one_are_decided_one_by_one(file, tmp_path):
         assert running.wait(timeout=60) == 0
         assert b"0 rejected" in running.stderr.read()
         assert not running.stdout.read()
+
+
+def test_a_steady_stream_of_paths_does_not_hold_them_up(monkeypatch):
+    source, target = os.pipe()
+
+    def write() -> None:
+        for i in range(60):  # the next one always comes before the wait for it is over
+            os.write(target, f"{i}.png\n".encode())
+            time.sleep(0.01)
+        os.close(target)
+
+    with os.fdopen(source) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        writer = threading.Thread(target=write)
+        writer.start()
+        parts = list(score.arriving())
+        writer.join()
+    assert [line for part in parts for line in part] == [f"{i}.png".encode() for i in range(60)]
+    assert len(parts) > 3
+
+
+def test_a_folder_is_called_as_it_is(asked, tmp_path, monkeypatch):
+    saved(digits("test").images[:1], tmp_path / "~nobody", "digit")
+    monkeypatch.chdir(tmp_path)
+    assert [line["path"] for line in asked("~nobody")[1]] == ["~nobody/digit0.png"]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from ..datamodules.reading import reason, rgb
+from ..datamodules.reading import FORMATS, reason, rgb
 from ..errors import InputError
-
-Image.init()
-FORMATS = tuple(kind for kind in ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP") if kind in Image.OPEN)
-"""Pillow reads more, some of it by running programs; no camera or browser gives these. An old Pillow has no AVIF."""
 
 
 class Limits(NamedTuple):

@@ -98,7 +98,7 @@ def histogram(calibration: np.ndarray, score: float, threshold: float, kind: str
     """
     if not np.isfinite(score):
         return ""
-    counts, edges = np.histogram(calibration, bins=BINS)
+    counts, edges = np.histogram(calibration[np.isfinite(calibration)], bins=BINS)
     low, high = min(edges[0], score, threshold), max(edges[-1], score, threshold)
     margin = 0.03 * (high - low or 1)
 
