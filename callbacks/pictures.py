@@ -20,9 +20,13 @@ from diffguard_pl.scores import CALIBRATION
 
 
 def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
-    """What the labels are called, by the data module or the classifier; None where neither knows."""
-    of_data = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    return of_data or getattr(pl_module.detector.classifier, "class_names", None)
+    """What the labels are called, by the data module, the classifier, or the folders of the data; None where nobody knows."""
+    data, classifier = getattr(trainer, "datamodule", None), pl_module.detector.classifier
+    found = getattr(data, "class_names", None) or getattr(classifier, "class_names", None)
+    if not found and data is not None and hasattr(data, "folder_names"):
+        names = data.folder_names()
+        found = names if len(names) == classifier.num_classes else None
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from diffguard_pl.scores import CALIBRATION, IND
 
 from .base import batches, spread
 from .reading import Prepared, collate, standard_transform
-from .sources import ImageFiles
+from .sources import ClassFolders, ImageFiles
 
 
 class OODDataModule(LightningDataModule):
@@ -122,6 +122,16 @@ class OODDataModule(LightningDataModule):
     def contents(self) -> dict[str, dict[str, Any]]:
         """Of each set how many images it has and, where it is a list of files, the SHA-256 of their paths and classes."""
         return {name: _contents(source) for name, source in self._sources().items()}
+
+    def folder_names(self) -> list[str]:
+        """Of the classes, where a source of in-distribution images is a folder for each."""
+        for source in (self.sources[self.ind_name], self.fit):
+            if isinstance(source, ClassFolders):
+                try:
+                    return source.names
+                except InputError:  # of a source that is not needed, perhaps
+                    continue
+        return []
 
     def fit_contents(self) -> dict[str, Any] | None:
         """What the training images are; None where they are no list of files, and may be anything."""

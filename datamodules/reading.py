@@ -39,8 +39,8 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
         OSError: missing, truncated, not an image, or of a format that is not among ``FORMATS``.
         Image.DecompressionBombWarning: more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million), found before they are decoded.
     """
-    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):  # to open a pipe may take for ever
-        raise OSError("is no regular file")
+    if isinstance(file, Path) and not stat.S_ISREG(mode := file.stat().st_mode):  # to open a pipe may take for ever
+        raise OSError("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

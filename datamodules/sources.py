@@ -172,10 +172,18 @@ class ClassFolders(ImageFiles):
         self.classes = classes
 
     @cached_property
+    def names(self) -> list[str]:
+        """Of the folders, in the order of their numbers."""
+        return list(self.classes or sorted({PurePosixPath(path).parts[0] for path in self._paths if "/" in path}))
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        return _images_below(self.root)
+
+    @cached_property
     def entries(self) -> list[Entry]:
-        paths = _images_below(self.root)
-        of = {path: PurePosixPath(path).parts[0] for path in paths if "/" in path}
-        folders = {name: number for number, name in enumerate(self.classes or sorted(set(of.values())))}
+        of = {path: PurePosixPath(path).parts[0] for path in self._paths if "/" in path}
+        folders = {name: number for number, name in enumerate(self.names)}
         missing = [name for name in folders if name not in set(of.values())]
         if missing or not of:
             raise InputError(f"class folders {self.root}: no images in {missing[0] if missing else 'any folder'}")

@@ -86,6 +86,8 @@ class Classifier(nn.Module):
             load_weights(self.model, checkpoint)
         self.requires_grad_(False)
         own = entry.preprocessing
+        if input_size is not None and input_size < 1:
+            raise InputError(f"classifier: input_size={input_size}; expected at least 1 pixel")
         self.input_size = input_size or own.input_size
         self.crop = crop if crop is not None else 1.0 if input_size else own.crop
         self.interpolation = interpolation or own.interpolation

@@ -19,6 +19,9 @@ from .detector import DiffGuard
 from .errors import InputError
 from .module import DiffGuardModule
 
+SOURCES = ["ImageList", "ImageDirectory", "ClassFolders", "HuggingFaceImages"]
+ORDER = "give --config before the settings that it brings, a small/ one behind what it scales"
+
 
 def config_names() -> list[str]:
     """The configs that come with the package."""
@@ -148,9 +151,8 @@ def construction_errors() -> Iterator[None]:
 def reason(error: Exception) -> str:
     """The line of a jsonargparse error that says what is wrong."""
     text = str(error)
-    inside = re.search(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", text, re.DOTALL)
-    if inside:
-        return unknown("setting", inside[2], settings_of(inside[1]))
+    if said := inside(text):
+        return said
     keys = ".".join(re.findall(r"key \"([\w.]+)\"", text))
     listed = text.rpartition("Errors:")[2].partition("Given value")[0]
     lines = [" ".join(part.split()) for part in re.split(r"^\s*- ", listed, flags=re.MULTILINE) if part.strip()]
@@ -159,11 +161,20 @@ def reason(error: Exception) -> str:
     return f"{keys}: {found}" if found.startswith("Expected") else found
 
 
+def inside(text: str) -> str | None:
+    """What is wrong with a class inside a setting, where it is a name that there is not."""
+    if found := re.search(r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted", text, re.DOTALL):
+        return unknown("setting", found[2], settings_of(found[1]))
+    if found := re.search(r"key \"(?:ind|ood|fit|calibration)\":\s*Expected a dot import path string: ?'?([\w.]+)", text):
+        return unknown("source of images", found[1], SOURCES)
+    return None
+
+
 def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:
     """One line on a name that there is not: what it may have been meant to be, and what there is."""
     available = list(available)
     if not available:
-        return f"no {kind} {parent}{name}: give --config before the settings that it brings, a small/ one behind what it scales"
+        return f"no {kind} {parent}{name}: {ORDER}"
     near = difflib.get_close_matches(name, available, 1)
     hint = f"; did you mean {parent}{near[0]}?" if near else ";"
     return f"no {kind} {parent}{name}{hint} there are: {', '.join(sorted(available))}"

@@ -239,6 +239,7 @@ class DiffGuard(nn.Module):
         Args:
             before_pass: called before each pass of the diffusion model.
         """
+        self.eval()  # somebody's own classifier may have been set to train since
         return Stream(self, before_pass)
 
     def plainly(self, images: Tensor, labels: Tensor | None = None, watch: Watch | None = None) -> Detection:
@@ -258,6 +259,8 @@ class DiffGuard(nn.Module):
     def classify(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
         """Stage 1: the label to reconstruct under, and where the classifier looks if the guidance asks."""
         self.check(images)
+        if labels is not None and (labels >= self.classifier.num_classes).any():
+            raise InputError(f"labels: {int(labels.max())} is among them; the classes are 0 to {self.classifier.num_classes - 1}")
         cam = None
         if self.guidance.cam_cut is None:
             view = self.classifier.view(images)
@@ -273,6 +276,7 @@ class DiffGuard(nn.Module):
         Args:
             loader: of pairs (image, label) or dicts with these keys, in batches; images [N, 3, H, W] in [0, 1].
         """
+        self.eval()
         if self.baselines.needs_fit:
             self.baselines.fit_features(*training_features(self.classifier, loader))
 
@@ -326,8 +330,11 @@ class DiffGuard(nn.Module):
     def check(self, images: Tensor) -> None:
         """Raise an `InputError` unless images are [N, 3, input_size, input_size], floating point, in [0, 1]."""
         size = self.input_size
+        if not isinstance(images, Tensor):
+            raise InputError(f"images are a {type(images).__name__}, expected a tensor [N, 3, {size}, {size}]")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
-            raise InputError(f"images are {list(images.shape)}, expected [N, 3, {size}, {size}]")
+            none = "" if images.ndim != 4 or len(images) else "; there are none"
+            raise InputError(f"images are {list(images.shape)}, expected [N, 3, {size}, {size}]{none}")
         if not images.is_floating_point():
             raise InputError(f"images are {images.dtype}, expected floating point in [0, 1]")
         bad = ~((images >= 0) & (images <= 1)).all(dim=(1, 2, 3))
@@ -539,6 +546,26 @@ def _with_gaps(found: Detection | None, images: Tensor, prediction: Prediction, 
     )
 
 
+def as_batch(batch: Any, *needed: str) -> Mapping[str, Any]:
+    """A loader's batch as a dict: one already, a pair (images, labels), or images.
+
+    Raises:
+        InputError: it is something else, or has not all that is needed.
+    """
+    if isinstance(batch, Tensor):
+        batch = {"image": batch}
+    elif isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor) and batch[0].ndim == 4:
+        batch = dict(zip(("image", "label"), batch, strict=False))
+    if not isinstance(batch, Mapping):
+        raise InputError(
+            f"a batch is a {type(batch).__name__}, expected images [N, 3, H, W], (images, labels), or a dict with these"
+        )
+    for name in needed:
+        if name not in batch:
+            raise InputError(f"a batch has no {name!r}; it has: {', '.join(map(str, batch))}")
+    return batch
+
+
 def training_features(classifier: Classifier, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Features [N, D], logits [N, classes] and labels [N] of a loader's images, on the CPU.
 
@@ -549,8 +576,9 @@ def training_features(classifier: Classifier, loader: Iterable[Any]) -> tuple[Te
     views, labels = [], []
     broken: list[Mapping[str, Any]] = []
     for batch in loader:
-        broken += batch.get("broken", ()) if isinstance(batch, Mapping) else ()
-        image, label = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
+        batch = as_batch(batch, "image", "label")
+        broken += batch.get("broken", ())
+        image, label = batch["image"], batch["label"]
         if len(image):
             view = classifier.view(image.to(device))
             views.append((view.features.cpu(), view.logits.cpu()))

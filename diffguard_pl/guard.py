@@ -29,7 +29,7 @@ from .calibration import Threshold, check_tpr, lowest_for_nan, p_values, thresho
 from .combine import CASCADE, Cascade, Combination, Fusion
 from .config import module_from
 from .datamodules.reading import read_image, reason, rgb, standard_transform, three_channels
-from .detector import Detection, DiffGuard, Gate
+from .detector import Detection, DiffGuard, Gate, as_batch
 from .errors import InputError, choose
 from .files import replacing
 from .registry import SHIPPED
@@ -143,6 +143,8 @@ class Detector:
         precision: str | None = None,
         tf32: bool = False,
     ):
+        if not isinstance(model, DiffGuard):
+            raise InputError(f"Detector: expected a DiffGuard, got {model!r:.80}; Detector.load(...) reads a detector file")
         self.model = model.eval()
         if cascade:  # of a run: in it, what is NaN was skipped. Here every image, of the calibration too, is scored by one rule
             cascade = replace(cascade, skip=False)
@@ -153,12 +155,18 @@ class Detector:
         check_tpr(tpr)
         self.tpr = tpr
         size = model.input_size
-        defaults = {"image_size": size, "resize": size, "interpolation": "bilinear", "upright": False}
+        defaults: dict[str, Any] = {"image_size": size, "resize": size, "interpolation": "bilinear", "upright": False}
+        for name in preparation or ():
+            choose("setting of preparation", name, list(defaults))
         self.preparation: dict[str, Any] = defaults | dict(preparation or {})
         if self.preparation["image_size"] != size:
             raise InputError(f"preparation: image_size {self.preparation['image_size']}; the model takes images of {size} px")
+        if self.preparation["resize"] < size:
+            raise InputError(f"preparation: resize {self.preparation['resize']} is less than {size}, which is cropped from it")
         self.transform = standard_transform(*(self.preparation[name] for name in ("resize", "image_size", "interpolation")))
         self.class_names = list(class_names or model.classifier.class_names or [])
+        if self.class_names and len(self.class_names) != model.classifier.num_classes:
+            raise InputError(f"class_names: {len(self.class_names)} of them, for {model.classifier.num_classes} classes")
         self.precision, self.tf32 = precision or "32-true", tf32
         choose("precision", self.precision, PRECISIONS)
         if self.precision in ("bf16-true", "16-true"):
@@ -205,7 +213,7 @@ class Detector:
             loader: of in-distribution images that neither the classifier nor the baselines were trained on, in batches:
                 [N, 3, H, W] in [0, 1], pairs of these and labels, or dicts with ``image``. Labels are not used.
         """
-        found = [self._features(detection) for _, detection in self._detected(map(_as_batch, loader), None) if detection]
+        found = [self._features(detection) for _, detection in self._detected(loader, None) if detection]
         if not found:
             raise InputError("fit: there are no images to calibrate on")
         return self.fit_features(torch.cat(found))
@@ -272,14 +280,15 @@ class Detector:
         parts = ({"image": part} for part in self.prepare(images).split(AT_A_TIME))
         return torch.cat([self._features(detection) for _, detection in self._detected(parts, None) if detection])
 
-    def decide(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Decisions | None]]:
+    def decide(self, batches: Iterable[Any]) -> Iterator[tuple[Mapping[str, Any], Decisions | None]]:
         """Decide on batches of images, in their order; the diffusion model's batch is filled across their boundaries.
 
         Args:
-            batches: dicts with ``image`` [N, 3, H, W] in [0, 1], of the model's input size, and whatever else; N may be 0.
+            batches: dicts with ``image`` [N, 3, H, W] in [0, 1], of the model's input size, and whatever else; or images, or pairs
+                of images and labels. N may be 0.
 
         Yields:
-            The batch, and the decisions; None where it had no images.
+            The batch as a dict, and the decisions; None where it had no images.
         """
         self._calibrated()
         for batch, detection in self._detected(batches, self._gate()):
@@ -307,7 +316,7 @@ class Detector:
         return torch.stack([self._prepared(image, i) for i, image in enumerate(images)])
 
     def save(self, file: str | Path) -> Path:
-        """Write the detector file: settings, threshold, the validation images' scores, hashes of the weights.
+        """Write the detector file: settings, threshold, the validation images' scores, hashes of the weights. It replaces one.
 
         Fitted baselines, if there are any, go into a file beside it, ``detector.json.fitted.safetensors`` of ``detector.json``.
         """
@@ -405,9 +414,10 @@ class Detector:
 
         return cascade.gate(self.reference[cascade.baseline])
 
-    def _detected(self, batches: Iterable[Mapping[str, Any]], gate: Gate | None) -> Iterator[tuple[Any, Detection | None]]:
+    def _detected(self, batches: Iterable[Any], gate: Gate | None) -> Iterator[tuple[Any, Detection | None]]:
         stream = self.model.stream()
-        for batch in batches:
+        for given in batches:
+            batch = as_batch(given, "image")
             images = batch["image"]
             with self._arithmetic():
                 done = stream.push(images.to(self.device), None, batch, gate) if len(images) else stream.push_nothing(batch)
@@ -467,6 +477,10 @@ class Detector:
                 image = _as_tensor(image)
             elif self.preparation["upright"] and isinstance(image, Image.Image):
                 image = ImageOps.exif_transpose(image)
+            if not isinstance(image, Tensor | Image.Image):
+                raise ValueError(f"is a {type(image).__name__}; expected a path, a PIL image, an array or a tensor")
+            if isinstance(image, Tensor) and 0 in image.shape:
+                raise ValueError(f"is {list(image.shape)}: empty")
             tensor = self.transform(_coloured(image) if isinstance(image, Tensor) else rgb(image))
         except Exception as error:  # whatever a file comes up with
             raise InputError(f"{where}: {reason(error)}") from error
@@ -492,7 +506,7 @@ def _as_tensor(array: np.ndarray) -> Tensor:
     """An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (less its transparency) as [3, H, W] or [1, H, W]."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"is an array {list(array.shape)}, expected [H, W] or [H, W, 3]")
-    tensor = torch.from_numpy(np.ascontiguousarray(array[..., :3] if array.ndim == 3 else array[..., None]))
+    tensor = torch.from_numpy(np.array(array[..., :3] if array.ndim == 3 else array[..., None]))  # it may be read-only
     return tensor.permute(2, 0, 1)
 
 
@@ -501,12 +515,6 @@ def _coloured(image: Tensor) -> Tensor:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(f"is {image.dtype}, expected uint8, or floats in [0, 1]")
     return three_channels(image)
-
-
-def _as_batch(batch: Any) -> dict[str, Any]:
-    if isinstance(batch, Mapping):
-        return {"image": batch["image"]}
-    return {"image": batch if isinstance(batch, Tensor) else batch[0]}
 
 
 def _check_weights(file: Path, expected: Mapping[str, str], model: DiffGuard) -> None:
@@ -614,7 +622,10 @@ def _content(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file; python -m diffguard_pl.calibrate writes one") from error
+        there = ", ".join(sorted(path.name.removesuffix("_detector.json") for path in SHIPPED.glob("*_detector.json")))
+        raise InputError(
+            f"{file}: no such file; python -m diffguard_pl.calibrate writes one, and with the package comes: {there}"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: no detector file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -46,6 +46,10 @@ def _rename_shortcuts(_: nn.Module, state: dict[str, Tensor], *__: Any) -> None:
         state[key.replace(".shortcut.", ".downsample.")] = state.pop(key)
 
 
+ROUNDING = 0.02
+"""How far out of [0, 1] an image may be whose normalisation was taken back, in half precision say."""
+
+
 class DiffGuardPostprocessor:
     """A detector where OpenOOD's ``Evaluator`` takes a postprocessor. Where OpenOOD is installed it is one of its own, too.
 
@@ -141,8 +145,16 @@ def pictures(data: Tensor, detector: Detector, mean: Sequence[float] | None = No
     if (mean is None) != (std is None):
         raise InputError("mean and std: only one of them was given; normalised images take both, others neither")
     if mean is not None and std is not None:
+        if min(std) <= 0:
+            raise InputError(f"std={list(std)}: expected numbers above 0")
         of_channel = (torch.tensor(values, dtype=data.dtype, device=data.device).view(1, -1, 1, 1) for values in (mean, std))
         shift, scale = of_channel
-        data = (data * scale + shift).clamp(0, 1)
+        data = data * scale + shift
+        if len(data) and not (data.min() > -ROUNDING and data.max() < 1 + ROUNDING):  # not NaN either
+            raise InputError(
+                f"images are from {data.min():.3g} to {data.max():.3g} when mean and std are taken back, expected [0, 1]; give "
+                "those that the loader normalises by, or none"
+            )
+        data = data.clamp(0, 1)
     size = detector.model.input_size
     return data if data.shape[-2:] == (size, size) or len(data) == 0 else detector.prepare(data)

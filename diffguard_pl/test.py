@@ -42,7 +42,7 @@ from .callbacks import (
     TrajectoryLogger,
     WandbRun,
 )
-from .config import config_name, config_names, construction_errors, find_config, settings_of, unknown, with_bases
+from .config import ORDER, config_name, config_names, construction_errors, find_config, inside, unknown, with_bases
 from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
@@ -316,9 +316,10 @@ class Parser(LightningArgumentParser):
         self.exit(2, f"error: {self._explained(line)}\n")
 
     def _explained(self, line: str) -> str:
-        inside = re.search(r"class_path '([\w.]+)'.*Option '(\w+)' is not accepted", line)
-        if inside:
-            return unknown("setting", inside[2], settings_of(inside[1]))
+        if said := inside(line):
+            return said
+        if found := re.search(r"key \"([\w.]+)\": Expected an instantiatable class.* is abstract", line):
+            return f"no settings of {found[1]}: {ORDER}"
         for pattern in (
             r"[Uu]nrecognized arguments: --([\w.]+)",
             r"ambiguous option: --([\w.]+)",

@@ -7,11 +7,17 @@ named, in percent, with the 95 % interval of a paired bootstrap over images (1,0
 import sys
 
 from diffguard_pl.bootstrap import intervals, replicates
+from diffguard_pl.errors import InputError, choose
 from diffguard_pl.report.results import read_results
 
 
 def main(run: str, score: str, other: str = "msp") -> None:
-    results = read_results(run)
+    try:
+        results = read_results(run)
+        for name in (score, other):
+            choose("score", name, results.table.scores)
+    except InputError as error:
+        sys.exit(f"error: {error}")
     drawn = replicates(results.table)  # of all scores on the same draws
     figures = {(row.group, row.dataset, row.score): row.figures for row in results.rows}
     for group, dataset, name in figures:

@@ -191,3 +191,7 @@ def test_pytorch_ood_images_that_its_transform_has_normalised(calibrated):
     torch.testing.assert_close(normalised, DiffGuardDetector(calibrated)(images), atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="only one of them was given"):
         DiffGuardDetector(calibrated, mean=CIFAR10.mean).predict(images)
+    with pytest.raises(InputError, match=r"images are from .* when mean and std are taken back, expected \[0, 1\]"):
+        DiffGuardDetector(calibrated, mean=CIFAR10.mean, std=CIFAR10.std).predict(images * 255)
+    with pytest.raises(InputError, match=r"std=\[0, 1, 1\]: expected numbers above 0"):
+        DiffGuardDetector(calibrated, mean=CIFAR10.mean, std=[0, 1, 1]).predict(images)

@@ -112,6 +112,7 @@ def test_help_lists_the_settings(tmp_path):
         (["--model.guidance.scal", "5"], r"no setting scal; did you mean scale\? there are: cam_cut"),
         (["--model.guidance", "ClassiferGuidance"], r"did you mean ClassifierGuidance\?"),
         (["--data.bath_size", "5"], r"no setting bath_size; did you mean batch_size\?"),
+        (["--model.guidance.scale", "5", "--config", "digits_ldm"], r"no settings of model.guidance: give --config before"),
         (["--model.steps", "ten"], r"model.steps.*int.*ten"),
         (["--model.discrepancies", "[dist]"], r"no discrepancy 'dist'; there are: dists, lpips"),
         (["--model.steps", "2000"], r"steps=2000"),

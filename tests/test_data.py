@@ -596,6 +596,36 @@ def test_a_mistake_in_check_is_one_line(args, said):
     assert re.search(said, exit_.value.code)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            "ImageDirectory",
+            "ImageDirectry",
+            "no source of images ImageDirectry; did you mean ImageDirectory? there are: ClassFolders",
+        ),
+        ("root:", "rooot:", "no setting rooot; did you mean root? there are: follow_links, root, upright"),
+        ("ood:", "oodd:", "no setting oodd; did you mean ood? there are: batch_size, "),
+    ],
+)
+def test_a_mistake_within_a_source_is_named_as_what_it_is(right, wrong, said, tmp_path, monkeypatch, capsys):
+    text = """
+base: digits_ldm
+data:
+  class_path: OODDataModule
+  init_args:
+    image_size: 16
+    ind: {a: {class_path: ImageDirectory, init_args: {root: images}}}
+    ood: {near: {b: {class_path: ImageDirectory, init_args: {root: images}}}}
+"""
+    (tmp_path / "mine.yaml").write_text(text[::-1].replace(right[::-1], wrong[::-1], 1)[::-1])
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_data([str(tmp_path / "mine.yaml")])
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--config", str(tmp_path / "mine.yaml"))
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
 def test_one_name_will_do_for_only_and_overlays_are_heard(root, capsys):
     data_command.main(["check", "gdm", "small/gdm", "--data.root", str(root), "--data.only", "species"])
     assert "inaturalist" not in capsys.readouterr().out

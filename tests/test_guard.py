@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import saved
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 import diffguard_pl
@@ -91,6 +91,9 @@ def test_larger_pictures_are_prepared_as_the_calibration_images_were(detector):
     [
         ("nothere.png", "nothere.png: no such file"),
         ([], "images: there are none"),
+        (None, "image 0: is a NoneType; expected a path, a PIL image, an array or a tensor"),
+        (np.zeros((0, 0, 3), np.uint8), r"image 0: is \[3, 0, 0\]: empty"),
+        (".", r"\.: is a folder"),
         ([torch.rand(2, 8, 8)], r"image 0: is \[2, "),
         (
             [torch.rand(3, 16, 16), torch.rand(3, 16, 16) * 3],
@@ -527,6 +530,68 @@ def test_baselines_are_not_fitted_to_images_that_others_are_for(tmp_path):
         data.fit_dataloader()
     with pytest.raises(InputError, match=r"data.fit: has 4 images of the set ind, such as .*ind0.png"):
         OODDataModule({"ind": ind}, ood, fit=ind, **settings).fit_dataloader()
+
+
+def test_a_classifier_that_was_set_to_train_is_neither_used_so_nor_changed(detector):
+    images = digits("test").images[:4]
+    expected, classifier = detector.predict(images).scores, detector.model.classifier
+    before = {name: values.clone() for name, values in classifier.state_dict().items()}
+    classifier.model.train()
+    torch.testing.assert_close(detector.predict(images).scores, expected, atol=1e-5, rtol=0)
+    assert all(torch.equal(values, before[name]) for name, values in classifier.state_dict().items())
+
+
+def test_batches_come_as_loaders_give_them(detector):
+    images = digits("test").images[:6]
+    expected = detector.predict(images).scores
+    for data in (TensorDataset(images, torch.zeros(6)), TensorDataset(images), images):
+        found = torch.cat([decisions.scores for _, decisions in detector.decide(DataLoader(data, 4))])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for batches, said in (([{"pixels": images}], "a batch has no 'image'; it has: pixels"), (["photo.png"], "a batch is a str")):
+        with pytest.raises(InputError, match=said):
+            detector.fit(batches)
+    model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines=["knn"])
+    with pytest.raises(InputError, match="a batch has no 'label'; it has: image"):
+        model.fit(DataLoader(images, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"preparation": {"resise": 16}}, "no setting of preparation 'resise'; there are: image_size, resize"),
+        ({"preparation": {"resize": 8}}, "resize 8 is less than 16, which is cropped from it"),
+        ({"class_names": ["nought"]}, "class_names: 1 of them, for 8 classes"),
+        ({"model": "digits_ldm"}, r"expected a DiffGuard, got 'digits_ldm'; Detector.load\(...\) reads a detector file"),
+    ],
+)
+def test_settings_of_a_detector_that_cannot_be(digits_ldm, settings, said):
+    with pytest.raises(InputError, match=said):
+        Detector(**{"model": digits_ldm} | settings)
+
+
+def test_classes_are_called_as_their_folders(tmp_path):
+    for name, label in zip("01235678", range(8), strict=True):
+        of_class = [i for i, found in enumerate(digits("val").labels) if found == label][:6]
+        saved(digits("val").images[of_class], tmp_path / "val" / name, "digit")
+        saved(digits("test").images[:1], tmp_path / "ind" / name, "digit")
+    config = {
+        "base": "digits_ldm",
+        "data": {
+            "class_path": "OODDataModule",
+            "init_args": {
+                "image_size": 16,
+                "resize": None,
+                "num_workers": 0,
+                "ind": {"mine": {"class_path": "ClassFolders", "init_args": {"root": str(tmp_path / "ind")}}},
+                "ood": {"near": {"other": {"class_path": "ImageDirectory", "init_args": {"root": str(tmp_path / "ind")}}}},
+                "calibration": {"class_path": "ClassFolders", "init_args": {"root": str(tmp_path / "val")}},
+            },
+        },
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    arguments = ["--config", str(tmp_path / "mine.yaml"), *STEPS, "--out", str(tmp_path / "d.json")]
+    calibrate.main([*arguments, "--trainer.default_root_dir", str(tmp_path / "run")])
+    assert Detector.load(tmp_path / "d.json").predict(digits("test").images[:1]).label_names == ["6"]
 
 
 def test_kept_features_are_of_the_images_as_they_are_prepared_and_say_what_they_lack(tmp_path, monkeypatch):
