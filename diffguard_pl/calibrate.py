@@ -91,7 +91,8 @@ def _check(cli: CalibrateCLI) -> None:
     """Say what is wrong before the work is done."""
     combination = cli.model.combination
     choose("precision", str(cli.trainer.precision), PRECISIONS)
-    detector = Detector(cli.model.detector, cli.score, cli.tpr, combination.fusion, combination.cascade)
+    names = getattr(cli.datamodule, "class_names", None)
+    detector = Detector(cli.model.detector, cli.score, cli.tpr, combination.fusion, combination.cascade, class_names=names)
     images = len(cli.datamodule.datasets()[CALIBRATION])
     check_count(images // 2 if detector.is_combined else images, cli.tpr)
 

@@ -1,6 +1,7 @@
 """Configs by name, and a detector or a data module from one."""
 
 import difflib
+import inspect
 import json
 import re
 import sys
@@ -15,10 +16,14 @@ import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningDataModule
 
+from .backbones import Backbone
 from .detector import DiffGuard
+from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
 
+BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": LightningDataModule}
+"""Settings that name a class, and what it is one of."""
 SOURCES = ["ImageList", "ImageDirectory", "ClassFolders", "HuggingFaceImages"]
 ORDER = "give --config before the settings that it brings, a small/ one behind what it scales"
 
@@ -167,7 +172,16 @@ def inside(text: str) -> str | None:
         return unknown("setting", found[2], settings_of(found[1]))
     if found := re.search(r"key \"(?:ind|ood|fit|calibration)\":\s*Expected a dot import path string: ?'?([\w.]+)", text):
         return unknown("source of images", found[1], SOURCES)
+    found, given = re.search(r"key \"([\w.]+)\":", text), re.search(r"import path string: ?'?([\w.]+)", text)
+    if found and given and found[1] in BASES:
+        return unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in _subclasses(BASES[found[1]])])
     return None
+
+
+def _subclasses(base: type) -> list[type]:
+    below: list[type] = type.__subclasses__(base)
+    here = [] if inspect.isabstract(base) or base is LightningDataModule else [base]
+    return here + [found for sub in below for found in _subclasses(sub)]
 
 
 def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:

@@ -4,7 +4,6 @@ Without ``--config`` it runs the embedded digits benchmark. The command line is 
 given as ``--section.setting value``, ``--print_config`` shows them all.
 """
 
-import inspect
 import itertools
 import logging
 import os
@@ -27,7 +26,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from . import datamodules, run  # noqa: F401  datamodules: so that a config may name its classes without their package
-from .backbones import Backbone
 from .callbacks import (
     GracefulStop,
     MetricsTable,
@@ -43,7 +41,6 @@ from .callbacks import (
     WandbRun,
 )
 from .config import ORDER, config_name, config_names, construction_errors, find_config, inside, unknown, with_bases
-from .diffusion.guidance import Guidance
 from .errors import InputError
 from .module import DiffGuardModule
 from .owner import claim, releasing
@@ -54,8 +51,6 @@ DEFAULT_CONFIG = "digits_ldm"
 LEFT_OUT = 3
 """Exit status of a run that is complete but for images that could not be used; 1 is an error, 2 a mistake in the arguments."""
 AnyCLI = TypeVar("AnyCLI", bound="CLI")
-BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": LightningDataModule}
-"""Settings that name a class, and what it has to be."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -328,10 +323,6 @@ class Parser(LightningArgumentParser):
         ):
             if found := re.search(pattern, line):
                 return self._no_setting(".".join(found.groups()))
-        found = re.search(r"key \"([\w.]+)\": ", line)
-        given = re.search(r"import path string: ?'?([\w.]+)", line)
-        if found and given and found[1] in BASES:
-            return unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in _subclasses(BASES[found[1]])])
         return line
 
     def _no_setting(self, key: str) -> str:
@@ -343,12 +334,6 @@ class Parser(LightningArgumentParser):
         siblings = {name.split(".")[depth] for name in known if not parent or name.startswith(f"{parent}.")}
         option = key.removeprefix(f"{parent}.").split(".")[0]
         return unknown("setting", option, siblings, f"{parent}." if parent else "")
-
-
-def _subclasses(base: type) -> list[type]:
-    below: list[type] = type.__subclasses__(base)
-    here = [] if inspect.isabstract(base) or base is LightningDataModule else [base]
-    return here + [found for sub in below for found in _subclasses(sub)]
 
 
 if __name__ == "__main__":

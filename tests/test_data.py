@@ -586,6 +586,7 @@ def test_a_setting_that_cannot_be_is_one_line_of_the_command(args, said, config,
         (["gdm", "--data.rot", "/x"], r"no setting rot; did you mean root\?"),
         (["gdm", "--data.limit", "abc"], r"data.limit: Expected a <class 'int'>"),
         (["gmd"], r"no config 'gmd'"),
+        (["gdm", "--data", "OODDataModul"], r"no class for data OODDataModul; did you mean OODDataModule\?"),
         (["small/gdm"], r"config small/gdm: "),
     ],
 )
