@@ -174,14 +174,15 @@ def inside(text: str) -> str | None:
         return unknown("source of images", found[1], SOURCES)
     found, given = re.search(r"key \"([\w.]+)\":", text), re.search(r"import path string: ?'?([\w.]+)", text)
     if found and given and found[1] in BASES:
-        return unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in _subclasses(BASES[found[1]])])
+        return unknown(f"class for {found[1]}", given[1], [sub.__name__ for sub in subclasses(BASES[found[1]])])
     return None
 
 
-def _subclasses(base: type) -> list[type]:
-    below: list[type] = type.__subclasses__(base)
+def subclasses(base: type) -> list[type]:
+    """The classes that may be named where one of these is asked for, of those that are imported."""
+    below: list[type] = type._subclasses__(base)
     here = [] if inspect.isabstract(base) or base is LightningDataModule else [base]
-    return here + [found for sub in below for found in _subclasses(sub)]
+    return here + [found for sub in below for found in subclasses(sub)]
 
 
 def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:

@@ -201,9 +201,9 @@ def settings_page() -> str:
 
 def _choices(base: type) -> list[type]:
     """The classes of this package that a setting of this type can name."""
-    from diffguard_pl.test import _subclasses
+    from diffguard_pl.config import subclasses
 
-    return [kind for kind in _subclasses(base) if kind.__module__.startswith("diffguard_pl.") and not inspect.isabstract(kind)]
+    return [kind for kind in subclasses(base) if kind.__module__.startswith("diffguard_pl.") and not inspect.isabstract(kind)]
 
 
 def _parser_of(kind: type) -> ArgumentParser:
