@@ -180,7 +180,7 @@ def inside(text: str) -> str | None:
 
 def subclasses(base: type) -> list[type]:
     """The classes that may be named where one of these is asked for, of those that are imported."""
-    below: list[type] = type._subclasses__(base)
+    below: list[type] = type.__subclasses__(base)
     here = [] if inspect.isabstract(base) or base is LightningDataModule else [base]
     return here + [found for sub in below for found in subclasses(sub)]
 
