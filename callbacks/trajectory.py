@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from diffguard_pl.detector import as_batch
 from diffguard_pl.diffusion.ddim import Callback, Step
 from diffguard_pl.errors import InputError
 from diffguard_pl.module import DiffGuardModule
@@ -32,7 +33,7 @@ class TrajectoryLogger(pl.Callback):
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.size = size = len(batch["image"] if isinstance(batch, dict) else batch[0])
+        self.size = size = len(as_batch(batch, "image")["image"])
         self.images = min(size, self.count - self.drawn.get(dataloader_idx, 0)) if trainer.is_global_zero else 0
         self.drawn[dataloader_idx] = self.drawn.get(dataloader_idx, 0) + self.images
         self.frames: dict[str, dict[int, list[Frame]]] = {"inversion": {}, "denoising": {}}

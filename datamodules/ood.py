@@ -144,7 +144,8 @@ class OODDataModule(LightningDataModule):
         """Training images, for baselines that are fitted."""
         if self.fit is None:
             return None
-        for name, source in [(self.ind_name, self.sources[self.ind_name])] + [(CALIBRATION, self.calibration)] * self.calibrates:
+        others = {self.ind_name: self.sources[self.ind_name]} | ({CALIBRATION: self.calibration} if self.calibrates else {})
+        for name, source in others.items():
             _check_apart(self.fit, source, "data.fit", f"the set {name}", "fitted to would flatter")
         return self._in_order(self.fit, "fit", self.fit_limit)
 

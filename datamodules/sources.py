@@ -184,7 +184,7 @@ class ClassFolders(ImageFiles):
     def entries(self) -> list[Entry]:
         of = {path: PurePosixPath(path).parts[0] for path in self._paths if "/" in path}
         folders = {name: number for number, name in enumerate(self.names)}
-        missing = [name for name in folders if name not in set(of.values())]
+        missing = sorted(folders.keys() - of.values(), key=folders.__getitem__)
         if missing or not of:
             raise InputError(f"class folders {self.root}: no images in {missing[0] if missing else 'any folder'}")
         return self._refuse_linked_folders([Entry(path, folders[name]) for path, name in of.items() if name in folders])

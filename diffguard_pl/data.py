@@ -8,11 +8,11 @@ calibrate on, and those that baselines are fitted to.
 """
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pooch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -153,8 +153,8 @@ def _get(name: str, published: PublishedSet, root: Path) -> None:
     known = _hashes(root).get(f"{name}.zip")
     file = fetch(google_drive(published.drive), folder, f"{name}.zip", sha256=known)
     if known is None:
-        with (root / "downloads.sha256").open("a") as hashes, file.open("rb") as content:
-            hashes.write(f"{_sha256(content)}  {name}.zip\n")
+        with (root / "downloads.sha256").open("a") as hashes:
+            hashes.write(f"{pooch.file_hash(file)}  {name}.zip\n")
     unzip(file, folder)
     file.unlink()
 
@@ -163,13 +163,6 @@ def _hashes(root: Path) -> dict[str, str]:
     file = root / "downloads.sha256"
     lines = file.read_text().splitlines() if file.exists() else []
     return {name: value for value, _, name in (line.partition("  ") for line in lines)}
-
-
-def _sha256(content: Any) -> str:
-    digest = hashlib.sha256()
-    while block := content.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

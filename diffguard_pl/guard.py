@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pooch
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
@@ -327,7 +328,7 @@ class Detector:
             state = {name: tensor.cpu().contiguous() for name, tensor in self.model.baselines.state_dict().items()}
             with replacing(beside) as unfinished:
                 save_file(state, unfinished)
-            fitted = {"file": beside.name, "sha256": _sha256(beside)}
+            fitted = {"file": beside.name, "sha256": pooch.file_hash(beside)}
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -411,7 +412,6 @@ class Detector:
         cascade = self.combination.cascade
         if cascade is None or self.score != CASCADE:
             return None
-
         return cascade.gate(self.reference[cascade.baseline])
 
     def _detected(self, batches: Iterable[Any], gate: Gate | None) -> Iterator[tuple[Any, Detection | None]]:
@@ -599,17 +599,9 @@ def _for_json(values: np.ndarray) -> list[float | str | None]:
 def _load_fitted(file: Path, expected: str, model: DiffGuard) -> None:
     if not file.is_file():
         raise InputError(f"{file}: is missing; it belongs beside the detector file, with the fitted baselines")
-    if _sha256(file) != expected:
+    if pooch.file_hash(file) != expected:
         raise InputError(f"{file}: is not the one that the detector file was written with; calibrate again")
     model.baselines.load_state_dict(load_file(file))
-
-
-def _sha256(file: Path) -> str:
-    total = sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def shipped(name: str | Path) -> Path | None:

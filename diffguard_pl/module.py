@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from .bootstrap import with_intervals
 from .combine import Cascade, Combination, Fusion
-from .detector import Detection, DiffGuard, Gate, Prediction
+from .detector import Detection, DiffGuard, Gate, Prediction, as_batch
 from .diffusion.ddim import Callback as StepCallback
 from .diffusion.ddim import Step
 from .errors import InputError, choose
@@ -352,9 +352,7 @@ class DiffGuardModule(pl.LightningModule):
 
     def _named(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
         """The batch as a dict, with the images checked: an error names the file."""
-        if not isinstance(batch, Mapping):
-            batch = dict(zip(("image", "label"), batch, strict=False))
-        batch = dict(batch)
+        batch = dict(as_batch(batch, "image"))
         if "refused" in batch:
             raise InputError(batch["refused"])
         count, broken = len(batch["image"]), batch.setdefault("broken", [])

@@ -124,6 +124,8 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
         _check_folder(given.pictures)
     with ExitStack() as opened:
         out = opened.enter_context(closing(Lines(given.out, given.resume))) if given.out else None
+        import pooch
+
         from .guard import Detector, shipped
 
         changes = {} if given.slots is None else {"slots": given.slots}
@@ -131,8 +133,7 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
         if given.tpr is not None:
             detector.with_tpr(given.tpr)
         if out:
-            file = shipped(given.detector) or Path(given.detector)
-            out.begin(sha256(file.read_bytes()).hexdigest(), detector.tpr)
+            out.begin(pooch.file_hash(shipped(given.detector) or Path(given.detector)), detector.tpr)
         done = out.paths if out else set()
         rejected, broken, decided, known = out.rejected if out else 0, out.broken if out else 0, 0, 0
         tell = opened.enter_context(_progress())
@@ -174,25 +175,31 @@ def files(given: Sequence[str]) -> Iterator[dict[str, str | None]]:
 
     found: set[str] = set()
     part: dict[str, str | None] = {}
+
+    def new() -> dict[str, str | None]:
+        """Those of the part that no earlier one had."""
+        fresh = {path: why for path, why in part.items() if path not in found}
+        found.update(fresh)
+        part.clear()
+        return fresh
+
     why_not = "there are no images to score"
     for name in given:
         if name == "-":
             for lines in chain([[]], arriving()):  # what was given before it is not to wait
-                part |= {path: None for path in map(os.fsdecode, lines) if path not in found}
-                yield part
-                found |= part.keys()
-                part = {}
+                part |= dict.fromkeys(map(os.fsdecode, lines))
+                yield new()
         elif os.path.isdir(name):  # of a name that no file can have, too
             try:
                 entries = ImageDirectory(os.path.abspath(name), follow_links=True).entries
-                part |= {path: None for path in (str(Path(name) / entry.path) for entry in entries) if path not in found}
+                part |= dict.fromkeys(str(Path(name) / entry.path) for entry in entries)
             except InputError as error:
                 part[name] = why_not = str(error)
-        elif name not in found:
+        else:
             part[name] = None
     if not found and all(part.values()):
         raise InputError(why_not)
-    yield part
+    yield new()
 
 
 def arriving() -> Iterator[list[bytes]]:
