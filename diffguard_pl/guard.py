@@ -259,8 +259,7 @@ class Detector:
             InputError: one of them cannot be read, or the detector is not calibrated.
         """
         self._calibrated()
-        parts = self.prepare(images).split(AT_A_TIME)
-        return _joined([found for _, found in self.decide({"image": part} for part in parts) if found is not None])
+        return _joined([found for _, found in self.decide(self._parts(images)) if found is not None])
 
     def predict_features(self, features: Tensor) -> Decisions:
         """Decide by scores that are known.
@@ -278,8 +277,8 @@ class Detector:
 
     def features(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Tensor:
         """Scores [N, K] of images, in the order of ``score_names``, on the CPU; all images are diffused."""
-        parts = ({"image": part} for part in self.prepare(images).split(AT_A_TIME))
-        return torch.cat([self._features(detection) for _, detection in self._detected(parts, None) if detection])
+        detected = self._detected(self._parts(images), None)
+        return torch.cat([self._features(detection) for _, detection in detected if detection])
 
     def decide(self, batches: Iterable[Any]) -> Iterator[tuple[Mapping[str, Any], Decisions | None]]:
         """Decide on batches of images, in their order; the diffusion model's batch is filled across their boundaries.
@@ -315,6 +314,11 @@ class Detector:
         if not images:
             raise InputError("images: there are none")
         return torch.stack([self._prepared(image, i) for i, image in enumerate(images)])
+
+    def _parts(self, images: Tensor | Sequence[ImageLike] | ImageLike) -> Sequence[Tensor]:
+        prepared = self.prepare(images)
+        self.model.check(prepared)  # an error names the number that an image has among all
+        return prepared.split(AT_A_TIME)
 
     def save(self, file: str | Path) -> Path:
         """Write the detector file: settings, threshold, the validation images' scores, hashes of the weights. It replaces one.

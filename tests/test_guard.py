@@ -479,7 +479,7 @@ def test_threads_may_share_a_detector(detector):
 
 
 def test_any_number_of_images_is_decided_on_in_parts(detector, monkeypatch):
-    images = digits("test").images[:10]
+    images = digits("test").images[:10].clone()
     whole, features = detector.predict(images), detector.features(images)
     monkeypatch.setattr(guard, "AT_A_TIME", 4)
     parts = detector.predict(images)
@@ -490,6 +490,9 @@ def test_any_number_of_images_is_decided_on_in_parts(detector, monkeypatch):
         torch.testing.assert_close(parts.all_scores[name], scores, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(detector.features(images), features, atol=1e-4, rtol=1e-4)
     assert (parts.threshold, parts.score_name, parts.unguided) == (whole.threshold, "maps", None)
+    images[5, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="image 5 of the batch has NaN"):
+        detector.predict(images)
 
 
 def test_an_infinite_calibration_score_is_kept(digits_ldm, tmp_path):
