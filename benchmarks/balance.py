@@ -13,8 +13,8 @@ import sys
 
 import numpy as np
 
-from diffguard_pl.run import read_record
-from diffguard_pl.scores import read
+from diffguard_pl.runs.record import read_record
+from diffguard_pl.runs.store import read
 
 SIZES, RANKS, BATCH = (50_000, 35_000), 8, 32
 
@@ -26,11 +26,15 @@ def costs(run: str, wide: bool, chance: np.random.Generator) -> list[np.ndarray]
     settings = read_record(run)["config"]["model"]
     is_ind = frame["dataset"] == header.datasets[0]
     drawn = [
-        chance.choice(frame.loc[of, "stop_index"].dropna().to_numpy(), n) for of, n in zip((is_ind, ~is_ind), SIZES, strict=True)
+        chance.choice(frame.loc[of, "stop_index"].dropna().to_numpy(), n)
+        for of, n in zip((is_ind, ~is_ind), SIZES, strict=True)
     ]
     if wide:
         drawn = [np.repeat(chance.integers(1, settings["steps"], n // 50), 50) for n in SIZES]
-    return [(stop + 1) + 2 * np.minimum(stop + settings["forback_skip_diff"] + 1, settings["steps"]) for stop in drawn]
+    return [
+        (stop + 1) + 2 * np.minimum(stop + settings["forback_skip_diff"] + 1, settings["steps"])
+        for stop in drawn
+    ]
 
 
 def batches(share: np.ndarray) -> np.ndarray:
@@ -41,7 +45,11 @@ def batches(share: np.ndarray) -> np.ndarray:
 def shared_out(sets: list[np.ndarray], speed: np.ndarray, interleaved: bool) -> np.ndarray:
     """When each rank is done, if it gets its images beforehand."""
     shares = [
-        [of_set[rank::RANKS] if interleaved else np.array_split(of_set, RANKS)[rank] for of_set in sets] for rank in range(RANKS)
+        [
+            of_set[rank::RANKS] if interleaved else np.array_split(of_set, RANKS)[rank]
+            for of_set in sets
+        ]
+        for rank in range(RANKS)
     ]
     return np.array([sum(batches(of_set).sum() for of_set in share) for share in shares]) / speed
 

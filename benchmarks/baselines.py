@@ -11,8 +11,8 @@ from statistics import median
 import torch
 
 from diffguard_pl import Classifier
-from diffguard_pl.baselines import NAMES, NEEDS_FIT, Baselines
-from diffguard_pl.smallnet import SmallResNet
+from diffguard_pl.classifiers.resnets import SmallResNet
+from diffguard_pl.scores.baselines import NAMES, NEEDS_FIT, Baselines
 
 REPEATS = 15
 
@@ -26,7 +26,9 @@ def seconds(run: Callable[[], object]) -> float:
 def main(name: str) -> None:
     torch.manual_seed(0)
     if name == "digits":
-        classifier = Classifier(SmallResNet(8), "digits_classifier", input_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+        classifier = Classifier(
+            SmallResNet(8), "digits_classifier", input_size=16, mean=(0.5,) * 3, std=(0.5,) * 3
+        )
         images, fitted_to = torch.rand(128, 3, 16, 16), 790
     else:
         classifier = Classifier(name, weights="random")
@@ -45,8 +47,12 @@ def main(name: str) -> None:
     for _ in range(REPEATS):  # in turn, so that what else the machine does meets all alike
         of_pass = seconds(lambda: classifier.view(images))
         for score, baselines in scores.items():
-            shares[score].append(seconds(lambda baselines=baselines: baselines(view, images)) / of_pass)  # type: ignore[misc]
-    print(f"{name}: {len(images)} images, {width} features, {classes} classes, fitted to {fitted_to} images; in percent of a pass")
+            shares[score].append(
+                seconds(lambda baselines=baselines: baselines(view, images)) / of_pass
+            )  # type: ignore[misc]
+    print(
+        f"{name}: {len(images)} images, {width} features, {classes} classes, fitted to {fitted_to} images; in percent of a pass"
+    )
     print(", ".join(f"{score} {100 * median(of):.2g}" for score, of in shares.items()))
 
 

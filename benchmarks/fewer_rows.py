@@ -27,13 +27,14 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffguard_pl
-from diffguard_pl.bootstrap import replicates
 from diffguard_pl.datamodules.digits import digits, tuning
-from diffguard_pl.detector import Reconstruction
 from diffguard_pl.diffusion import ddim
 from diffguard_pl.diffusion.ddim import Callback, Level, NoiseModel, Step
 from diffguard_pl.diffusion.guidance import Network, Protected, Rows
-from diffguard_pl.metrics import ScoreTable, auroc
+from diffguard_pl.metrics.bootstrap import replicates
+from diffguard_pl.metrics.detection import auroc
+from diffguard_pl.metrics.table import ScoreTable
+from diffguard_pl.stages import Reconstruction
 
 TABLE = Path(__file__).with_suffix(".csv")
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "fewer_rows.png"
@@ -45,12 +46,28 @@ class Batch:
     """N images in a loop that the package does not have, all inverted equally deep, and the network rows that they took so far."""
 
     def __init__(self, detector: diffguard_pl.DiffGuard, images: Tensor):
-        self.detector, self.images, self.schedule, self.rows = detector, images, detector.schedule, 0.0
-        self.prediction, self.x = detector.classify(images), detector.backbone.encode(images * 2 - 1)
+        self.detector, self.images, self.schedule, self.rows = (
+            detector,
+            images,
+            detector.schedule,
+            0.0,
+        )
+        self.prediction, self.x = (
+            detector.classify(images),
+            detector.backbone.encode(images * 2 - 1),
+        )
         null, labels = detector.backbone.null_label, self.prediction.labels
         self.null = labels if null is None else torch.full_like(labels, null)
-        self.depth, self.last = len(self.schedule) - detector.early_stop_steps, detector.skip_last_steps
-        begin = torch.tensor([self.depth - 1]), len(self.schedule), detector.skip_first_steps, detector.forback_skip_diff
+        self.depth, self.last = (
+            len(self.schedule) - detector.early_stop_steps,
+            detector.skip_last_steps,
+        )
+        begin = (
+            torch.tensor([self.depth - 1]),
+            len(self.schedule),
+            detector.skip_first_steps,
+            detector.forback_skip_diff,
+        )
         self.start = int(ddim.first_denoising_index(*begin))
 
     def network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -62,7 +79,11 @@ class Batch:
 
         def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
             eps = network(x, self.schedule.timesteps[index], self.null)
-            return ddim.clip_eps(x, eps, level) if self.detector.backbone.clip_denoised and index[0] > 0 else eps
+            return (
+                ddim.clip_eps(x, eps, level)
+                if self.detector.backbone.clip_denoised and index[0] > 0
+                else eps
+            )
 
         return noise
 
@@ -79,10 +100,14 @@ class Batch:
                 asked=self.null.repeat(2)[:asked],
                 labels=self.prediction.labels[: n if scales[i] else 0],
                 scale=scales[i].view(1, 1, 1, 1),
-                clip=torch.ones_like(level.noise, dtype=torch.bool) if backbone.clip_denoised else None,
+                clip=torch.ones_like(level.noise, dtype=torch.bool)
+                if backbone.clip_denoised
+                else None,
                 twins=len(x) - asked,
             )
-            return guidance.noise(network, x, self.schedule.timesteps[index][:asked], level, wanted, judge)
+            return guidance.noise(
+                network, x, self.schedule.timesteps[index][:asked], level, wanted, judge
+            )
 
         return noise
 
@@ -93,12 +118,18 @@ class Batch:
     def back(self, model: NoiseModel, x: Tensor) -> Tensor:
         """Noise to guided pictures [N, C, h, w], and behind them the unguided ones where the detector compares to them."""
         x = torch.cat([x, x]) if self.detector.compare_to == "unguided" else x
-        return ddim.denoise(model, x, self.schedule, torch.full((len(x),), self.start), last=self.last)
+        return ddim.denoise(
+            model, x, self.schedule, torch.full((len(x),), self.start), last=self.last
+        )
 
     def score(self, x: Tensor) -> Tensor:
         """The headline score [N] of what :meth:`back` gives; guided pictures alone are compared to the input."""
         images, n = ((self.detector.backbone.decode(x) + 1) / 2).clamp(0, 1), len(self.images)
-        found = self.detector.compare(self.images, self.prediction, Reconstruction(images[:n], images[n:] if len(x) > n else None))
+        found = self.detector.compare(
+            self.images,
+            self.prediction,
+            Reconstruction(images[:n], images[n:] if len(x) > n else None),
+        )
         return found[self.detector.discrepancies.names[0]]
 
 
@@ -108,11 +139,18 @@ class Batch:
 def dpm_solver(batch: Batch) -> Tensor:
     """DPM-Solver++(2M) in both directions (Lu et al. 2022, algorithm 2); the last denoising step is of first order."""
     s = batch.schedule
-    noise = batch.there(second_order(batch.unguided(batch.network), s.inversion_from, s.inversion_to))
-    return batch.back(second_order(batch.guided(batch.network), s.denoising_from, s.denoising_to, batch.last), noise)
+    noise = batch.there(
+        second_order(batch.unguided(batch.network), s.inversion_from, s.inversion_to)
+    )
+    return batch.back(
+        second_order(batch.guided(batch.network), s.denoising_from, s.denoising_to, batch.last),
+        noise,
+    )
 
 
-def second_order(model: NoiseModel, begin: Tensor, end: Tensor, first_order_at: int = -1) -> NoiseModel:
+def second_order(
+    model: NoiseModel, begin: Tensor, end: Tensor, first_order_at: int = -1
+) -> NoiseModel:
     """The noise that makes a DDIM step one of DPM-Solver++(2M): its picture is extrapolated from this step's and the last one's.
 
     Not over more than four times the last step, as latent diffusion's second one is: errors grow more than a second order helps.
@@ -138,7 +176,9 @@ def fixed_point(batch: Batch, iterations: int) -> Tensor:
 
     def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
         eps, to = model(x, index, level, rows), Level.of(s.inversion_to[index], x)
-        reverse = torch.full_like(index, int((s.denoising_from == s.inversion_to[index[0]]).nonzero()))
+        reverse = torch.full_like(
+            index, int((s.denoising_from == s.inversion_to[index[0]]).nonzero())
+        )
         for _ in range(iterations):
             eps = model(ddim.step(x, eps, level, to), reverse, to, rows)
         return eps
@@ -159,8 +199,16 @@ def anchored(batch: Batch) -> Tensor:
         index = torch.full((2 * n if top else n,), i)
         level, to = Level.of(s.denoising_from[index], x), Level.of(s.denoising_to[index], x)
         eps = model(torch.cat([x, x]) if top else x, index, level, index)
-        unguided, level, to = (eps[n:] if top else trail[i].eps), level.of_rows(slice(n)), to.of_rows(slice(n))
-        x = states[i - 1] + ddim.step(x, eps[:n], level, to) - ddim.step(states[i], unguided, level, to)
+        unguided, level, to = (
+            (eps[n:] if top else trail[i].eps),
+            level.of_rows(slice(n)),
+            to.of_rows(slice(n)),
+        )
+        x = (
+            states[i - 1]
+            + ddim.step(x, eps[:n], level, to)
+            - ddim.step(states[i], unguided, level, to)
+        )
     return x
 
 
@@ -169,9 +217,17 @@ def cached(batch: Batch, every: int) -> Tensor:
     convolution and the last block, which is next to it by its skip, around what the other blocks returned before."""
     unet, of_row = batch.detector.backbone.denoiser, dict[bool, float]()
     last = unet.up_blocks[-1]
-    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks[:-1], *last.resnets[:-1], *getattr(last, "attentions", [])[:-1]]
+    blocks = [
+        *unet.down_blocks,
+        unet.mid_block,
+        *unet.up_blocks[:-1],
+        *last.resnets[:-1],
+        *getattr(last, "attentions", [])[:-1],
+    ]
 
-    def network(steps: Iterator[int], kept: dict[nn.Module, Any], x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def network(
+        steps: Iterator[int], kept: dict[nn.Module, Any], x: Tensor, t: Tensor, labels: Tensor
+    ) -> Tensor:
         fresh = next(steps) % every == 0
         with replay(blocks, kept, fresh, len(x)), FlopCounterMode(display=False) as counter:
             eps = batch.detector.backbone.eps(x, t, labels)
@@ -184,7 +240,9 @@ def cached(batch: Batch, every: int) -> Tensor:
 
 
 @contextmanager
-def replay(modules: list[nn.Module], kept: dict[nn.Module, Any], fresh: bool, rows: int) -> Iterator[None]:
+def replay(
+    modules: list[nn.Module], kept: dict[nn.Module, Any], fresh: bool, rows: int
+) -> Iterator[None]:
     """Keep what modules return, or have them return it once more, twice over where rows have doubled."""
 
     def instead(module: nn.Module, forward: Callable, *args: Any, **named: Any) -> Any:
@@ -215,13 +273,22 @@ class Setting(NamedTuple):
 
 def ldm(steps: int, depth: int, low: float = 0, high: float = 1) -> dict[str, Any]:
     """``depth`` of so many steps into the noise, and back but for the step at t = 1, guided in an interval."""
-    less = {"early_stop_steps": steps - depth, "skip_first_steps": steps - depth, "skip_last_steps": 1}
+    less = {
+        "early_stop_steps": steps - depth,
+        "skip_first_steps": steps - depth,
+        "skip_last_steps": 1,
+    }
     return {"steps": steps, **less, "guidance__interval": [low, high]}
 
 
 def gdm(steps: int, depth: int, low: float = 0, high: float = 1) -> dict[str, Any]:
     """The same, but for the step at t = 0; the depth is fixed, in place of what PSNR says of each image."""
-    less = {"early_stop": None, "early_stop_steps": steps - depth, "forback_skip_diff": 2, "skip_last_steps": 1}
+    less = {
+        "early_stop": None,
+        "early_stop_steps": steps - depth,
+        "forback_skip_diff": 2,
+        "skip_last_steps": 1,
+    }
     return {"steps": steps, **less, "guidance__interval": [low, high]}
 
 
@@ -241,10 +308,18 @@ SETTINGS = {
         Setting("interval", "10 steps to t=901, guided in 0 to 0.25", ldm(10, 10, 0, 0.25)),
         Setting("2M", "4 steps to t=751", ldm(4, 4), dpm_solver),
         Setting("2M", "3 steps to t=501", ldm(4, 3), dpm_solver),
-        Setting("fixed point", "fast, 2 iterations", FAST["ldm"], partial(fixed_point, iterations=2)),
-        Setting("fixed point", "fast, 1 iteration", FAST["ldm"], partial(fixed_point, iterations=1)),
-        Setting("caching", "10 steps to t=901, every 2nd whole", ldm(10, 10), partial(cached, every=2)),
-        Setting("caching", "10 steps to t=901, every 3rd whole", ldm(10, 10), partial(cached, every=3)),
+        Setting(
+            "fixed point", "fast, 2 iterations", FAST["ldm"], partial(fixed_point, iterations=2)
+        ),
+        Setting(
+            "fixed point", "fast, 1 iteration", FAST["ldm"], partial(fixed_point, iterations=1)
+        ),
+        Setting(
+            "caching", "10 steps to t=901, every 2nd whole", ldm(10, 10), partial(cached, every=2)
+        ),
+        Setting(
+            "caching", "10 steps to t=901, every 3rd whole", ldm(10, 10), partial(cached, every=3)
+        ),
         Setting("caching", "fast, every 2nd whole", FAST["ldm"], partial(cached, every=2)),
     ],
     "gdm": [
@@ -255,18 +330,36 @@ SETTINGS = {
         Setting("depth", "7 steps to t=280", gdm(25, 7)),
         Setting("depth", "3 steps to t=216", gdm(14, 3)),
         Setting("depth", "2 steps to t=200", gdm(10, 2)),
-        Setting("interval", "25 steps, PSNR 52, guided in 0 to 0.15", {"skip_last_steps": 1, "guidance__interval": [0, 0.15]}),
-        Setting("interval", "25 steps, PSNR 52, guided in 0.05 to 0.1", {"skip_last_steps": 1, "guidance__interval": [0.05, 0.1]}),
-        Setting("interval", "fast: 3 steps to t=216, guided twice as much in 0.05 to 0.1", FAST["gdm"]),
+        Setting(
+            "interval",
+            "25 steps, PSNR 52, guided in 0 to 0.15",
+            {"skip_last_steps": 1, "guidance__interval": [0, 0.15]},
+        ),
+        Setting(
+            "interval",
+            "25 steps, PSNR 52, guided in 0.05 to 0.1",
+            {"skip_last_steps": 1, "guidance__interval": [0.05, 0.1]},
+        ),
+        Setting(
+            "interval", "fast: 3 steps to t=216, guided twice as much in 0.05 to 0.1", FAST["gdm"]
+        ),
         Setting("interval", "2 steps to t=200, guided in 0.05 to 0.15", gdm(10, 2, 0.05, 0.15)),
         Setting("2M", "7 steps to t=280", gdm(25, 7), dpm_solver),
         Setting("2M", "3 steps to t=216", gdm(14, 3), dpm_solver),
-        Setting("fixed point", "fast, 2 iterations", FAST["gdm"], partial(fixed_point, iterations=2)),
-        Setting("fixed point", "fast, 1 iteration", FAST["gdm"], partial(fixed_point, iterations=1)),
+        Setting(
+            "fixed point", "fast, 2 iterations", FAST["gdm"], partial(fixed_point, iterations=2)
+        ),
+        Setting(
+            "fixed point", "fast, 1 iteration", FAST["gdm"], partial(fixed_point, iterations=1)
+        ),
         Setting("anchor", "3 steps to t=273", gdm(11, 3), anchored),
         Setting("anchor", "2 steps to t=224", gdm(9, 2), anchored),
-        Setting("caching", "7 steps to t=280, every 2nd whole", gdm(25, 7), partial(cached, every=2)),
-        Setting("caching", "7 steps to t=280, every 3rd whole", gdm(25, 7), partial(cached, every=3)),
+        Setting(
+            "caching", "7 steps to t=280, every 2nd whole", gdm(25, 7), partial(cached, every=2)
+        ),
+        Setting(
+            "caching", "7 steps to t=280, every 3rd whole", gdm(25, 7), partial(cached, every=3)
+        ),
     ],
 }
 
@@ -277,14 +370,18 @@ SETTINGS = {
 @torch.no_grad()
 def run(pipeline: str, setting: Setting, images: Tensor) -> tuple[Tensor, float]:
     """Scores [N], and the rows of the network that an image took."""
-    detector = diffguard_pl.load(f"digits_{pipeline}", discrepancies=[HEADLINE[pipeline]], **setting.settings)
+    detector = diffguard_pl.load(
+        f"digits_{pipeline}", discrepancies=[HEADLINE[pipeline]], **setting.settings
+    )
     if setting.loop:
         batches = [Batch(detector, part) for part in images.split(BATCH)]
         scores = torch.cat([batch.score(setting.loop(batch)) for batch in batches])
         return scores, sum(batch.rows for batch in batches) / len(images)
     stream = detector.stream()
     done = [found for part in images.split(BATCH) for found in stream.push(part)] + stream.drain()
-    return torch.cat([detection.scores[HEADLINE[pipeline]] for _, detection in done]), detector.unet_rows / len(images)
+    return torch.cat(
+        [detection.scores[HEADLINE[pipeline]] for _, detection in done]
+    ), detector.unet_rows / len(images)
 
 
 def measure(pipeline: str) -> pd.DataFrame:
@@ -295,11 +392,30 @@ def measure(pipeline: str) -> pd.DataFrame:
     for setting in SETTINGS[pipeline]:
         began = time.monotonic()
         found, rows = run(pipeline, setting, images)
-        lines.append((pipeline, setting.curve, setting.text, round(rows, 2), auroc(found[is_ind], found[~is_ind])))
+        lines.append(
+            (
+                pipeline,
+                setting.curve,
+                setting.text,
+                round(rows, 2),
+                auroc(found[is_ind], found[~is_ind]),
+            )
+        )
         scores.append(found.double())
         print(*lines[-1], f"{time.monotonic() - began:.1f} s", flush=True)
-    table, names = pd.DataFrame(lines, columns=["pipeline", "curve", "setting", "rows", "auroc"]), [str(line) for line in lines]
-    found = replicates(ScoreTable(names, ["val", "tuning"], {}, torch.stack(scores, dim=1).numpy(), (~is_ind).long().numpy()))
+    table, names = (
+        pd.DataFrame(lines, columns=["pipeline", "curve", "setting", "rows", "auroc"]),
+        [str(line) for line in lines],
+    )
+    found = replicates(
+        ScoreTable(
+            names,
+            ["val", "tuning"],
+            {},
+            torch.stack(scores, dim=1).numpy(),
+            (~is_ind).long().numpy(),
+        )
+    )
     drawn = np.stack([found["tuning", "tuning", name][:, 0] for name in names])
     table["low"], table["high"] = np.percentile(drawn, [2.5, 97.5], axis=1)
     table["diff_low"], table["diff_high"] = np.percentile(drawn - drawn[0], [2.5, 97.5], axis=1)
@@ -327,15 +443,40 @@ def draw_panel(panel: plt.Axes, table: pd.DataFrame) -> None:
     panel.plot(full.rows, 100 * full.auroc, "o", color="0.3", ms=9, ls="", label="full run")
     for k, (curve, (label, colour, marker)) in enumerate(LOOKS.items()):
         points = table[table.curve == curve].sort_values("rows")
-        x, y = points.rows * 1.012 ** (k - 3), 100 * points.auroc  # a little aside, so that intervals can be told apart
+        x, y = (
+            points.rows * 1.012 ** (k - 3),
+            100 * points.auroc,
+        )  # a little aside, so that intervals can be told apart
         panel.plot([], [], color=colour, marker=marker, label=label)
-        panel.errorbar(x, y, [y - 100 * points.low, 100 * points.high - y], color=colour, lw=1.4, elinewidth=0.8)
+        panel.errorbar(
+            x,
+            y,
+            [y - 100 * points.low, 100 * points.high - y],
+            color=colour,
+            lw=1.4,
+            elinewidth=0.8,
+        )
         for i, point in points.iterrows():
             fast, worse = point.setting.startswith("fast:"), point.diff_high < 0
-            look = {"marker": "*", "ms": 18, "mec": "black"} if fast else {"marker": marker, "ms": 7, "mec": colour}
-            panel.plot(x[i], y[i], mfc="white" if worse else colour, mew=1.3, zorder=3 + fast, **look)
+            look = (
+                {"marker": "*", "ms": 18, "mec": "black"}
+                if fast
+                else {"marker": marker, "ms": 7, "mec": colour}
+            )
+            panel.plot(
+                x[i], y[i], mfc="white" if worse else colour, mew=1.3, zorder=3 + fast, **look
+            )
     panel.plot([], [], "*", color="white", mec="black", ms=14, label="fast preset")
-    panel.plot([], [], "o", color="white", mec="0.3", mew=1.3, ms=7, label="hollow: worse than the full run")
+    panel.plot(
+        [],
+        [],
+        "o",
+        color="white",
+        mec="0.3",
+        mew=1.3,
+        ms=7,
+        label="hollow: worse than the full run",
+    )
     panel.set_xscale("log")
     panel.set_xticks([], minor=True)
     panel.set_xticks(ticks := [4, 5, 6, 8, 10, 15, 20, 30], map(str, ticks))
@@ -351,7 +492,9 @@ def draw(table: pd.DataFrame) -> None:
         draw_panel(panel, table[table.pipeline == pipeline])
         panel.set_title(f"digits_{pipeline}, score {score}", loc="left", fontsize=12)
     figure.tight_layout(rect=(0, 0.11, 1, 1), h_pad=2)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False
+    )
     figure.savefig(PICTURE)
 
 

@@ -17,12 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffguard_pl.backbones import GuidedDiffusionArchitecture, LatentDiffusion, LatentDiffusionArchitecture, PixelDiffusion
-from diffguard_pl.backbones.convert import _places
-from diffguard_pl.checkpoints import convert
-from diffguard_pl.registry import locate
+from diffguard_pl.backbones import (
+    GuidedDiffusionArchitecture,
+    LatentDiffusion,
+    LatentDiffusionArchitecture,
+    PixelDiffusion,
+)
+from diffguard_pl.backbones.convert_guided_diffusion import _places
+from diffguard_pl.checkpoints.converted import locate
+from diffguard_pl.commands.checkpoints import convert
 
-ARCHITECTURE: Any = {PixelDiffusion: GuidedDiffusionArchitecture(), LatentDiffusion: LatentDiffusionArchitecture()}
+ARCHITECTURE: Any = {
+    PixelDiffusion: GuidedDiffusionArchitecture(),
+    LatentDiffusion: LatentDiffusionArchitecture(),
+}
 GDM_PARAMETERS = 552_814_086
 """Of 256x256_diffusion_uncond.pt."""
 
@@ -33,7 +41,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         columns = [measure(LatentDiffusion, latent_file, Path(folder) / "ldm.ckpt")]
         columns += [measure(PixelDiffusion, pixel_file, Path(folder) / "gdm.pt")]
-    print(f"| {torch.get_num_threads()} threads, torch {torch.__version__} | LDM (cin256-v2) | GDM (256x256_diffusion_uncond) |")
+    print(
+        f"| {torch.get_num_threads()} threads, torch {torch.__version__} | LDM (cin256-v2) | GDM (256x256_diffusion_uncond) |"
+    )
     print("|---|---:|---:|")
     for what in columns[0]:
         print(f"| {what} | {columns[0][what]} | {columns[1][what]} |")
@@ -51,7 +61,10 @@ def measure(kind: Any, write: Callable, path: Path) -> dict[str, str]:
         return result
 
     random = timed("make random weights", kind, "random")
-    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in random.named_children()}
+    parameters = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in random.named_children()
+    }
     assert kind is LatentDiffusion or parameters == {"unet": GDM_PARAMETERS}, parameters
     timed("save, original layout", write, random, path)
     timed("load the original", kind, str(path))
@@ -72,7 +85,10 @@ def measure(kind: Any, write: Callable, path: Path) -> dict[str, str]:
     size = path.stat().st_size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
-        {"parameters": ", ".join(f"{name} {count:,}" for name, count in parameters.items()), "file": f"{size / 1e9:.2f} GB"}
+        {
+            "parameters": ", ".join(f"{name} {count:,}" for name, count in parameters.items()),
+            "file": f"{size / 1e9:.2f} GB",
+        }
         | {f"{what}, s": f"{value:.2f}" for what, value in seconds.items()}
         | {"peak resident memory so far": f"{peak / 1e9:.1f} GB"}
     )
@@ -84,7 +100,9 @@ def measure(kind: Any, write: Callable, path: Path) -> dict[str, str]:
 def pixel_file(backbone: PixelDiffusion, path: Path) -> None:
     """Save as guided-diffusion does."""
     a = ARCHITECTURE[PixelDiffusion]
-    torch.save(original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention), path)
+    torch.save(
+        original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention), path
+    )
 
 
 def latent_file(backbone: LatentDiffusion, path: Path) -> None:
@@ -93,10 +111,14 @@ def latent_file(backbone: LatentDiffusion, path: Path) -> None:
     unet = original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention)
     state = {f"model.diffusion_model.{key}": tensor for key, tensor in unet.items()}
     state |= {
-        f"first_stage_model.{key}": t for key, t in original_first_stage(backbone.first_stage, len(a.first_stage.ch_mult)).items()
+        f"first_stage_model.{key}": t
+        for key, t in original_first_stage(backbone.first_stage, len(a.first_stage.ch_mult)).items()
     }
     state["cond_stage_model.embedding.weight"] = backbone.embedding.weight
-    torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2", "state_dict": state}, path)
+    torch.save(
+        {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2", "state_dict": state},
+        path,
+    )
 
 
 UNET = {
@@ -110,7 +132,9 @@ UNET = {
 }
 
 
-def original_unet(unet: nn.Module, levels: int, res_blocks: int, attention: list[bool]) -> dict[str, Tensor]:
+def original_unet(
+    unet: nn.Module, levels: int, res_blocks: int, attention: list[bool]
+) -> dict[str, Tensor]:
     """The weights of a diffusers UNet under the keys of guided-diffusion and latent-diffusion: what convert.py undoes."""
     places = {new: old for old, new in _places(levels, res_blocks, attention)}
     state: dict[str, Tensor] = {}
@@ -120,8 +144,13 @@ def original_unet(unet: nn.Module, levels: int, res_blocks: int, attention: list
         name, _, kind = inside.rpartition(".")
         if name in ("to_q", "to_k", "to_v"):
             heads = unet.get_submodule(module).heads
-            parts = [unet.get_submodule(f"{module}.{n}").state_dict()[kind] for n in ("to_q", "to_k", "to_v")]
-            qkv = torch.stack([part.view(heads, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 2)
+            parts = [
+                unet.get_submodule(f"{module}.{n}").state_dict()[kind]
+                for n in ("to_q", "to_k", "to_v")
+            ]
+            qkv = torch.stack(
+                [part.view(heads, -1, *part.shape[1:]) for part in parts], dim=1
+            ).flatten(0, 2)
             state[f"{old}.qkv.{kind}"] = qkv[..., None] if kind == "weight" else qkv
         elif name == "conv":
             state[f"{old}.{'op' if module.startswith('down') else 'conv'}.{kind}"] = tensor

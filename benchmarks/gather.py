@@ -14,7 +14,8 @@ import torch
 import torch.multiprocessing as mp
 from torchmetrics.classification import BinaryAUROC
 
-from diffguard_pl.metrics import OODMetrics, auroc
+from diffguard_pl.metrics.detection import auroc
+from diffguard_pl.metrics.torchmetric import OODMetrics
 
 SCORES, BATCH = 12, 32
 SETS = ["ind", "a", "b", "c", "d"]
@@ -22,7 +23,9 @@ SETS = ["ind", "a", "b", "c", "d"]
 
 def rank_main(rank: int, ranks: int, images: int, meeting: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks
+    )
     generator = torch.Generator().manual_seed(rank)
     share = images // ranks + (rank < images % ranks)
     values = torch.randn(share, SCORES, generator=generator, dtype=torch.float64)
@@ -57,8 +60,12 @@ def rank_main(rank: int, ranks: int, images: int, meeting: str) -> None:
         all_ood = torch.from_numpy(table.values[table.members > 0, 0])
         true = auroc(torch.from_numpy(table.of(0)[:, 0]), all_ood)
         print(f"{images:,} images, {ranks} ranks, {SCORES} scores, {len(rows)} rows of the table")
-        print(f"held before: {held - base:.0f} MB a rank; gather: {gathered:.2f} s, peak +{at_gather - held:.0f} MB a rank")
-        print(f"table, on the first rank: {computed:.2f} s, peak +{at_compute - held:.0f} MB a rank")
+        print(
+            f"held before: {held - base:.0f} MB a rank; gather: {gathered:.2f} s, peak +{at_gather - held:.0f} MB a rank"
+        )
+        print(
+            f"table, on the first rank: {computed:.2f} s, peak +{at_compute - held:.0f} MB a rank"
+        )
         print(
             f"200 bins, one score: {binned_seconds:.3f} s; AUROC {of_bins:.5f}, exact {true:.5f}, off by {abs(of_bins - true):.1e}"
         )
@@ -72,6 +79,8 @@ def peak() -> float:
 
 
 if __name__ == "__main__":
-    images, ranks = (int(given) for given in (*sys.argv[1:3], *("1000000", "8")[len(sys.argv) - 1 :]))
+    images, ranks = (
+        int(given) for given in (*sys.argv[1:3], *("1000000", "8")[len(sys.argv) - 1 :])
+    )
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(rank_main, (ranks, images, f"{folder}/meeting"), nprocs=ranks)

@@ -36,13 +36,23 @@ def main() -> None:
         for size in (224, 256):
             for workers in (0, 1, 2, 4):
                 source = {"photos": ImageDirectory(folder)}
-                data = OODDataModule(source, {"far": {"again": source["photos"]}}, size, 256, batch_size=32, num_workers=workers)
+                data = OODDataModule(
+                    source,
+                    {"far": {"again": source["photos"]}},
+                    size,
+                    256,
+                    batch_size=32,
+                    num_workers=workers,
+                )
                 loader = data.test_dataloader()["photos"]
                 batches = iter(loader)
                 next(batches)  # the workers have started
                 began = time.perf_counter()
                 count = sum(len(batch["image"]) for batch in batches)
-                print(f"| {workers} | {size} | {count / (time.perf_counter() - began):.0f} |", flush=True)
+                print(
+                    f"| {workers} | {size} | {count / (time.perf_counter() - began):.0f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

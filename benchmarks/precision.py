@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffguard_pl.scores import read
+from diffguard_pl.runs.store import read
 
 CPU_HALF = "[{class_path: pytorch_lightning.plugins.precision.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}]"
 """Lightning itself takes bf16 in its place on a CPU."""
@@ -25,21 +25,33 @@ PRECISIONS = {
     "32, TF32": ["--trainer.precision", "32", "--model.tf32", "true"],
     "bf16-mixed": ["--trainer.precision", "bf16-mixed"],
     "bf16-true": ["--trainer.precision", "bf16-true"],
-    "16-mixed": ["--trainer.precision", "16-mixed"] if torch.cuda.is_available() else [f"--trainer.plugins={CPU_HALF}"],
+    "16-mixed": ["--trainer.precision", "16-mixed"]
+    if torch.cuda.is_available()
+    else [f"--trainer.plugins={CPU_HALF}"],
     "16-true": ["--trainer.precision", "16-true"],
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", default="null", help="images of each set; half precision is slow on a CPU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--limit", default="null", help="images of each set; half precision is slow on a CPU"
+    )
     parser.add_argument("--config", nargs="+", default=["digits_gdm", "digits_ldm"])
     parser.add_argument(
-        "--precision", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS), help="the first is the measure"
+        "--precision",
+        nargs="+",
+        choices=list(PRECISIONS),
+        default=list(PRECISIONS),
+        help="the first is the measure",
     )
     args = parser.parse_args()
     limit = args.limit
-    print("| pipeline | precision | AUROC near / photos / letters | drift of the score | images whose stop moved |")
+    print(
+        "| pipeline | precision | AUROC near / photos / letters | drift of the score | images whose stop moved |"
+    )
     print("|---|---|---|---:|---:|")
     for config in args.config:
         with tempfile.TemporaryDirectory() as folder:
@@ -49,8 +61,24 @@ def main() -> None:
                 if "TF32" in precision and not torch.cuda.is_available():
                     continue
                 run = Path(folder) / precision.replace(", ", "-")
-                command = [sys.executable, "-m", "diffguard_pl.test", "--config", config, "--data.limit", limit, *settings]
-                command += ["--trainer.default_root_dir", str(run), "--pictures.count", "0", "--page.enabled", "false"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "diffguard_pl.test",
+                    "--config",
+                    config,
+                    "--data.limit",
+                    limit,
+                    *settings,
+                ]
+                command += [
+                    "--trainer.default_root_dir",
+                    str(run),
+                    "--pictures.count",
+                    "0",
+                    "--page.enabled",
+                    "false",
+                ]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
                 frame, header = read(run)
                 score = header.scores[0]
@@ -60,7 +88,10 @@ def main() -> None:
                 drift = (frame[score] - exact[score]).abs().median() / exact[score].std()
                 moved = int((frame["stop_index"] != exact["stop_index"]).sum())
                 figures = " / ".join(f"{100 * value:.2f}" for value in rows["auroc"])
-                print(f"| {config} `{score}` | {precision} | {figures} | {drift:.1e} | {moved} of {len(frame)} |", flush=True)
+                print(
+                    f"| {config} `{score}` | {precision} | {figures} | {drift:.1e} | {moved} of {len(frame)} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

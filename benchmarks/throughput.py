@@ -31,18 +31,24 @@ import diffguard_pl
 from diffguard_pl import DiffGuard
 from diffguard_pl.config import find_config
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
+from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.ddim import Level
-from diffguard_pl.diffusion.guidance import ClassifierGuidance, Network, Protected, Rows
+from diffguard_pl.diffusion.guidance import Network, Protected, Rows
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 RANDOM = {"backbone__init_args__checkpoint": "random", "classifier__weights": "random"}
 FULL = {
-    "gdm": RANDOM | {"early_stop": {"psnr": 48.5}, "discrepancies": ["ssim"]},  # DISTS and LPIPS have weights to download
+    "gdm": RANDOM
+    | {
+        "early_stop": {"psnr": 48.5},
+        "discrepancies": ["ssim"],
+    },  # DISTS and LPIPS have weights to download
     "ldm": RANDOM | {"discrepancies": ["ssim"]},
 }
 SMALL = {
-    family: yaml.safe_load(find_config(f"small/{family}").read_text())["model"] | {"guidance": {"init_args": guidance}}
+    family: yaml.safe_load(find_config(f"small/{family}").read_text())["model"]
+    | {"guidance": {"init_args": guidance}}
     for family, guidance in (("gdm", {"cutouts": 1}), ("ldm", {}))
 }
 """To see that a run at full size would run."""
@@ -61,11 +67,21 @@ def flat(settings: dict[str, Any], key: str = "") -> dict[str, Any]:
 class Redundant(ClassifierGuidance):
     """As the original does it: x0hat comes from a second call of the network, whose graph is kept."""
 
-    def noise(self, network: Network, x: Tensor, t: Tensor, level: Level, rows: Rows, classifier: Protected) -> Tensor:
+    def noise(
+        self,
+        network: Network,
+        x: Tensor,
+        t: Tensor,
+        level: Level,
+        rows: Rows,
+        classifier: Protected,
+    ) -> Tensor:
         if len(rows.labels):
             g = len(rows.labels)
             with torch.inference_mode(False), torch.enable_grad():
-                again = network(x[:g].clone().requires_grad_(), t[:g].clone(), rows.asked[:g].clone())
+                again = network(
+                    x[:g].clone().requires_grad_(), t[:g].clone(), rows.asked[:g].clone()
+                )
                 assert again.requires_grad
         return super().noise(network, x, t, level, rows, classifier)
 
@@ -74,7 +90,9 @@ def naive(detector: DiffGuard, images: Tensor) -> None:
     """The original's loop."""
     ours = detector.guidance
     if isinstance(ours, ClassifierGuidance):
-        detector.guidance = Redundant(ours.scale, ours.cutouts, ours.cutout_size, ours.x0hat, ours.seed)
+        detector.guidance = Redundant(
+            ours.scale, ours.cutouts, ours.cutout_size, ours.x0hat, ours.seed
+        )
     try:
         for batch in images.split(1 if detector.early_stop else 48):
             detector.plainly(batch)
@@ -102,7 +120,9 @@ def engine(detector: DiffGuard, images: Tensor, batch: int) -> float:
 class Line:
     """A way to run the detector."""
 
-    def __init__(self, name: str, detector: DiffGuard, run: Callable[[], float | None], precision: str):
+    def __init__(
+        self, name: str, detector: DiffGuard, run: Callable[[], float | None], precision: str
+    ):
         self.name, self.detector, self.run, self.precision = name, detector, run, precision
         self.seconds: list[float] = []
         self.rows, self.memory, self.warm_up = 0, 0, 0.0
@@ -115,7 +135,12 @@ class Line:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        with torch.inference_mode(), torch.autocast(device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST):
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST
+            ),
+        ):
             self.utilisation = self.run()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -155,11 +180,17 @@ def flops_of_a_row(detector: DiffGuard, images: Tensor) -> int:
     return count.get_total_flops()
 
 
-def lines(args: argparse.Namespace, family: str, images: Tensor, device: torch.device) -> Iterator[Line]:
-    own = {"digits": {}, "small": FULL[family] | flat(SMALL[family]), "full": FULL[family]}[args.model]
+def lines(
+    args: argparse.Namespace, family: str, images: Tensor, device: torch.device
+) -> Iterator[Line]:
+    own = {"digits": {}, "small": FULL[family] | flat(SMALL[family]), "full": FULL[family]}[
+        args.model
+    ]
 
     def detector(**settings: Any) -> DiffGuard:
-        one = diffguard_pl.load(f"digits_{family}" if args.model == "digits" else family, **own | settings).to(device)
+        one = diffguard_pl.load(
+            f"digits_{family}" if args.model == "digits" else family, **own | settings
+        ).to(device)
         if args.channels_last:
             for network in (one.backbone.denoiser, one.classifier.model):
                 torch.nn.Module.to(network, memory_format=torch.channels_last)
@@ -168,7 +199,12 @@ def lines(args: argparse.Namespace, family: str, images: Tensor, device: torch.d
     if args.model == "digits":
         fast = diffguard_pl.load(f"fast/digits_{family}").to(device)
         yield Line("naive", first := detector(), lambda: naive(first, images[: args.naive]), "32")
-        yield Line("engine, 64 slots, preset of fewer rows", fast, lambda: engine(fast, images, args.batch), "32")
+        yield Line(
+            "engine, 64 slots, preset of fewer rows",
+            fast,
+            lambda: engine(fast, images, args.batch),
+            "32",
+        )
     for precision in args.precision:
         note = "" if precision == "32" else f", {precision}"
         one = detector()
@@ -176,8 +212,15 @@ def lines(args: argparse.Namespace, family: str, images: Tensor, device: torch.d
             one.networks_to(TRUE[precision])
         if precision == args.precision[0]:
             if args.model != "digits":
-                yield Line(f"naive{note}", one, lambda d=one: naive(d, images[: args.naive]), precision)
-            yield Line(f"plain, batch {args.batch}{note}", one, lambda d=one: plain(d, images, args.batch), precision)
+                yield Line(
+                    f"naive{note}", one, lambda d=one: naive(d, images[: args.naive]), precision
+                )
+            yield Line(
+                f"plain, batch {args.batch}{note}",
+                one,
+                lambda d=one: plain(d, images, args.batch),
+                precision,
+            )
         for slots in args.slots:
             for compiled in (False, True) if args.compile else (False,):
                 one = detector(slots=slots, compile=compiled)
@@ -191,11 +234,17 @@ def measure(args: argparse.Namespace, family: str, device: torch.device) -> dict
     """All lines of one pipeline."""
     if args.model == "digits":
         sets = (digits("test"), held_out(), photos(), letters())
-        images = torch.cat([data.images[:: max(1, len(data) * 4 // args.images)] for data in sets])[: args.images].to(device)
+        images = torch.cat([data.images[:: max(1, len(data) * 4 // args.images)] for data in sets])[
+            : args.images
+        ].to(device)
     else:
         size = 64 if args.model == "small" else 224 if family == "gdm" else 256
         smooth = torch.rand(args.images, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        images = torch.nn.functional.interpolate(smooth, (size, size), mode="bicubic").clamp(0, 1).to(device)
+        images = (
+            torch.nn.functional.interpolate(smooth, (size, size), mode="bicubic")
+            .clamp(0, 1)
+            .to(device)
+        )
     found = list(lines(args, family, images, device))
     for line in found:
         with torch.inference_mode():
@@ -207,7 +256,9 @@ def measure(args: argparse.Namespace, family: str, device: torch.device) -> dict
         for line in found:
             line.time(device)
     row = flops_of_a_row(found[0].detector, images)
-    dtypes = {line.precision: (AUTOCAST | TRUE).get(line.precision, torch.float32) for line in found}
+    dtypes = {
+        line.precision: (AUTOCAST | TRUE).get(line.precision, torch.float32) for line in found
+    }
     rates = {dtype: matmul_rate(device, dtype) for dtype in set(dtypes.values())}
     base = [min(args.naive, len(images)) / seconds for seconds in found[0].seconds]
     result = {"family": family, "flops_of_a_row": row, "images": len(images), "lines": []}
@@ -238,7 +289,18 @@ def show(result: dict[str, Any]) -> None:
     """A result as a table."""
     title = f"{result['family']}: {result['images']} images, {result['flops_of_a_row'] / 1e9:.3g} GFLOP a row"
     table = Table(title=title)
-    for name in ("", "images/s", "speed", "rows/image", "rows/s", "TFLOP/s", "of matmul", "full", "peak GB", "warm-up s"):
+    for name in (
+        "",
+        "images/s",
+        "speed",
+        "rows/image",
+        "rows/s",
+        "TFLOP/s",
+        "of matmul",
+        "full",
+        "peak GB",
+        "warm-up s",
+    ):
         table.add_column(name, justify="right" if name else "left")
     for line in result["lines"]:
         table.add_row(
@@ -257,26 +319,43 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=["digits", "small", "full"], default="digits")
     parser.add_argument("--family", nargs="+", choices=["gdm", "ldm"], default=["gdm", "ldm"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--naive", type=int, default=48, help="images of the naive loop, which is slow")
+    parser.add_argument(
+        "--naive", type=int, default=48, help="images of the naive loop, which is slow"
+    )
     parser.add_argument("--batch", type=int, default=128, help="images that come together")
     parser.add_argument("--slots", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--precision", nargs="+", choices=["32", *AUTOCAST, *TRUE], default=["32"])
     parser.add_argument("--compile", action="store_true", help="each engine line compiled, too")
     parser.add_argument("--tf32", action="store_true")
-    parser.add_argument("--channels-last", action="store_true", help="weights of diffusion model and classifier in NHWC")
+    parser.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="weights of diffusion model and classifier in NHWC",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", help="JSON file")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}"
-    about = {"device": machine, "threads": torch.get_num_threads(), "torch": torch.__version__, "arguments": vars(args)}
+    machine = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()}"
+    )
+    about = {
+        "device": machine,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "arguments": vars(args),
+    }
     print(json.dumps(about))
     results = []
     for family in args.family:

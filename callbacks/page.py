@@ -5,15 +5,15 @@ import sys
 import pytorch_lightning as pl
 
 from diffguard_pl.errors import InputError
-from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.scores import parts
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.runs.store import parts
 
 
 class ReportPage(pl.Callback):
     """Draws ``pictures.png``, ``plots.png`` and ``report.html`` from what the run has written, and says where they are.
 
     Args:
-        enabled: false: leave it to ``python -m diffguard_pl.report RUN_DIR``.
+        enabled: false: leave it to ``diffguard-pl report RUN_DIR``.
     """
 
     def __init__(self, enabled: bool = True):
@@ -25,7 +25,7 @@ class ReportPage(pl.Callback):
             return
         from diffguard_pl.report.build import build
         from diffguard_pl.report.results import read_results
-        from diffguard_pl.report.table import cascade_table, terminal
+        from diffguard_pl.report.tables import cascade_table, terminal
 
         try:
             results = read_results(folder, pl_module.rows)
@@ -33,9 +33,17 @@ class ReportPage(pl.Callback):
                 terminal().print(cascade_table(results.curve, results.budget))
             written = build(results)
         except (InputError, OSError) as error:
-            print(f"no report page: {error}; python -m diffguard_pl.report {folder} makes it from the scores", file=sys.stderr)
+            print(
+                f"no report page: {error}; diffguard-pl report {folder} makes it from the scores",
+                file=sys.stderr,
+            )
             return
-        names = {"pictures.png": "pictures", "cascade.png": "cascade", "plots.png": "plots", "report.html": "report"}
+        names = {
+            "pictures.png": "pictures",
+            "cascade.png": "cascade",
+            "plots.png": "plots",
+            "report.html": "report",
+        }
         for path in written:
             if path.name in names:
                 print(f"{names[path.name]:>9}: {path}", flush=True)

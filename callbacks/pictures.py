@@ -1,8 +1,6 @@
 """Pictures on disk."""
 
 import math
-import random
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from diffguard_pl.detector import Detection
 from diffguard_pl.errors import InputError
-from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.report.gallery import Kept, gallery, keep, load, picture_path
-from diffguard_pl.scores import CALIBRATION
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.names import CALIBRATION
+from diffguard_pl.report.gallery import Chosen, Kept, chosen_for, gallery, keep, load, picture_path
+from diffguard_pl.stages import Detection
 
 
 def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
@@ -27,15 +25,6 @@ def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | 
         names = data.folder_names()
         found = names if len(names) == classifier.num_classes else None
     return found
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """An image whose pictures are kept: its index, its headline score, and a number that decides who is among the random ones."""
-
-    index: int
-    score: float
-    chance: float
 
 
 class PictureWriter(pl.Callback):
@@ -57,8 +46,12 @@ class PictureWriter(pl.Callback):
         self.kept = {}
         if pl_module.earlier is None or not trainer.is_global_zero:
             return
-        headline = pl_module.earlier.loc[pl_module.earlier["error"].isna(), ["dataset", "index", pl_module.score_names[0]]]
-        scores = {(dataset, index): score for dataset, index, score in headline.itertuples(index=False)}
+        headline = pl_module.earlier.loc[
+            pl_module.earlier["error"].isna(), ["dataset", "index", pl_module.score_names[0]]
+        ]
+        scores = {
+            (dataset, index): score for dataset, index, score in headline.itertuples(index=False)
+        }
         for path in gallery(pl_module.run_folder):
             try:
                 found = load(path)
@@ -66,26 +59,40 @@ class PictureWriter(pl.Callback):
             except (OSError, KeyError, ValueError):
                 path.unlink(missing_ok=True)
                 continue
-            self.kept.setdefault(found.dataset, []).append(chosen_for(found.dataset, found.index, score))
+            self.kept.setdefault(found.dataset, []).append(
+                chosen_for(found.dataset, found.index, score)
+            )
 
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
+    ) -> None:
         for dataset, batch, detection in outputs["finished"]:
             if self.count > 0 and detection is not None and dataset != CALIBRATION:
                 self._take(pl_module, dataset, batch, detection)
 
-    def _take(self, pl_module: DiffGuardModule, dataset: str, batch: dict[str, Any], detection: Detection) -> None:
+    def _take(
+        self, pl_module: DiffGuardModule, dataset: str, batch: dict[str, Any], detection: Detection
+    ) -> None:
         """Keep what is better than what is kept."""
         scores = detection.scores[pl_module.score_names[0]].tolist()
-        new = [chosen_for(dataset, index, score) for index, score in zip(batch["index"].tolist(), scores, strict=True)]
+        new = [
+            chosen_for(dataset, index, score)
+            for index, score in zip(batch["index"].tolist(), scores, strict=True)
+        ]
         places = {chosen: i for i, chosen in enumerate(new) if detection.stop_index[i] >= 0}
         new = list(places)  # the others were not diffused
         before = self.kept.get(dataset, [])
         self.kept[dataset] = self.best([*before, *new])
         made = [chosen for chosen in self.kept[dataset] if chosen in places]
         if made:
-            panels = _panels(pl_module, batch["image"], detection, [places[chosen] for chosen in made])
+            panels = _panels(
+                pl_module, batch["image"], detection, [places[chosen] for chosen in made]
+            )
             for i, chosen in enumerate(made):
-                keep(pl_module.run_folder, Kept(dataset, chosen.index, {name: part[i] for name, part in panels.items()}))
+                keep(
+                    pl_module.run_folder,
+                    Kept(dataset, chosen.index, {name: part[i] for name, part in panels.items()}),
+                )
         self._remove(pl_module, dataset, set(before) - set(self.kept[dataset]))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
@@ -105,7 +112,11 @@ class PictureWriter(pl.Callback):
         by_score = sorted(scored, key=lambda chosen: (chosen.score, chosen.chance))
         by_chance = sorted(images, key=lambda chosen: chosen.chance)
         count = self.count
-        return list(dict.fromkeys([*by_score[:count], *by_score[-count:], *by_chance[:count]])) if count else []
+        return (
+            list(dict.fromkeys([*by_score[:count], *by_score[-count:], *by_chance[:count]]))
+            if count
+            else []
+        )
 
     @staticmethod
     def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Chosen]) -> None:
@@ -113,15 +124,17 @@ class PictureWriter(pl.Callback):
             picture_path(pl_module.run_folder, dataset, chosen.index).unlink(missing_ok=True)
 
 
-def chosen_for(dataset: str, index: int, score: float) -> Chosen:
-    """An image, to be compared with others of its set; its chance is always the same."""
-    return Chosen(index, score, random.Random(f"{dataset}/{index}").random())
-
-
-def _panels(pl_module: DiffGuardModule, images: Tensor, detection: Detection, places: list[int]) -> dict[str, list[Image.Image]]:
+def _panels(
+    pl_module: DiffGuardModule, images: Tensor, detection: Detection, places: list[int]
+) -> dict[str, list[Image.Image]]:
     """The pictures of the chosen rows, by the name of the panel."""
     mask = pl_module.detector.mask(detection.prediction)
-    parts = {"input": images, "unguided": detection.unguided, "reconstruction": detection.reconstructions, "mask": mask}
+    parts = {
+        "input": images,
+        "unguided": detection.unguided,
+        "reconstruction": detection.reconstructions,
+        "mask": mask,
+    }
     panels = {}
     for name, part in parts.items():
         if part is None:

@@ -37,7 +37,10 @@ class RunProgress(ProgressBar):
         if not (self.enabled and trainer.is_global_zero and isinstance(loaders, Mapping)):
             return
         self.counting = True
-        sizes = [_size(loader, batches) for loader, batches in zip(loaders.values(), trainer.num_test_batches, strict=True)]
+        sizes = [
+            _size(loader, batches)
+            for loader, batches in zip(loaders.values(), trainer.num_test_batches, strict=True)
+        ]
         self.total = None if None in sizes else sum(size or 0 for size in sizes)
         self.images, self.began = 0, time.monotonic()
         self.told, self.dataset = self.began, ""
@@ -46,19 +49,37 @@ class RunProgress(ProgressBar):
         self.ranks = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         console = Console()
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
             self.bar = Progress(*columns, expand=True, console=console)
             self.task = self.bar.add_task("", total=self.total, rate="")
             self.bar.start()
 
-    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if self.counting:
             self.dataset = pl_module.datasets[dataloader_idx]
         if self.bar:
             self.bar.update(self.task, description=escape(self.dataset), refresh=True)
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         for finished in outputs["finished"] if self.counting else ():
             self.images += len(finished.batch["image"]) + len(finished.batch["broken"])
@@ -90,7 +111,11 @@ class RunProgress(ProgressBar):
 
     def _rate(self) -> str:
         rate = self.images / max(time.monotonic() - self.began, 1e-9)
-        left = f", {_clock((self.total - self.images) / rate)} left" if self.total is not None and rate else ""
+        left = (
+            f", {_clock((self.total - self.images) / rate)} left"
+            if self.total is not None and rate
+            else ""
+        )
         return f"{rate:.1f} images/s{self.ranks}{left}"
 
     def _stop(self) -> None:
@@ -103,7 +128,9 @@ def _size(loader: Any, batches: float) -> int | None:
     """Images that ``batches`` batches of a loader hold; None where it does not say."""
     lists = getattr(loader, "batch_sampler", None)
     if isinstance(lists, list):  # those of this package's data modules
-        return sum(len(batch) for batch in (lists[: int(batches)] if math.isfinite(batches) else lists))
+        return sum(
+            len(batch) for batch in (lists[: int(batches)] if math.isfinite(batches) else lists)
+        )
     try:
         size = len(loader.dataset)
     except (TypeError, AttributeError):

@@ -18,13 +18,13 @@ import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from diffguard_pl import scores
 from diffguard_pl.errors import InputError
-from diffguard_pl.metrics import ScoreTable
-from diffguard_pl.module import DiffGuardModule
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.metrics.table import ScoreTable
 from diffguard_pl.report.gallery import Kept, gallery, load, picture_path
 from diffguard_pl.report.pictures import difference
 from diffguard_pl.report.plots import roc
+from diffguard_pl.runs import store
 
 from .pictures import class_names
 from .wandb_run import WandbRun
@@ -54,7 +54,10 @@ class ReconstructionLogger(pl.Callback):
         if self.count == 0 or not known:
             return
         names = class_names(trainer, pl_module)
-        sample = [_examined(row, names, kept) for row, kept in _sample(pl_module.run_folder, pl_module.score_names[0], self.count)]
+        sample = [
+            _examined(row, names, kept)
+            for row, kept in _sample(pl_module.run_folder, pl_module.score_names[0], self.count)
+        ]
         for logger in known if sample else ():
             log = _table if isinstance(logger, WandbLogger) else _strips
             _guarded(logger, lambda logger=logger, log=log: log(logger, sample, pl_module))  # type: ignore[misc]
@@ -97,7 +100,9 @@ def headline_figures(pl_module: DiffGuardModule) -> dict[str, float]:
             for figure in ("auroc", "fpr95"):
                 found[f"{of}/{figure}"] = getattr(row.figures, figure)
                 if interval := row.intervals.get(figure):
-                    found |= {f"{of}/{figure}_{end}": value for end, value in interval._asdict().items()}
+                    found |= {
+                        f"{of}/{figure}_{end}": value for end, value in interval._asdict().items()
+                    }
     for figure in ("auroc", "fpr95"):
         found[f"mean/{figure}"] = sum(getattr(row.figures, figure) for row in sets) / len(sets)
     found |= {f"images/{name}": count for name, count in pl_module.metrics.sizes.items()}
@@ -107,7 +112,11 @@ def headline_figures(pl_module: DiffGuardModule) -> dict[str, float]:
 
 def _loggers(trainer: pl.Trainer) -> list[Logger]:
     """Those that there is something for, on the first rank."""
-    return [one for one in trainer.loggers if isinstance(one, WandbLogger | TensorBoardLogger)] if trainer.is_global_zero else []
+    return (
+        [one for one in trainer.loggers if isinstance(one, WandbLogger | TensorBoardLogger)]
+        if trainer.is_global_zero
+        else []
+    )
 
 
 def _guarded(logger: Logger, log: Callable[[], None]) -> None:
@@ -117,17 +126,24 @@ def _guarded(logger: Logger, log: Callable[[], None]) -> None:
             logger.go_on()
         log()
     except Exception as error:  # of many kinds: the network, the server's settings, a full disk
-        print(f"{type(logger).__name__}: not all was logged: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        print(
+            f"{type(logger).__name__}: not all was logged: {' '.join(str(error).split())[:200]}",
+            file=sys.stderr,
+        )
 
 
 def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, Kept]]:
     """The images to show, set by set: their scores and pictures."""
     paths = set(gallery(run))
-    frame, _ = scores.read(run)
+    frame, _ = store.read(run)
     for dataset, of_set in frame[frame["error"].isna()].groupby("dataset", sort=False):
-        kept = of_set[[picture_path(run, str(dataset), index) in paths for index in of_set["index"]]]
+        kept = of_set[
+            [picture_path(run, str(dataset), index) in paths for index in of_set["index"]]
+        ]
         indices = kept.sort_values([headline, "index"])["index"].tolist()
-        ends = dict.fromkeys(index for pair in zip(indices, reversed(indices), strict=True) for index in pair)
+        ends = dict.fromkeys(
+            index for pair in zip(indices, reversed(indices), strict=True) for index in pair
+        )
         by_chance = sorted(indices, key=lambda index: random.Random(f"{dataset}/{index}").random())
         for index in list(dict.fromkeys([*list(ends)[: count // 2], *by_chance]))[:count]:
             pictures = load(picture_path(run, str(dataset), index))
@@ -141,8 +157,15 @@ def _examined(row: pd.Series, names: list[str] | None, kept: Kept) -> Examined:
     panels["difference"] = difference(*list(panels.values())[-2:])
     if mask is not None:
         panels["mask"] = mask
-    labels = {name: int(row[name]) for name in ("label", "prediction", "reconstructed_as") if not pd.isna(row[name])}
-    words = {name: names[i] if names and 0 <= i < len(names) else str(i) if i >= 0 else "" for name, i in labels.items()}
+    labels = {
+        name: int(row[name])
+        for name in ("label", "prediction", "reconstructed_as")
+        if not pd.isna(row[name])
+    }
+    words = {
+        name: names[i] if names and 0 <= i < len(names) else str(i) if i >= 0 else ""
+        for name, i in labels.items()
+    }
     return Examined(row, {name: _enlarged(panel) for name, panel in panels.items()}, words)
 
 
@@ -160,13 +183,17 @@ def _table(logger: WandbLogger, sample: list[Examined], pl_module: DiffGuardModu
         for name in ("input", "reconstruction", "unguided", "difference", "mask")
         if any(name in image.panels for image in sample)
     ]
-    table = wandb.Table(columns=[*first, *panels, "label", "prediction", "reconstructed_as", *pl_module.score_names])
+    table = wandb.Table(
+        columns=[*first, *panels, "label", "prediction", "reconstructed_as", *pl_module.score_names]
+    )
     with _staging(logger):
         for row, pictures, words in sample:
             known = [str(row["dataset"]), str(row["group"]), int(row["index"]), str(row["path"])]
             images = [_wandb_image(name, pictures) for name in panels]
             named = [words.get(name, "") for name in ("label", "prediction", "reconstructed_as")]
-            table.add_data(*known, *images, *named, *[float(row[name]) for name in pl_module.score_names])
+            table.add_data(
+                *known, *images, *named, *[float(row[name]) for name in pl_module.score_names]
+            )
         logger.experiment.log({"reconstructions": table})
 
 
@@ -179,16 +206,23 @@ def _wandb_image(name: str, panels: dict[str, Image.Image]) -> Any:
     if name != "mask":
         return wandb.Image(panels[name])
     mask = (np.asarray(panels["mask"].convert("L")) >= 128).astype(np.uint8)
-    return wandb.Image(panels["input"], masks={"guidance": {"mask_data": mask, "class_labels": {0: "free", 1: "guided"}}})
+    return wandb.Image(
+        panels["input"],
+        masks={"guidance": {"mask_data": mask, "class_labels": {0: "free", 1: "guided"}}},
+    )
 
 
 def _strips(logger: TensorBoardLogger, sample: list[Examined], pl_module: DiffGuardModule) -> None:
     for row, panels, words in sample:
         tag = f"{row['dataset']}/{row['index']}"
-        strip = np.concatenate([np.asarray(panel.convert("RGB")) for panel in panels.values()], axis=1)
+        strip = np.concatenate(
+            [np.asarray(panel.convert("RGB")) for panel in panels.values()], axis=1
+        )
         logger.experiment.add_image(tag, strip, dataformats="HWC")
         figures = ", ".join(f"{name} {row[name]:.4g}" for name in pl_module.score_names)
-        about = ", ".join(f"{name.replace('_', ' ')} {word}" for name, word in words.items() if word)
+        about = ", ".join(
+            f"{name.replace('_', ' ')} {word}" for name, word in words.items() if word
+        )
         logger.experiment.add_text(tag, f"{', '.join(panels)}; {about}; {figures}; {row['path']}")
 
 
@@ -203,10 +237,16 @@ def _log_wandb(logger: WandbLogger, pl_module: DiffGuardModule) -> None:
         trajectories = [wandb.Image(str(path), caption=path.stem) for path in _trajectories(folder)]
         if trajectories:
             run.log({"trajectories": trajectories})
-    artifact = wandb.Artifact(f"scores-{run.id}", type="scores", metadata={"datasets": table.datasets, "scores": table.scores})
+    artifact = wandb.Artifact(
+        f"scores-{run.id}",
+        type="scores",
+        metadata={"datasets": table.datasets, "scores": table.scores},
+    )
     with _staging(logger):
-        if scores.parts(folder):
-            artifact.add_dir(str(folder / scores.FOLDER), name=scores.FOLDER, policy="immutable")  # not copied: they may be large
+        if store.parts(folder):
+            artifact.add_dir(
+                str(folder / store.FOLDER), name=store.FOLDER, policy="immutable"
+            )  # not copied: they may be large
         for name in FILES:
             if (folder / name).exists():
                 artifact.add_file(str(folder / name))
@@ -221,12 +261,16 @@ def _log_tensorboard(logger: TensorBoardLogger, pl_module: DiffGuardModule) -> N
         for d, dataset in enumerate(table.datasets):
             values = table.of(d)[:, k]
             if np.isfinite(values).any():
-                logger.experiment.add_histogram(f"scores_{score}/{dataset}", values[np.isfinite(values)])
+                logger.experiment.add_histogram(
+                    f"scores_{score}/{dataset}", values[np.isfinite(values)]
+                )
     pictures = {f"trajectories/{path.stem}": path for path in _trajectories(pl_module.run_folder)}
     for tag, path in ({"plots": pl_module.run_folder / "plots.png"} | pictures).items():
         if path.exists():
             with Image.open(path) as picture:
-                logger.experiment.add_image(tag, np.asarray(picture.convert("RGB")), dataformats="HWC")
+                logger.experiment.add_image(
+                    tag, np.asarray(picture.convert("RGB")), dataformats="HWC"
+                )
 
 
 def _trajectories(run: Path) -> list[Path]:
@@ -240,8 +284,12 @@ def plots(table: ScoreTable) -> dict[str, Any]:
 
     found = {}
     for d, dataset in enumerate(table.datasets[1:], 1):
-        curves = {score: roc(table.of(0)[:, k], table.of(d)[:, k]) for k, score in enumerate(table.scores)}
-        figure = go.Figure([go.Scatter(x=x, y=y, name=score, mode="lines") for score, (x, y) in curves.items()])
+        curves = {
+            score: roc(table.of(0)[:, k], table.of(d)[:, k]) for k, score in enumerate(table.scores)
+        }
+        figure = go.Figure(
+            [go.Scatter(x=x, y=y, name=score, mode="lines") for score, (x, y) in curves.items()]
+        )
         found[f"roc/{dataset}"] = figure.update_layout(
             title=f"{table.datasets[0]} against {dataset}",
             xaxis_title=f"share of {dataset} accepted",
@@ -252,12 +300,20 @@ def plots(table: ScoreTable) -> dict[str, Any]:
         values = {dataset: of_set[np.isfinite(of_set)] for dataset, of_set in values.items()}
         edges = np.histogram_bin_edges(np.concatenate(list(values.values())), BINS)
         bars = [
-            go.Bar(x=(edges[1:] + edges[:-1]) / 2, y=np.histogram(of_set, edges)[0] / len(of_set), name=dataset, opacity=0.5)
+            go.Bar(
+                x=(edges[1:] + edges[:-1]) / 2,
+                y=np.histogram(of_set, edges)[0] / len(of_set),
+                name=dataset,
+                opacity=0.5,
+            )
             for dataset, of_set in values.items()
             if len(of_set)
         ]
         found[f"histogram/{score}"] = go.Figure(bars).update_layout(
-            barmode="overlay", bargap=0, xaxis_title=f"{score} (higher = more in-distribution)", yaxis_title="share of the set"
+            barmode="overlay",
+            bargap=0,
+            xaxis_title=f"{score} (higher = more in-distribution)",
+            yaxis_title="share of the set",
         )
     return found
 
@@ -268,7 +324,9 @@ def _staging(logger: WandbLogger) -> Iterator[None]:
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
-    os.environ["WANDB_DATA_DIR"] = str(Path(logger.save_dir or ".").absolute() / "wandb" / "staging")
+    os.environ["WANDB_DATA_DIR"] = str(
+        Path(logger.save_dir or ".").absolute() / "wandb" / "staging"
+    )
     try:
         yield
     finally:

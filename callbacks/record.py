@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import SaveConfigCallback
 
-from diffguard_pl import run
 from diffguard_pl.errors import InputError
-from diffguard_pl.files import replacing
-from diffguard_pl.module import DiffGuardModule
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.runs import record
+from diffguard_pl.runs.files import replacing
 
 from .pictures import class_names
 
@@ -32,52 +32,60 @@ class RunRecord(SaveConfigCallback):
             return
         number, shards = getattr(trainer.datamodule, "shard", (0, 1))  # type: ignore[attr-defined]
         with suppress(TypeError, AttributeError):
-            images = {name: len(range(len(loader.dataset))[number::shards]) for name, loader in loaders.items()}
-            run.write_record(trainer.default_root_dir, run.read_record(trainer.default_root_dir) | {"images": images})
+            images = {
+                name: len(range(len(loader.dataset))[number::shards])
+                for name, loader in loaders.items()
+            }
+            record.write_record(
+                trainer.default_root_dir,
+                record.read_record(trainer.default_root_dir) | {"images": images},
+            )
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            run.update_session(trainer.default_root_dir, ended=run.now())
+            record.update_session(trainer.default_root_dir, ended=record.now())
 
     def _write(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         folder = trainer.default_root_dir
-        weights = run.weights_hashes(pl_module.detector)
-        record = run.read_record(folder)
+        weights = record.weights_hashes(pl_module.detector)
+        run_record = record.read_record(folder)
         data = trainer.datamodule.contents() if hasattr(trainer.datamodule, "contents") else {}  # type: ignore[attr-defined]
-        _check_same(folder, record, weights, data)
+        _check_same(folder, run_record, weights, data)
         settings = self.parser.dump(self.config, skip_none=False)
-        if not record.get("config"):
-            record |= {"config": yaml.safe_load(settings), "weights": weights, "data": data}
-            record["class_names"] = class_names(trainer, pl_module)
+        if not run_record.get("config"):
+            run_record |= {"config": yaml.safe_load(settings), "weights": weights, "data": data}
+            run_record["class_names"] = class_names(trainer, pl_module)
         session: dict[str, Any] = {
-            "began": run.now(),
-            "command": run.command(),
-            "machine": run.machine(),
+            "began": record.now(),
+            "command": record.command(),
+            "machine": record.machine(),
             "devices": trainer.world_size,
-            "versions": run.versions(),
-            "revisions": run.revisions(),
-            "slurm_job": run.slurm_job(),
+            "versions": record.versions(),
+            "revisions": record.revisions(),
+            "slurm_job": record.slurm_job(),
         }
         for logger in trainer.loggers:
             if hasattr(logger, "run_id"):
-                record["wandb_run"] = logger.run_id
-        record["sessions"] = [*record.get("sessions", []), session]
-        run.write_record(folder, record)
-        saved = Path(folder) / run.CONFIG
+                run_record["wandb_run"] = logger.run_id
+        run_record["sessions"] = [*run_record.get("sessions", []), session]
+        record.write_record(folder, run_record)
+        saved = Path(folder) / record.CONFIG
         if not saved.exists():
             with replacing(saved) as unfinished:
                 unfinished.write_text(settings)
 
 
-def _check_same(folder: str, record: Mapping[str, Any], weights: Mapping[str, str], data: Mapping[str, Any]) -> None:
+def _check_same(
+    folder: str, run_record: Mapping[str, Any], weights: Mapping[str, str], data: Mapping[str, Any]
+) -> None:
     """Raise an `InputError` where a run began with other weights or images."""
-    for name, before in record.get("weights", {}).items():
+    for name, before in run_record.get("weights", {}).items():
         if weights.get(name) != before:
             raise InputError(
                 f"run folder {folder}: the weights of the {name} are not those that the run began with; "
                 "give their checkpoint back, or begin another run"
             )
-    for name, before in record.get("data", {}).items():
+    for name, before in run_record.get("data", {}).items():
         if name in data and data[name] != before:
             raise InputError(
                 f"run folder {folder}: the images of {name} are not those that the run began with ({before['images']} then, "

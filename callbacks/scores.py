@@ -10,12 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from diffguard_pl.detector import Detection
 from diffguard_pl.errors import InputError, choose
-from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.scores import IND, Header, PartWriter, parts, read
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.names import IND
+from diffguard_pl.runs.store import Header, PartWriter, parts, read
+from diffguard_pl.stages import Detection
 
-ARRAYS = {"logits": "input_logits", "features": "input_features", "reconstructions": "reconstruction"}
+ARRAYS = {
+    "logits": "input_logits",
+    "features": "input_features",
+    "reconstructions": "reconstruction",
+}
 """What can be kept besides the scores, and its column: ``logits`` and ``features`` alone are names of discrepancies."""
 
 
@@ -36,7 +41,9 @@ class ScoreWriter(pl.Callback):
         for name in keep:
             choose("scores.keep", name, list(ARRAYS))
         if every < 0:
-            raise InputError(f"scores.every={every}: expected seconds, 0 for a part after each batch")
+            raise InputError(
+                f"scores.every={every}: expected seconds, 0 for a part after each batch"
+            )
         self.columns, self.every, self.resume = [ARRAYS[name] for name in keep], every, False
         self.writer: PartWriter | None = None
 
@@ -72,20 +79,33 @@ class ScoreWriter(pl.Callback):
                 self.columns,
                 pl_module.combination.for_header(),
             )
-            self.writer = PartWriter(self.folder, header, f"{self.session:03}-{trainer.global_rank:04}")
+            self.writer = PartWriter(
+                self.folder, header, f"{self.session:03}-{trainer.global_rank:04}"
+            )
             self.last, self.spent = now, 0.0
         self.began = now
 
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
+    ) -> None:
         assert self.writer is not None
         self.spent += time.monotonic() - self.began
         images = sum(len(finished.batch["image"]) for finished in outputs["finished"])
         for dataset, batch, detection in outputs["finished"]:
-            group = IND if dataset == pl_module.datasets[0] else pl_module.metrics.groups.get(dataset, dataset)
+            group = (
+                IND
+                if dataset == pl_module.datasets[0]
+                else pl_module.metrics.groups.get(dataset, dataset)
+            )
             rows = _rows(batch, detection, self.columns)
             seconds = self.spent / max(1, images)
             self.writer.add(
-                [{"dataset": dataset, "group": group} | row | ({} if "error" in row else {"seconds": seconds}) for row in rows]
+                [
+                    {"dataset": dataset, "group": group}
+                    | row
+                    | ({} if "error" in row else {"seconds": seconds})
+                    for row in rows
+                ]
             )
         if images:
             self.spent = 0.0
@@ -96,7 +116,9 @@ class ScoreWriter(pl.Callback):
         self._flush()
         pl_module.wait_for_others()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: DiffGuardModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: DiffGuardModule, exception: BaseException
+    ) -> None:
         try:
             self._flush()
         except InputError as error:
@@ -108,7 +130,9 @@ class ScoreWriter(pl.Callback):
         self.last = time.monotonic()
 
 
-def _rows(batch: dict[str, Any], detection: Detection | None, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(
+    batch: dict[str, Any], detection: Detection | None, columns: Sequence[str]
+) -> list[dict[str, Any]]:
     """One dict an image, by column; ``detection`` is None where no image of the batch could be read."""
     broken: list[dict[str, Any]] = batch["broken"]
     if detection is None:
@@ -131,7 +155,9 @@ def _rows(batch: dict[str, Any], detection: Detection | None, columns: Sequence[
 def _array(detection: Detection, column: str) -> np.ndarray:
     """Half precision, [N, D]; a reconstruction as [N, 3 * H * W]."""
     view = detection.prediction.view
-    tensor: Tensor = {"input_logits": view.logits, "input_features": view.features, "reconstruction": detection.reconstructions}[
-        column
-    ]
+    tensor: Tensor = {
+        "input_logits": view.logits,
+        "input_features": view.features,
+        "reconstruction": detection.reconstructions,
+    }[column]
     return tensor.detach().to(torch.float16).flatten(1).cpu().numpy()

@@ -7,13 +7,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from diffguard_pl.errors import InputError
-from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.stop import Stop
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.runs.signals import Stop
 
 
 class GracefulStop(pl.Callback):
     """Stops a test within a step of the diffusion model after SIGTERM, SIGUSR1 or SIGUSR2, with
-    :class:`~diffguard_pl.stop.StopRequested`: what is scored is written, images on their way are dropped.
+    :class:`~diffguard_pl.runs.signals.StopRequested`: what is scored is written, images on their way are dropped.
 
     A rank whose starter (the first rank, or torchrun) is gone stops, too.
 
@@ -41,4 +41,6 @@ class GracefulStop(pl.Callback):
         """Raise if this rank should stop."""
         self.stop.check()
         if self.starter is not None and os.getppid() != self.starter:
-            raise InputError("the process that started this one is gone; what is scored is kept, and --resume goes on with the run")
+            raise InputError(
+                "the process that started this one is gone; what is scored is kept, and --resume goes on with the run"
+            )

@@ -2,8 +2,8 @@
 
 import pytorch_lightning as pl
 
-from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.report.table import result_table, terminal, write_csv
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.report.tables import result_table, terminal, write_csv
 
 
 class MetricsTable(pl.Callback):
@@ -16,7 +16,16 @@ class MetricsTable(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         headline, sizes = pl_module.headline, pl_module.metrics.sizes
         console = terminal()
-        console.print(result_table(pl_module.rows, headline, pl_module.datasets, sizes, pl_module.left_out, pl_module.ind_accuracy))
+        console.print(
+            result_table(
+                pl_module.rows,
+                headline,
+                pl_module.datasets,
+                sizes,
+                pl_module.left_out,
+                pl_module.ind_accuracy,
+            )
+        )
         write_csv(pl_module.rows, folder / "metrics.csv")
         for name in ("scores", "metrics.csv"):
             if (folder / name).exists():

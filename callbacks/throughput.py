@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from diffguard_pl.errors import InputError
-from diffguard_pl.module import DiffGuardModule
-from diffguard_pl.run import update_session
+from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.runs.record import update_session
 
 
 class ThroughputMonitor(pl.Callback):
@@ -34,7 +34,9 @@ class ThroughputMonitor(pl.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
+    ) -> None:
         self.images += sum(len(finished.batch["image"]) for finished in outputs["finished"])
         pl_module.stream.stopwatch.seconds()  # so that events do not pile up
         if time.monotonic() - self.last >= self.every and trainer.is_global_zero:
@@ -47,15 +49,25 @@ class ThroughputMonitor(pl.Callback):
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, totals)
-            totals |= {name: sum(one[name] for one in gathered) for name in ("images", "rows", "useful_rows", "batch_rows")}
-            totals |= {name: max(one[name] for one in gathered) for name in ("seconds", "peak_memory_bytes")}
+            totals |= {
+                name: sum(one[name] for one in gathered)
+                for name in ("images", "rows", "useful_rows", "batch_rows")
+            }
+            totals |= {
+                name: max(one[name] for one in gathered)
+                for name in ("seconds", "peak_memory_bytes")
+            }
             totals |= _rates(totals)
         if trainer.is_global_zero:
             self._note(trainer, pl_module, totals, "throughput/")
 
     def totals(self, pl_module: DiffGuardModule) -> dict[str, Any]:
         """Of this rank, so far."""
-        engine, seconds, spent = pl_module.stream.engine, time.monotonic() - self.began, pl_module.stream.stopwatch.seconds()
+        engine, seconds, spent = (
+            pl_module.stream.engine,
+            time.monotonic() - self.began,
+            pl_module.stream.stopwatch.seconds(),
+        )
         stages = {name: spent.get(name, 0.0) for name in ("classify", "diffuse", "compare")}
         stages["waiting"] = max(0.0, seconds - sum(stages.values()))
         totals = {
@@ -69,7 +81,9 @@ class ThroughputMonitor(pl.Callback):
         }
         return totals | _rates(totals)
 
-    def _note(self, trainer: pl.Trainer, pl_module: DiffGuardModule, totals: dict[str, Any], prefix: str) -> None:
+    def _note(
+        self, trainer: pl.Trainer, pl_module: DiffGuardModule, totals: dict[str, Any], prefix: str
+    ) -> None:
         update_session(pl_module.run_folder, throughput=totals)
         numbers = {prefix + name: value for name, value in totals.items() if name != "stages"}
         numbers |= {f"{prefix}seconds_{name}": value for name, value in totals["stages"].items()}
@@ -91,4 +105,6 @@ def _peak_memory(device: torch.device) -> int:
     """Of the device; on the CPU, of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

@@ -6,12 +6,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from diffguard_pl.detector import as_batch
 from diffguard_pl.diffusion.ddim import Callback, Step
 from diffguard_pl.errors import InputError
-from diffguard_pl.module import DiffGuardModule
+from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.report.gallery import folder_name
 from diffguard_pl.report.pictures import Frame, draw_strips, to_uint8
+from diffguard_pl.stages import as_batch
 
 from .pictures import class_names
 
@@ -31,19 +31,34 @@ class TrajectoryLogger(pl.Callback):
         self.drawn: dict[int, int] = {}
 
     def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: DiffGuardModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: DiffGuardModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self.size = size = len(as_batch(batch, "image")["image"])
-        self.images = min(size, self.count - self.drawn.get(dataloader_idx, 0)) if trainer.is_global_zero else 0
+        self.images = (
+            min(size, self.count - self.drawn.get(dataloader_idx, 0))
+            if trainer.is_global_zero
+            else 0
+        )
         self.drawn[dataloader_idx] = self.drawn.get(dataloader_idx, 0) + self.images
         self.frames: dict[str, dict[int, list[Frame]]] = {"inversion": {}, "denoising": {}}
-        pl_module.on_step = {way: self._keep(pl_module, way, size) for way in self.frames} if self.images else {}
+        pl_module.on_step = (
+            {way: self._keep(pl_module, way, size) for way in self.frames} if self.images else {}
+        )
 
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
+    ) -> None:
         pl_module.on_step = {}
         if not self.images or pl_module.error is not None:
             return
-        dataset, batch, detection = outputs["finished"][-1]  # a batch that is watched is done at once
+        dataset, batch, detection = outputs["finished"][
+            -1
+        ]  # a batch that is watched is done at once
         if detection is None or len(batch["image"]) != self.size:
             return  # some of the batch had results before, so its rows are others
         names = class_names(trainer, pl_module)
@@ -53,14 +68,26 @@ class TrajectoryLogger(pl.Callback):
             denoised = [("denoised under the label", i, detection.reconstructions)]
             if detection.unguided is not None:
                 denoised.append(("denoised without guidance", size + i, detection.unguided))
-            strips = {"inversion": [Frame("input", to_uint8(batch["image"][i])), *self.frames["inversion"][i]]}
+            strips = {
+                "inversion": [
+                    Frame("input", to_uint8(batch["image"][i])),
+                    *self.frames["inversion"][i],
+                ]
+            }
             strips |= {
-                way: [*self.frames["denoising"].get(row, []), Frame("reconstruction", to_uint8(pictures[i]))]
+                way: [
+                    *self.frames["denoising"].get(row, []),
+                    Frame("reconstruction", to_uint8(pictures[i])),
+                ]
                 for way, row, pictures in denoised
             }
             index = int(batch["index"][i])
             title = f"{dataset} {index}, reconstructed as {names[label] if names else label}"
-            draw_strips(strips, title, pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png")
+            draw_strips(
+                strips,
+                title,
+                pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png",
+            )
 
     def _keep(self, pl_module: DiffGuardModule, way: str, size: int) -> Callback:
         """Keeps pictures of the chosen images' rows; denoising has unguided rows too, after those of all ``size`` images."""
@@ -73,7 +100,9 @@ class TrajectoryLogger(pl.Callback):
             if len(chosen) == 0:
                 return
             pictures = self._pictures(backbone.decode(step.x[chosen.to(step.x.device)]))
-            for row, i, picture in zip(step.rows[chosen].tolist(), step.index[chosen].tolist(), pictures, strict=True):
+            for row, i, picture in zip(
+                step.rows[chosen].tolist(), step.index[chosen].tolist(), pictures, strict=True
+            ):
                 strip = frames.setdefault(row, [])
                 if strip and (i - 1) % self.every and way == "inversion":
                     strip.pop()

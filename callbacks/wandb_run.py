@@ -53,11 +53,15 @@ class WandbRun(WandbLogger):
         save_dir: str = ".",
     ):
         if importlib.util.find_spec("wandb") is None:
-            raise InputError("trainer.logger: WandbRun needs wandb: pip install diffguard-pl[wandb]")
+            raise InputError(
+                "trainer.logger: WandbRun needs wandb: pip install diffguard-pl[wandb]"
+            )
         if mode is not None:
             choose("mode of trainer.logger", mode, MODES)
         if min(init_timeout, finish_timeout) <= 0:
-            raise InputError(f"trainer.logger: {init_timeout=}, {finish_timeout=}: expected seconds")
+            raise InputError(
+                f"trainer.logger: {init_timeout=}, {finish_timeout=}: expected seconds"
+            )
         super().__init__(
             name=name or os.environ.get("WANDB_NAME"),
             save_dir=save_dir,
@@ -67,11 +71,16 @@ class WandbRun(WandbLogger):
             group=group,
             tags=list(tags) or None,
         )
-        self.mode, self.timeouts = mode, {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
+        self.mode, self.timeouts = (
+            mode,
+            {"init_timeout": init_timeout, "finish_timeout": finish_timeout},
+        )
         self._online = False
         self._gone = False
 
-    def attach(self, folder: str | Path, config: Mapping[str, Any] | None = None, run_id: str | None = None) -> None:
+    def attach(
+        self, folder: str | Path, config: Mapping[str, Any] | None = None, run_id: str | None = None
+    ) -> None:
         """Make this the record of the run in a folder; before the experiment is first used.
 
         Args:
@@ -81,7 +90,9 @@ class WandbRun(WandbLogger):
         """
         folder = Path(folder).absolute()
         self._save_dir = self._wandb_init["dir"] = str(folder)
-        self._name = self._wandb_init["name"] = self._wandb_init["name"] or f"{folder.parent.name}/{folder.name}"[-128:]
+        self._name = self._wandb_init["name"] = (
+            self._wandb_init["name"] or f"{folder.parent.name}/{folder.name}"[-128:]
+        )
         if config is not None:
             self._wandb_init["config"] = json.loads(json.dumps(config, default=str))
         if run_id is not None:
@@ -101,15 +112,26 @@ class WandbRun(WandbLogger):
 
             try:
                 self._begin()
-            except (wandb.Error, ValueError) as error:  # settings and variables that it does not take
-                reason = str(error) if isinstance(error, InputError) else "trainer.logger: " + " ".join(str(error).split())[:300]
+            except (
+                wandb.Error,
+                ValueError,
+            ) as error:  # settings and variables that it does not take
+                reason = (
+                    str(error)
+                    if isinstance(error, InputError)
+                    else "trainer.logger: " + " ".join(str(error).split())[:300]
+                )
                 raise InputError(reason) from error
         return self._experiment
 
     @rank_zero_only
     def go_on(self) -> None:
         """Go on on disk alone, as the same W&B run, if the server has gone: pictures and artifacts would each wait for it."""
-        if self._experiment is not None and self._online and (reason := _unreachable(self._experiment.settings.base_url)):
+        if (
+            self._experiment is not None
+            and self._online
+            and (reason := _unreachable(self._experiment.settings.base_url))
+        ):
             self._finish(0)
             self._init("offline")
             self._say_offline(reason)
@@ -123,7 +145,9 @@ class WandbRun(WandbLogger):
             super().log_metrics(dict(metrics), step)
         except Exception as error:  # of many kinds
             self._gone = True
-            _say(f"not all is logged: {' '.join(str(error).split())[:160] or type(error).__name__}; the run goes on without")
+            _say(
+                f"not all is logged: {' '.join(str(error).split())[:160] or type(error).__name__}; the run goes on without"
+            )
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -133,7 +157,9 @@ class WandbRun(WandbLogger):
             if self._experiment is not None and not self._finish(0 if status == "success" else 1):
                 self._say_offline("not all could be uploaded")
         except Exception as error:  # of many kinds
-            _say(f"could not end its run: {' '.join(str(error).split())[:160] or type(error).__name__}")
+            _say(
+                f"could not end its run: {' '.join(str(error).split())[:160] or type(error).__name__}"
+            )
 
     def _finish(self, exit_code: int) -> bool:
         """End the piece of the run that is under way; whether all of it could be uploaded in time."""
@@ -155,7 +181,9 @@ class WandbRun(WandbLogger):
                 self._init("online")
                 _say(str(self.experiment.url))
                 return
-            except Exception as error:  # of many kinds: a refused key, no answer in time, settings of the server
+            except (
+                Exception
+            ) as error:  # of many kinds: a refused key, no answer in time, settings of the server
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
                 if self._mode() == "online":
                     raise InputError(f"trainer.logger.mode=online: {reason}") from error
@@ -176,9 +204,15 @@ class WandbRun(WandbLogger):
         import wandb
 
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)  # or wandb writes to /tmp
-        ours: dict[str, Any] = {name: value for name, value in self.timeouts.items() if f"WANDB_{name.upper()}" not in os.environ}
+        ours: dict[str, Any] = {
+            name: value
+            for name, value in self.timeouts.items()
+            if f"WANDB_{name.upper()}" not in os.environ
+        }
         self._wandb_init["mode"] = mode
-        self._wandb_init["settings"] = wandb.Settings(**_quiet(), **ours, finish_timeout_raises=True)
+        self._wandb_init["settings"] = wandb.Settings(
+            **_quiet(), **ours, finish_timeout_raises=True
+        )
         self._experiment = WandbLogger.experiment.fget(self)  # type: ignore[attr-defined]
         self._online = mode == "online"
 
@@ -192,7 +226,9 @@ class WandbRun(WandbLogger):
             return asked, "as asked for"
         if not _has_key(settings):
             if asked == "online":
-                raise InputError("trainer.logger.mode=online: there is no API key; wandb login, or WANDB_API_KEY")
+                raise InputError(
+                    "trainer.logger.mode=online: there is no API key; wandb login, or WANDB_API_KEY"
+                )
             return "offline", "there is no API key (wandb login)"
         if asked != "online" and (reason := _unreachable(settings.base_url)):
             return "offline", reason
@@ -207,7 +243,11 @@ def _has_key(settings: Any) -> bool:
     """Whether there are credentials, without asking for them."""
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    given = settings.api_key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    given = (
+        settings.api_key
+        or os.environ.get("WANDB_API_KEY")
+        or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    )
     return bool(given or read_netrc_auth(host=settings.base_url))
 
 
@@ -220,7 +260,9 @@ def _unreachable(url: str) -> str | None:
     def ask() -> None:
         try:
             # no netrc: the question is only whether anybody is there
-            status = requests.get(url, timeout=PROBE_SECONDS, stream=True, auth=lambda request: request).status_code
+            status = requests.get(
+                url, timeout=PROBE_SECONDS, stream=True, auth=lambda request: request
+            ).status_code
             answer.append(f"{url} answers {status}" if status in (502, 503, 504) else None)
         except requests.exceptions.SSLError:
             answer.append(None)  # wandb may know the certificate

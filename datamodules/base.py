@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 @dataclass
 class ImageSet(Dataset):
-    """Images held in memory, as the batches of :class:`~diffguard_pl.module.DiffGuardModule` want them.
+    """Images held in memory, as the batches of :class:`~diffguard_pl.evaluation.module.DiffGuardModule` want them.
 
     Attributes:
         images: [N, 3, H, W] in [0, 1].
@@ -27,7 +27,12 @@ class ImageSet(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": self.labels[index], "index": index, "path": self.paths[index]}
+        return {
+            "image": self.images[index],
+            "label": self.labels[index],
+            "index": index,
+            "path": self.paths[index],
+        }
 
 
 def spread(data: Dataset, limit: int | None) -> Dataset:
@@ -43,7 +48,13 @@ def digest(images: Tensor) -> str:
     return sha256(images.contiguous().numpy().tobytes()).hexdigest()
 
 
-def batches(data: Dataset, size: int, trainer: Any, done: Collection[int] = (), shard: tuple[int, int] = (0, 1)) -> list[list[int]]:
+def batches(
+    data: Dataset,
+    size: int,
+    trainer: Any,
+    done: Collection[int] = (),
+    shard: tuple[int, int] = (0, 1),
+) -> list[list[int]]:
     """This rank's images, by their places in ``data``, in batches: every image on exactly one rank, none twice (Lightning's own
     sampler repeats some to pad). Shards and ranks take every n-th image: neighbours cost alike, so that all are done together.
 
@@ -57,6 +68,8 @@ def batches(data: Dataset, size: int, trainer: Any, done: Collection[int] = (), 
     A rank without images gets one empty batch: Lightning calls no hook on a rank that has no batches, and the others wait for it.
     """
     indices: Sequence[int] = data.indices if isinstance(data, Subset) else range(len(data))  # type: ignore[arg-type]
-    pending = [place for place in range(len(indices))[shard[0] :: shard[1]] if indices[place] not in done]
+    pending = [
+        place for place in range(len(indices))[shard[0] :: shard[1]] if indices[place] not in done
+    ]
     mine = pending if trainer is None else pending[trainer.global_rank :: trainer.world_size]
     return [mine[i : i + size] for i in range(0, len(mine), size)] or [[]]

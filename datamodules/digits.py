@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import InputError, choose
-from diffguard_pl.scores import CALIBRATION
+from diffguard_pl.names import CALIBRATION
 
 from .base import ImageSet, batches, digest, spread
 from .reading import collate
@@ -36,7 +36,14 @@ IMAGE_SIZE = 16
 
 LETTERS = "ACDEFGHJKLMNPRTUVWXYabdefhkmnprtvwxy"  # less those that are drawn like a digit: O, I, S, Z, B, Q, l, o, s, g, q ...
 SYMBOLS = "#&@%?!+*=$<>~^ΓΔΘΛΞΠΣΦΨΩαβγδλπφω"
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono")
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Italic",
+    "DejaVuSansMono",
+)
 
 
 class DigitsDataModule(LightningDataModule):
@@ -49,15 +56,30 @@ class DigitsDataModule(LightningDataModule):
         num_workers: processes that load images. The sets are in memory, so 0 is fastest.
     """
 
-    def __init__(self, batch_size: int = 128, split: str = "test", limit: int | None = None, num_workers: int = 0):
+    def __init__(
+        self,
+        batch_size: int = 128,
+        split: str = "test",
+        limit: int | None = None,
+        num_workers: int = 0,
+    ):
         super().__init__()
         choose("data.split", split, ["test", "tuning"])
         if limit is not None and limit < 1:
-            raise InputError(f"data.limit={limit}: expected at least 1 image of each set, or null for all")
+            raise InputError(
+                f"data.limit={limit}: expected at least 1 image of each set, or null for all"
+            )
         self.class_names = [str(digit) for digit in CLASSES]
         if batch_size < 1 or num_workers < 0:
-            raise InputError(f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0")
-        self.batch_size, self.split, self.limit, self.num_workers = batch_size, split, limit, num_workers
+            raise InputError(
+                f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0"
+            )
+        self.batch_size, self.split, self.limit, self.num_workers = (
+            batch_size,
+            split,
+            limit,
+            num_workers,
+        )
         self.done: dict[str, set[int]] = {}
         """Indices, by data set, of images that a run that is resumed has scored before."""
         self.shard = (0, 1)
@@ -68,7 +90,11 @@ class DigitsDataModule(LightningDataModule):
     @property
     def groups(self) -> dict[str, str]:
         """The group of each out-of-distribution set."""
-        return {"tuning": "tuning"} if self.split == "tuning" else {"digits_4_9": "near", "photos": "far", "letters": "far"}
+        return (
+            {"tuning": "tuning"}
+            if self.split == "tuning"
+            else {"digits_4_9": "near", "photos": "far", "letters": "far"}
+        )
 
     def datasets(self) -> dict[str, Dataset]:
         calibration = {CALIBRATION: digits("val")} if self.calibrates else {}
@@ -91,7 +117,11 @@ class DigitsDataModule(LightningDataModule):
 
     def fit_contents(self) -> dict[str, Any]:
         """What the training images are."""
-        return {"data": "digits", "images": len(digits("train")), "sha256": digest(digits("train").images)}
+        return {
+            "data": "digits",
+            "images": len(digits("train")),
+            "sha256": digest(digits("train").images),
+        }
 
     def calibration_dataloader(self) -> DataLoader:
         """The validation digits."""
@@ -104,7 +134,9 @@ class DigitsDataModule(LightningDataModule):
         return {
             name: DataLoader(
                 data,
-                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard),
+                batch_sampler=batches(
+                    data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard
+                ),
                 collate_fn=collate,
                 num_workers=self.num_workers,
             )
@@ -115,7 +147,12 @@ class DigitsDataModule(LightningDataModule):
 def digits(part: str) -> ImageSet:
     """The in-distribution digits of one part: train, val or test."""
     images, target, split = _scans()
-    return _image_set(images[split[part]], [CLASSES.index(target[i]) for i in split[part]], "load_digits", split[part])
+    return _image_set(
+        images[split[part]],
+        [CLASSES.index(target[i]) for i in split[part]],
+        "load_digits",
+        split[part],
+    )
 
 
 def held_out() -> ImageSet:
@@ -136,7 +173,10 @@ def photos(count: int = 300) -> ImageSet:
     for i in range(count):
         picture, name = photographs[i % 2], Path(sample.filenames[i % 2]).name
         side = generator.randint(48, 241)
-        x, y = generator.randint(0, picture.width - side + 1), generator.randint(0, picture.height - side + 1)
+        x, y = (
+            generator.randint(0, picture.width - side + 1),
+            generator.randint(0, picture.height - side + 1),
+        )
         crop = picture.resize((8, 8), Image.Resampling.BOX, box=(x, y, x + side, y + side))
         crops.append(np.asarray(crop, dtype=np.float32) / 255)
         names.append(f"{name}[{x}:{x + side},{y}:{y + side}]")
@@ -160,7 +200,11 @@ def tuning(count: int = 200) -> ImageSet:
             chimeras.append(np.concatenate([images[top, :4], images[bottom, 4:]]))
             names.append(f"load_digits[{top}]/load_digits[{bottom}]")
     symbols = _rendered(SYMBOLS, slants=(0.0,))
-    return ImageSet(torch.cat([_to_rgb(np.stack(chimeras)), symbols.images]), [-1] * (count + len(symbols)), names + symbols.paths)
+    return ImageSet(
+        torch.cat([_to_rgb(np.stack(chimeras)), symbols.images]),
+        [-1] * (count + len(symbols)),
+        names + symbols.paths,
+    )
 
 
 @cache
@@ -186,19 +230,26 @@ def _rendered(characters: str, slants: tuple[float, ...]) -> ImageSet:
                 canvas = Image.new("L", (160, 128))
                 ImageDraw.Draw(canvas).text((48, 20), character, fill=255, font=font)
                 canvas = canvas.transform(
-                    canvas.size, Image.Transform.AFFINE, (1, slant, -64 * slant, 0, 1, 0), Image.Resampling.BILINEAR
+                    canvas.size,
+                    Image.Transform.AFFINE,
+                    (1, slant, -64 * slant, 0, 1, 0),
+                    Image.Resampling.BILINEAR,
                 )
                 glyph = canvas.crop(canvas.getbbox())
                 width = min(32, max(4, round(32 * glyph.width / glyph.height)))
                 bitmap = Image.new("L", (32, 32))
-                bitmap.paste(glyph.resize((width, 32), Image.Resampling.BILINEAR), ((32 - width) // 2, 0))
+                bitmap.paste(
+                    glyph.resize((width, 32), Image.Resampling.BILINEAR), ((32 - width) // 2, 0)
+                )
                 ink = np.asarray(bitmap, dtype=np.float32).reshape(8, 4, 8, 4) >= 128
                 images.append(ink.mean(axis=(1, 3), dtype=np.float32))
                 names.append(f"{face}/{character}" + ("/slanted" if slant else ""))
     return _image_set(np.stack(images), [-1] * len(images), names)
 
 
-def _image_set(images: np.ndarray, labels: list[int], source: str | list[str], index: list[int] | None = None) -> ImageSet:
+def _image_set(
+    images: np.ndarray, labels: list[int], source: str | list[str], index: list[int] | None = None
+) -> ImageSet:
     names = source if isinstance(source, list) else [f"{source}[{i}]" for i in index or []]
     return ImageSet(_to_rgb(images), labels, names)
 
@@ -206,4 +257,8 @@ def _image_set(images: np.ndarray, labels: list[int], source: str | list[str], i
 def _to_rgb(images: np.ndarray) -> Tensor:
     """Grey [N, 8, 8] -> [N, 3, 16, 16], bilinear."""
     grey = torch.from_numpy(images)[:, None]
-    return interpolate(grey, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1).contiguous()
+    return (
+        interpolate(grey, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
+        .expand(-1, 3, -1, -1)
+        .contiguous()
+    )

@@ -8,7 +8,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from diffguard_pl.errors import InputError, choose
-from diffguard_pl.scores import CALIBRATION, IND
+from diffguard_pl.names import CALIBRATION, IND
 
 from .base import batches, spread
 from .reading import Prepared, collate, standard_transform
@@ -57,41 +57,70 @@ class OODDataModule(LightningDataModule):
         super().__init__()
         choose("data.on_error", on_error, ["record", "raise"])
         if len(ind) != 1:
-            raise InputError(f"data.ind: expected one in-distribution set, by its name; there are {len(ind)}")
+            raise InputError(
+                f"data.ind: expected one in-distribution set, by its name; there are {len(ind)}"
+            )
         if resize is not None and resize < image_size:
-            raise InputError(f"data.resize={resize} is less than image_size={image_size}, which is cropped from it")
+            raise InputError(
+                f"data.resize={resize} is less than image_size={image_size}, which is cropped from it"
+            )
         (self.ind_name,) = ind
         self.sources = dict(ind)
         self.groups: dict[str, str] = {}
         for group, sets in ood.items():
             if group in (IND, CALIBRATION):
-                raise InputError(f"data.ood: a group cannot be called {group!r}, which is that of in-distribution images")
+                raise InputError(
+                    f"data.ood: a group cannot be called {group!r}, which is that of in-distribution images"
+                )
             for name, source in sets.items():
                 if name in self.sources:
                     raise InputError(f"data.ood: there are two data sets with the name {name!r}")
                 self.sources[name], self.groups[name] = source, group
         if CALIBRATION in self.sources:
-            raise InputError(f"data: a set cannot be called {CALIBRATION!r}; validation images are given as data.calibration")
+            raise InputError(
+                f"data: a set cannot be called {CALIBRATION!r}; validation images are given as data.calibration"
+            )
         for name, value in {"limit": limit, "fit_limit": fit_limit}.items():
             if value is not None and value < 1:
-                raise InputError(f"data.{name}={value}: expected at least 1 image of each set, or null for all")
+                raise InputError(
+                    f"data.{name}={value}: expected at least 1 image of each set, or null for all"
+                )
         if batch_size < 1 or num_workers < 0:
-            raise InputError(f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0")
+            raise InputError(
+                f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0"
+            )
         only = [only] if isinstance(only, str) else only
-        more = {name: source for name, source in (("fit", fit), (CALIBRATION, calibration)) if source is not None}
-        for name, source in [*ind.items(), *(entry for sets in ood.values() for entry in sets.items()), *more.items()]:
+        more = {
+            name: source
+            for name, source in (("fit", fit), (CALIBRATION, calibration))
+            if source is not None
+        }
+        for name, source in [
+            *ind.items(),
+            *(entry for sets in ood.values() for entry in sets.items()),
+            *more.items(),
+        ]:
             if not hasattr(source, "__len__"):
                 raise InputError(
                     f"data set {name}: {type(source).__name__} does not say how many images it has; one with a length is needed"
                 )
         for name in only or []:
             choose("data.only", name, list(self.groups))
-        self.sources = {name: s for name, s in self.sources.items() if not only or name in only or name == self.ind_name}
+        self.sources = {
+            name: s
+            for name, s in self.sources.items()
+            if not only or name in only or name == self.ind_name
+        }
         self.groups = {name: group for name, group in self.groups.items() if name in self.sources}
         if not self.groups:
             raise InputError("data.ood: expected at least one out-of-distribution set")
         self.transform = standard_transform(resize or image_size, image_size, interpolation)
-        self.batch_size, self.num_workers, self.limit, self.on_error = batch_size, num_workers, limit, on_error
+        self.batch_size, self.num_workers, self.limit, self.on_error = (
+            batch_size,
+            num_workers,
+            limit,
+            on_error,
+        )
         self.done: dict[str, set[int]] = {}
         """Indices, by data set, of images that a run that is resumed has scored before."""
         self.shard = (0, 1)
@@ -99,7 +128,11 @@ class OODDataModule(LightningDataModule):
         self.fit, self.fit_limit, self.calibration = fit, fit_limit, calibration
         self.calibrates = self.only_calibration = False
         """Whether there is a loader of the calibration images, too, and whether there is no other."""
-        self.preparation = {"image_size": image_size, "resize": resize or image_size, "interpolation": interpolation}
+        self.preparation = {
+            "image_size": image_size,
+            "resize": resize or image_size,
+            "interpolation": interpolation,
+        }
         self.preparation["upright"] = bool(getattr(calibration, "upright", False))
         """How images are prepared; a detector that is calibrated on them keeps it."""
 
@@ -111,12 +144,20 @@ class OODDataModule(LightningDataModule):
         if self.only_calibration:
             return {CALIBRATION: calibration}
         (ind, *ood) = self.sources.items()
-        _check_apart(calibration, ind[1], "data.calibration", f"the in-distribution set {ind[0]}", "calibrated on would flatter")
+        _check_apart(
+            calibration,
+            ind[1],
+            "data.calibration",
+            f"the in-distribution set {ind[0]}",
+            "calibrated on would flatter",
+        )
         return dict([ind, (CALIBRATION, calibration), *ood])
 
     def _calibration(self) -> Dataset:
         if self.calibration is None:
-            raise InputError("data.calibration: not set; it is the source of in-distribution validation images")
+            raise InputError(
+                "data.calibration: not set; it is the source of in-distribution validation images"
+            )
         return self.calibration
 
     def contents(self) -> dict[str, dict[str, Any]]:
@@ -138,13 +179,17 @@ class OODDataModule(LightningDataModule):
         if not isinstance(self.fit, ImageFiles):
             return None
         prepared = self.preparation | {"upright": bool(getattr(self.fit, "upright", False))}
-        return _contents(self.fit) | {"root": str(self.fit.root), "limit": self.fit_limit} | prepared
+        return (
+            _contents(self.fit) | {"root": str(self.fit.root), "limit": self.fit_limit} | prepared
+        )
 
     def fit_dataloader(self) -> DataLoader | None:
         """Training images, for baselines that are fitted."""
         if self.fit is None:
             return None
-        others = {self.ind_name: self.sources[self.ind_name]} | ({CALIBRATION: self.calibration} if self.calibrates else {})
+        others = {self.ind_name: self.sources[self.ind_name]} | (
+            {CALIBRATION: self.calibration} if self.calibrates else {}
+        )
         for name, source in others.items():
             _check_apart(self.fit, source, "data.fit", f"the set {name}", "fitted to would flatter")
         return self._in_order(self.fit, "fit", self.fit_limit)
@@ -160,7 +205,10 @@ class OODDataModule(LightningDataModule):
     def datasets(self) -> dict[str, Dataset]:
         """What is run, by name; items are dicts with ``image`` (or ``error``), ``label``, ``index`` and ``path``."""
         return {
-            name: spread(Prepared(source, self.transform, name, name in (self.ind_name, CALIBRATION)), self.limit)
+            name: spread(
+                Prepared(source, self.transform, name, name in (self.ind_name, CALIBRATION)),
+                self.limit,
+            )
             for name, source in self._sources().items()
         }
 
@@ -168,7 +216,9 @@ class OODDataModule(LightningDataModule):
         return {
             name: DataLoader(
                 data,
-                batch_sampler=batches(data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard),
+                batch_sampler=batches(
+                    data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard
+                ),
                 num_workers=self.num_workers,
                 collate_fn=collate,
                 pin_memory=torch.cuda.is_available(),
@@ -180,14 +230,22 @@ class OODDataModule(LightningDataModule):
         if self.on_error == "raise" and batch["broken"]:
             broken = batch["broken"][0]
             said = f"{list(self._sources())[dataloader_idx]} image {broken['index']} {broken['path']}: {broken['error']}"
-            return batch | {"refused": said}  # whoever computes ends the run, when the images before it have their scores
+            return batch | {
+                "refused": said
+            }  # whoever computes ends the run, when the images before it have their scores
         return batch
 
 
 def _check_apart(source: Dataset, other: Dataset | None, name: str, whose: str, why: str) -> None:
     """Raise an `InputError` where two lists of files have some in common."""
-    if isinstance(source, ImageFiles) and isinstance(other, ImageFiles) and (shared := sorted(source.files() & other.files())):
-        raise InputError(f"{name}: has {len(shared)} images of {whose}, such as {shared[0]}; figures on images that were {why}")
+    if (
+        isinstance(source, ImageFiles)
+        and isinstance(other, ImageFiles)
+        and (shared := sorted(source.files() & other.files()))
+    ):
+        raise InputError(
+            f"{name}: has {len(shared)} images of {whose}, such as {shared[0]}; figures on images that were {why}"
+        )
 
 
 def _contents(source: Dataset) -> dict[str, Any]:

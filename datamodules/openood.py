@@ -33,10 +33,18 @@ IMAGE_LISTS = PublishedSet("1lI1j0_fDDvjIt9JlWAw09X8ks-yrR_H1", ".")
 """The archive of all image lists; its content is the folder ``benchmark_imglist``."""
 
 PUBLISHED = {
-    "imagenet_1k": PublishedSet("1i1ipLDFARR-JZ9argXd2-0a6DXwVhXEj", "images_largescale/imagenet_1k"),
-    "species_sub": PublishedSet("1-JCxDx__iFMExkYRMylnGJYTPvyuX6aq", "images_largescale/species_sub"),
-    "inaturalist": PublishedSet("1zfLfMvoUD0CUlKNnkk7LgxZZBnTBipdj", "images_largescale/inaturalist"),
-    "openimage_o": PublishedSet("1VUFXnB_z70uHfdgJG2E_pjYOcEgqM7tE", "images_largescale/openimage_o"),
+    "imagenet_1k": PublishedSet(
+        "1i1ipLDFARR-JZ9argXd2-0a6DXwVhXEj", "images_largescale/imagenet_1k"
+    ),
+    "species_sub": PublishedSet(
+        "1-JCxDx__iFMExkYRMylnGJYTPvyuX6aq", "images_largescale/species_sub"
+    ),
+    "inaturalist": PublishedSet(
+        "1zfLfMvoUD0CUlKNnkk7LgxZZBnTBipdj", "images_largescale/inaturalist"
+    ),
+    "openimage_o": PublishedSet(
+        "1VUFXnB_z70uHfdgJG2E_pjYOcEgqM7tE", "images_largescale/openimage_o"
+    ),
     "imagenet_o": PublishedSet("1S9cFV7fGvJCcka220-pIO9JPZL1p1V8w", "images_largescale/imagenet_o"),
     "ssb_hard": PublishedSet("1PzkA-WGG8Z18h0ooL_pDdz9cO-DCIouE", "images_largescale/ssb_hard"),
     "ninco": PublishedSet("1Z82cmvIB0eghTehxOGP5VTdLt7OD3nk6", "images_largescale/ninco"),
@@ -63,13 +71,25 @@ class PublishedList(ImageList):
         elsewhere: where to get the images if the archive, in whose folder they belong, does not have them.
     """
 
-    def __init__(self, root: str, benchmark: str, file: str, archive: str, follow_links: bool = False, elsewhere: str = ""):
+    def __init__(
+        self,
+        root: str,
+        benchmark: str,
+        file: str,
+        archive: str,
+        follow_links: bool = False,
+        elsewhere: str = "",
+    ):
         self.data_root, self.archive, self.elsewhere = Path(root).expanduser(), archive, elsewhere
         images = self.data_root / PUBLISHED[archive].folder.partition("/")[0]
         # DiffGuard's own instructions put ImageNet beside the folders of images, not into one
         beside = not (images / archive).exists() and (self.data_root / archive).exists()
         images = self.data_root if beside else images
-        super().__init__(str(self.data_root / "benchmark_imglist" / benchmark / file), str(images), follow_links=follow_links)
+        super().__init__(
+            str(self.data_root / "benchmark_imglist" / benchmark / file),
+            str(images),
+            follow_links=follow_links,
+        )
 
 
 IMAGENET = {
@@ -82,7 +102,10 @@ IMAGENET = {
         }
     },
     "openood_v1.5": {
-        "near": {"ssb_hard": ("test_ssb_hard.txt", "ssb_hard"), "ninco": ("test_ninco.txt", "ninco")},
+        "near": {
+            "ssb_hard": ("test_ssb_hard.txt", "ssb_hard"),
+            "ninco": ("test_ninco.txt", "ninco"),
+        },
         "far": {
             "inaturalist": ("test_inaturalist.txt", "inaturalist"),
             "textures": ("test_textures.txt", "texture"),
@@ -94,8 +117,14 @@ IMAGENET = {
 
 CIFAR_FAR = {name: (f"test_{name}.txt", name) for name in ("mnist", "svhn", "texture", "places365")}
 CIFAR = {
-    "cifar10": {"near": {"cifar100": ("test_cifar100.txt", "cifar100"), "tin": ("test_tin.txt", "tin")}, "far": CIFAR_FAR},
-    "cifar100": {"near": {"cifar10": ("test_cifar10.txt", "cifar10"), "tin": ("test_tin.txt", "tin")}, "far": CIFAR_FAR},
+    "cifar10": {
+        "near": {"cifar100": ("test_cifar100.txt", "cifar100"), "tin": ("test_tin.txt", "tin")},
+        "far": CIFAR_FAR,
+    },
+    "cifar100": {
+        "near": {"cifar10": ("test_cifar10.txt", "cifar10"), "tin": ("test_tin.txt", "tin")},
+        "far": CIFAR_FAR,
+    },
 }
 """In-distribution set -> group -> data set -> its list and its archive."""
 
@@ -129,9 +158,13 @@ class ImageNetOODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(IMAGENET))
         source = PublishedList(root, "imagenet", ind_list, "imagenet_1k", follow_links)
         ood = _published(root, "imagenet", IMAGENET[benchmark], follow_links)
-        fit = PublishedList(root, "imagenet", fit_list, "imagenet_1k", follow_links, "https://image-net.org")
+        fit = PublishedList(
+            root, "imagenet", fit_list, "imagenet_1k", follow_links, "https://image-net.org"
+        )
         calibration = PublishedList(root, "imagenet", calibration_list, "imagenet_1k", follow_links)
-        super().__init__({"imagenet": source}, ood, image_size, fit=fit, calibration=calibration, **settings)
+        super().__init__(
+            {"imagenet": source}, ood, image_size, fit=fit, calibration=calibration, **settings
+        )
 
 
 class CIFAROODDataModule(OODDataModule):
@@ -161,17 +194,39 @@ class CIFAROODDataModule(OODDataModule):
         source = PublishedList(root, benchmark, f"test_{benchmark}.txt", benchmark, follow_links)
         ood = _published(root, benchmark, CIFAR[benchmark], follow_links)
         fit, calibration = (
-            PublishedList(root, benchmark, f"{part}_{benchmark}.txt", benchmark, follow_links) for part in ("train", "val")
+            PublishedList(root, benchmark, f"{part}_{benchmark}.txt", benchmark, follow_links)
+            for part in ("train", "val")
         )
         super().__init__(
-            {benchmark: source}, ood, image_size, resize, batch_size=batch_size, fit=fit, calibration=calibration, **settings
+            {benchmark: source},
+            ood,
+            image_size,
+            resize,
+            batch_size=batch_size,
+            fit=fit,
+            calibration=calibration,
+            **settings,
         )
         if benchmark == "cifar10":
-            self.class_names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+            self.class_names = [
+                "airplane",
+                "automobile",
+                "bird",
+                "cat",
+                "deer",
+                "dog",
+                "frog",
+                "horse",
+                "ship",
+                "truck",
+            ]
 
 
 def _published(root: str, benchmark: str, groups: dict, follow_links: bool) -> dict:
     return {
-        group: {name: PublishedList(root, benchmark, file, archive, follow_links) for name, (file, archive) in sets.items()}
+        group: {
+            name: PublishedList(root, benchmark, file, archive, follow_links)
+            for name, (file, archive) in sets.items()
+        }
         for group, sets in groups.items()
     }

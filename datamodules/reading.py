@@ -19,10 +19,15 @@ from diffguard_pl.errors import choose
 
 Image.init()
 FORMATS = tuple(
-    kind for kind in ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP") if kind in Image.OPEN
+    kind
+    for kind in ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+    if kind in Image.OPEN
 )
 """Pillow reads more, some of it by running programs, whatever a file is called. An old Pillow has no AVIF."""
-INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
+INTERPOLATIONS = {
+    "bilinear": v2.InterpolationMode.BILINEAR,
+    "bicubic": v2.InterpolationMode.BICUBIC,
+}
 
 
 def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
@@ -39,12 +44,16 @@ def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
         OSError: missing, truncated, not an image, or of a format that is not among ``FORMATS``.
         Image.DecompressionBombWarning: more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million), found before they are decoded.
     """
-    if isinstance(file, Path) and not stat.S_ISREG(mode := file.stat().st_mode):  # to open a pipe may take for ever
+    if isinstance(file, Path) and not stat.S_ISREG(
+        mode := file.stat().st_mode
+    ):  # to open a pipe may take for ever
         raise OSError("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
+        with Image.open(
+            io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS
+        ) as image:
             image.load()
             return rgb(ImageOps.exif_transpose(image) if upright else image)
 
@@ -60,7 +69,9 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def standard_transform(resize: int, image_size: int, interpolation: str = "bilinear") -> v2.Transform:
+def standard_transform(
+    resize: int, image_size: int, interpolation: str = "bilinear"
+) -> v2.Transform:
     """The original's: short side to ``resize`` pixels, centre crop to ``image_size``, [3, H, W] float32 in [0, 1]."""
     choose("interpolation", interpolation, list(INTERPOLATIONS))
     return v2.Compose(
@@ -74,12 +85,14 @@ def standard_transform(resize: int, image_size: int, interpolation: str = "bilin
 
 def _to_unit_range(image: Image.Image | Tensor) -> Tensor:
     """As ``ToTensor`` divides, to the last bit: v2's own scaling multiplies by 1/255."""
-    tensor = pil_to_tensor(image) if isinstance(image, Image.Image) else image.as_subclass(torch.Tensor)
+    tensor = (
+        pil_to_tensor(image) if isinstance(image, Image.Image) else image.as_subclass(torch.Tensor)
+    )
     return tensor.float() if tensor.is_floating_point() else tensor.float().div(255)
 
 
 class Prepared(Dataset):
-    """A data set as :class:`~diffguard_pl.module.DiffGuardModule` wants it; an image that cannot be had is an item without one.
+    """A data set as :class:`~diffguard_pl.evaluation.module.DiffGuardModule` wants it; an image that cannot be had is an item without one.
 
     Args:
         data: items are pairs (image, label, ...), dicts with ``image`` and ``label``, or images; images are PIL, or tensors
@@ -90,21 +103,36 @@ class Prepared(Dataset):
     """
 
     def __init__(self, data: Dataset, transform: v2.Transform, name: str, in_distribution: bool):
-        self.data, self.transform, self.name, self.in_distribution = data, transform, name, in_distribution
+        self.data, self.transform, self.name, self.in_distribution = (
+            data,
+            transform,
+            name,
+            in_distribution,
+        )
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.data.path_of(index) if hasattr(self.data, "path_of") else f"{self.name}[{index}]"
-        label = self.data.label_of(index) if hasattr(self.data, "label_of") else -1  # known even if the image is broken
+        path = (
+            self.data.path_of(index) if hasattr(self.data, "path_of") else f"{self.name}[{index}]"
+        )
+        label = (
+            self.data.label_of(index) if hasattr(self.data, "label_of") else -1
+        )  # known even if the image is broken
         path = path.encode("utf-8", "backslashreplace").decode()  # a name on disk may be anything
-        item: dict[str, Any] = {"index": index, "path": path, "label": label if self.in_distribution else -1}
+        item: dict[str, Any] = {
+            "index": index,
+            "path": path,
+            "label": label if self.in_distribution else -1,
+        }
         try:
             image, label = _image_and_label(self.data[index])
             if self.in_distribution:
                 item["label"] = _class_number(label)
-            item["image"] = self.transform(three_channels(image) if isinstance(image, Tensor) else rgb(image))
+            item["image"] = self.transform(
+                three_channels(image) if isinstance(image, Tensor) else rgb(image)
+            )
             _check(item["image"])
         except Exception as error:  # whatever a file or somebody's data set comes up with
             item.pop("image", None)
@@ -116,7 +144,11 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch of the images that there are; ``broken`` lists the items without one."""
     good = [item for item in items if "image" in item]
     broken = [item for item in items if "image" not in item]
-    return (default_collate(good) if good else {"image": torch.zeros(0), "index": [], "path": [], "label": []}) | {"broken": broken}
+    return (
+        default_collate(good)
+        if good
+        else {"image": torch.zeros(0), "index": [], "path": [], "label": []}
+    ) | {"broken": broken}
 
 
 def reason(error: Exception) -> str:

@@ -17,7 +17,9 @@ from diffguard_pl.errors import InputError
 
 from .reading import read_image
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+)
 
 
 class Entry(NamedTuple):
@@ -64,7 +66,9 @@ class ImageFiles(Dataset, ABC):
         path, label = self.entries[index]
         file = self.root / path
         if not self.follow_links and not file.resolve().is_relative_to(self._real_root):
-            raise InputError(f"is a link that leads out of {self.root}; set follow_links: true if that is meant")
+            raise InputError(
+                f"is a link that leads out of {self.root}; set follow_links: true if that is meant"
+            )
         return read_image(file, self.upright), label
 
     @cached_property
@@ -103,7 +107,9 @@ class ImageList(ImageFiles):
     @cached_property
     def entries(self) -> list[Entry]:
         try:
-            lines = self.file.read_text(encoding="utf-8-sig").split("\n")  # a name may hold what else splitlines() splits at
+            lines = self.file.read_text(encoding="utf-8-sig").split(
+                "\n"
+            )  # a name may hold what else splitlines() splits at
         except FileNotFoundError as error:
             raise InputError(f"image list {self.file}: no such file") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +129,11 @@ class ImageList(ImageFiles):
         if not found:
             raise InputError(f"{where}: expected 'path label', found {line[:80]!r}")
         path, label = found.groups()
-        if path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", path) or ".." in re.split(r"[\\/]", path):
+        if (
+            path.startswith(("/", "\\"))
+            or re.match(r"[A-Za-z]:[\\/]", path)
+            or ".." in re.split(r"[\\/]", path)
+        ):
             raise InputError(f"{where}: {path[:80]!r} leads out of the root {self.root}; refused")
         return Entry(path, int(label) if not label.startswith("{") else _label_of(label, where))
 
@@ -167,14 +177,23 @@ class ClassFolders(ImageFiles):
         follow_links: allow links that lead out of the root.
     """
 
-    def __init__(self, root: str, classes: list[str] | None = None, upright: bool = False, follow_links: bool = False):
+    def __init__(
+        self,
+        root: str,
+        classes: list[str] | None = None,
+        upright: bool = False,
+        follow_links: bool = False,
+    ):
         super().__init__(root, upright, follow_links)
         self.classes = classes
 
     @cached_property
     def names(self) -> list[str]:
         """Of the folders, in the order of their numbers."""
-        return list(self.classes or sorted({PurePosixPath(path).parts[0] for path in self._paths if "/" in path}))
+        return list(
+            self.classes
+            or sorted({PurePosixPath(path).parts[0] for path in self._paths if "/" in path})
+        )
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -186,8 +205,12 @@ class ClassFolders(ImageFiles):
         folders = {name: number for number, name in enumerate(self.names)}
         missing = sorted(folders.keys() - of.values(), key=folders.__getitem__)
         if missing or not of:
-            raise InputError(f"class folders {self.root}: no images in {missing[0] if missing else 'any folder'}")
-        return self._refuse_linked_folders([Entry(path, folders[name]) for path, name in of.items() if name in folders])
+            raise InputError(
+                f"class folders {self.root}: no images in {missing[0] if missing else 'any folder'}"
+            )
+        return self._refuse_linked_folders(
+            [Entry(path, folders[name]) for path, name in of.items() if name in folders]
+        )
 
 
 def _images_below(root: Path) -> list[str]:
@@ -201,10 +224,16 @@ def _images_below(root: Path) -> list[str]:
             continue
         walked.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        images = [file for file in files if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")]
+        images = [
+            file
+            for file in files
+            if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
+        ]
         paths += [Path(folder, file).relative_to(root).as_posix() for file in images]
     if not paths:
-        raise InputError(f"folder {root}: no images in it; looked for {', '.join(sorted(SUFFIXES))}")
+        raise InputError(
+            f"folder {root}: no images in it; looked for {', '.join(sorted(SUFFIXES))}"
+        )
     return sorted(paths)
 
 
@@ -229,7 +258,14 @@ class HuggingFaceImages(Dataset):
         label: str | None = None,
         upright: bool = False,
     ):
-        self.name, self.split, self.config, self.image, self.label, self.upright = path, split, name, image, label, upright
+        self.name, self.split, self.config, self.image, self.label, self.upright = (
+            path,
+            split,
+            name,
+            image,
+            label,
+            upright,
+        )
 
     @cached_property
     def table(self) -> Any:
@@ -237,21 +273,33 @@ class HuggingFaceImages(Dataset):
         try:
             import datasets
         except ImportError as error:
-            raise InputError("HuggingFaceImages needs the library: pip install 'diffguard-pl[hf]'") from error
+            raise InputError(
+                "HuggingFaceImages needs the library: pip install 'diffguard-pl[hf]'"
+            ) from error
         try:
             if Path(self.name).is_dir() and any(
-                (Path(self.name) / f).exists() for f in ("dataset_info.json", "dataset_dict.json", "state.json")
+                (Path(self.name) / f).exists()
+                for f in ("dataset_info.json", "dataset_dict.json", "state.json")
             ):
                 table = datasets.load_from_disk(self.name)
                 table = table[self.split] if isinstance(table, datasets.DatasetDict) else table
             else:
                 table = datasets.load_dataset(self.name, self.config, split=self.split)
-            missing = [column for column in (self.image, self.label) if column and column not in table.column_names]
+            missing = [
+                column
+                for column in (self.image, self.label)
+                if column and column not in table.column_names
+            ]
             if missing:
-                raise InputError(f"no column {missing[0]!r}; there are: {', '.join(table.column_names)}")
+                raise InputError(
+                    f"no column {missing[0]!r}; there are: {', '.join(table.column_names)}"
+                )
             return table.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:  # the library has a class for every mishap
-            raise InputError(f"Hugging Face data set {self.name}, split {self.split}: " + " ".join(str(error).split())) from error
+            raise InputError(
+                f"Hugging Face data set {self.name}, split {self.split}: "
+                + " ".join(str(error).split())
+            ) from error
 
     def __len__(self) -> int:
         return len(self.table)

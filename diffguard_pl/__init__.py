@@ -4,13 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from .classifiers.classifier import Classifier
     from .config import load
-    from .detector import Detection, DiffGuard
+    from .deploy.decisions import Decision, Decisions
+    from .deploy.detector import Detector
+    from .diffguard import DiffGuard
     from .errors import InputError
-    from .guard import Decision, Decisions, Detector
-    from .metrics import OODMetrics
-    from .module import DiffGuardModule
+    from .evaluation.module import DiffGuardModule
+    from .metrics.torchmetric import OODMetrics
+    from .stages import Detection
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,13 +28,15 @@ __all__ = [
     "load",
 ]
 WHERE = {
-    "classifier": ["Classifier"],
+    "classifiers.classifier": ["Classifier"],
     "config": ["load"],
-    "detector": ["Detection", "DiffGuard"],
+    "deploy.decisions": ["Decision", "Decisions"],
+    "deploy.detector": ["Detector"],
+    "diffguard": ["DiffGuard"],
     "errors": ["InputError"],
-    "guard": ["Decision", "Decisions", "Detector"],
-    "metrics": ["OODMetrics"],
-    "module": ["DiffGuardModule"],
+    "evaluation.module": ["DiffGuardModule"],
+    "metrics.torchmetric": ["OODMetrics"],
+    "stages": ["Detection"],
 }
 """Names by module, imported when they are asked for: torch, Lightning and diffusers take seconds, and ``--help`` needs none."""
 

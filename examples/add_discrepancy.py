@@ -31,21 +31,41 @@ LIMIT = os.environ.get("LIMIT", "200")  # images of each set
 NAMES = ["maps", "my_discrepancies.overlap", "my_discrepancies.BlurredOverlap"]
 
 detector = diffguard_pl.load("fast/digits_ldm", discrepancies=NAMES)
-known, unknown = (detector(data.images[:: max(1, len(data) // 40)]).scores for data in (digits("val"), tuning()))
+known, unknown = (
+    detector(data.images[:: max(1, len(data) // 40)]).scores for data in (digits("val"), tuning())
+)
 for name in detector.discrepancies.names:
     truth = cat([ones(len(known[name])), zeros(len(unknown[name]))]).long()
-    print(f"{name}: AUROC {100 * binary_auroc(cat([known[name], unknown[name]]), truth):.2f} on a few images")
+    print(
+        f"{name}: AUROC {100 * binary_auroc(cat([known[name], unknown[name]]), truth):.2f} on a few images"
+    )
 
 # %% In a config: what differs from a shipped one
 OUT.mkdir(parents=True, exist_ok=True)
 config = OUT / "overlap.yaml"
 config.write_text(yaml.safe_dump({"base": "fast/digits_ldm", "model": {"discrepancies": NAMES}}))
-command = [sys.executable, "-m", "diffguard_pl.test", "--config", str(config), "--data.split", "tuning", "--data.limit", LIMIT]
-finds_mine = os.environ | {"PYTHONPATH": str(HERE)}  # not needed where the command is started from the module's folder
+command = [
+    sys.executable,
+    "-m",
+    "diffguard_pl.test",
+    "--config",
+    str(config),
+    "--data.split",
+    "tuning",
+    "--data.limit",
+    LIMIT,
+]
+finds_mine = os.environ | {
+    "PYTHONPATH": str(HERE)
+}  # not needed where the command is started from the module's folder
 subprocess.run(command, cwd=OUT, env=finds_mine, check=True)
 
 # %% Which one is it? On this split, for these models; the intervals say how sure that is
 file = max(OUT.glob("runs/*/*/metrics.csv"), key=lambda file: file.stat().st_mtime)
-table = pd.read_csv(file).set_index("score").loc[detector.discrepancies.names, ["auroc", "auroc_low", "auroc_high", "fpr95"]]
+table = (
+    pd.read_csv(file)
+    .set_index("score")
+    .loc[detector.discrepancies.names, ["auroc", "auroc_low", "auroc_high", "fpr95"]]
+)
 print((100 * table).round(2))
 print(f"the best on the tuning split: {table['auroc'].idxmax()}")

@@ -42,7 +42,9 @@ def ramps(folder: Path, count: int) -> None:
     y, x = np.mgrid[0:64, 0:64] / 63
     for i, angle in enumerate(np.random.default_rng(1).uniform(0, 2 * np.pi, count)):
         rising = np.cos(angle) * x + np.sin(angle) * y
-        Image.fromarray((255 * (rising - rising.min()) / np.ptp(rising)).astype(np.uint8)).save(folder / f"{i:03}.png")
+        Image.fromarray((255 * (rising - rising.min()) / np.ptp(rising)).astype(np.uint8)).save(
+            folder / f"{i:03}.png"
+        )
 
 
 scribbles(OUT / "pictures" / "scribbles", COUNT)
@@ -59,10 +61,25 @@ mine = {
             "resize": 16,
             "num_workers": 0,
             "limit": COUNT,
-            "ind": {"digits": {"class_path": "diffguard_pl.datamodules.digits.digits", "init_args": {"part": "test"}}},
+            "ind": {
+                "digits": {
+                    "class_path": "diffguard_pl.datamodules.digits.digits",
+                    "init_args": {"part": "test"},
+                }
+            },
             "ood": {
-                "near": {"scribbles": {"class_path": "ImageDirectory", "init_args": {"root": str(OUT / "pictures" / "scribbles")}}},
-                "far": {"ramps": {"class_path": "ImageDirectory", "init_args": {"root": str(OUT / "pictures" / "ramps")}}},
+                "near": {
+                    "scribbles": {
+                        "class_path": "ImageDirectory",
+                        "init_args": {"root": str(OUT / "pictures" / "scribbles")},
+                    }
+                },
+                "far": {
+                    "ramps": {
+                        "class_path": "ImageDirectory",
+                        "init_args": {"root": str(OUT / "pictures" / "ramps")},
+                    }
+                },
             },
         },
     },
@@ -72,7 +89,9 @@ config.write_text(yaml.safe_dump(mine, sort_keys=False))
 print(config.read_text())
 
 # %% The test: a table here, and scores, pictures and a report page in a folder of its own
-subprocess.run([sys.executable, "-m", "diffguard_pl.test", "--config", str(config)], cwd=OUT, check=True)
+subprocess.run(
+    [sys.executable, "-m", "diffguard_pl.test", "--config", str(config)], cwd=OUT, check=True
+)
 
 # %% The same table for a program
 file = max(OUT.glob("runs/*/*/metrics.csv"), key=lambda file: file.stat().st_mtime)

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 
 from diffguard_pl import Classifier, Detector, DiffGuard
 from diffguard_pl.backbones import DiffusersPipeline
-from diffguard_pl.combine import Fusion
 from diffguard_pl.datamodules.digits import CLASSES, digits, held_out, photos
-from diffguard_pl.diffusion.guidance import ClassifierFreeGuidance
+from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
+from diffguard_pl.scores.combination import Fusion
 
 STEPS = int(os.environ.get("STEPS", "600"))  # of the diffusion model's training
 OUT = Path(os.environ.get("OUT", "runs/guard_my_classifier"))
@@ -83,7 +83,13 @@ def composed() -> DiffGuard:
     """DiffGuard of the parts on disk."""
     model = timm.create_model("resnet10t", pretrained=False, num_classes=len(CLASSES))
     return DiffGuard(
-        Classifier(model, str(OUT / "classifier.safetensors"), input_size=32, mean=(0.5,) * 3, std=(0.5,) * 3),
+        Classifier(
+            model,
+            str(OUT / "classifier.safetensors"),
+            input_size=32,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+        ),
         DiffusersPipeline(str(OUT / "diffusion"), null_label=NO_CLASS, input_size=16),
         ClassifierFreeGuidance(scale=3.0),
         steps=10,
@@ -92,8 +98,12 @@ def composed() -> DiffGuard:
 
 
 # %% Calibrate: the threshold that 95 % of known images are to pass, from images that nothing was trained on
-fusion = Fusion(["l2", "maps", "msp"])  # the pictures' distance, the classifier's view of them, and the classifier's own certainty
-detector = Detector(composed(), tpr=0.95, fusion=fusion, class_names=[str(digit) for digit in CLASSES])
+fusion = Fusion(
+    ["l2", "maps", "msp"]
+)  # the pictures' distance, the classifier's view of them, and the classifier's own certainty
+detector = Detector(
+    composed(), tpr=0.95, fusion=fusion, class_names=[str(digit) for digit in CLASSES]
+)
 detector.fit(DataLoader(digits("val"), batch_size=64))
 detector.save(OUT / "detector.json")
 print(f"{detector.score} below {detector.threshold:.3f} is rejected")
@@ -102,16 +112,26 @@ print(f"{detector.score} below {detector.threshold:.3f} is rejected")
 LIMIT = int(os.environ.get("LIMIT", "150"))  # images of each set
 detector = Detector.load(OUT / "detector.json", model=composed())
 sets = {"known digits": digits("test"), "4 and 9": held_out(), "photos": photos()}
-features = {name: detector.features(data.images[:LIMIT]) for name, data in sets.items()}  # all scores of each image
+features = {
+    name: detector.features(data.images[:LIMIT]) for name, data in sets.items()
+}  # all scores of each image
 for name, of_set in features.items():
-    print(f"{name}: {100 * detector.predict_features(of_set).accepted.float().mean():.1f} % of {len(of_set)} accepted")
+    print(
+        f"{name}: {100 * detector.predict_features(of_set).accepted.float().mean():.1f} % of {len(of_set)} accepted"
+    )
 
 # %% Would one score alone have done?
 validation = detector.features(digits("val").images)
 for score in detector.score_names:
     alone = Detector(detector.model, score).fit_features(validation)
-    accepted = {name: alone.predict_features(of_set).accepted.float().mean() for name, of_set in features.items()}
-    print(f"by {score} alone: " + ", ".join(f"{100 * share:.1f} % of {name}" for name, share in accepted.items()))
+    accepted = {
+        name: alone.predict_features(of_set).accepted.float().mean()
+        for name, of_set in features.items()
+    }
+    print(
+        f"by {score} alone: "
+        + ", ".join(f"{100 * share:.1f} % of {name}" for name, share in accepted.items())
+    )
 
 # %% One by one
 for decision in detector.predict(held_out().images[:4]):

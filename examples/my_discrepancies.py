@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from diffguard_pl.discrepancy import Seen
+from diffguard_pl.scores.discrepancies import Seen
 
 
 def overlap(a: Seen, b: Seen) -> Tensor:
@@ -16,4 +16,9 @@ class BlurredOverlap(nn.Module):
     """As :func:`overlap`, of pictures blurred over 5 x 5 pixels, so that a shifted stroke counts for little."""
 
     def forward(self, a: Seen, b: Seen) -> Tensor:
-        return overlap(*(seen._replace(images=avg_pool2d(seen.images, 5, stride=1, padding=2)) for seen in (a, b)))
+        return overlap(
+            *(
+                seen._replace(images=avg_pool2d(seen.images, 5, stride=1, padding=2))
+                for seen in (a, b)
+            )
+        )

@@ -33,10 +33,20 @@ def ways(detector: diffguard_pl.DiffGuard, image: Tensor, what: str) -> dict[str
 
     def keep(way: str):
         def after(step: Step) -> None:
-            row = step.rows.tolist().index(0)  # behind it there may be the reconstruction without guidance
-            level = detector.schedule.inversion_to if way == "inversion" else detector.schedule.denoising_to
+            row = step.rows.tolist().index(
+                0
+            )  # behind it there may be the reconstruction without guidance
+            level = (
+                detector.schedule.inversion_to
+                if way == "inversion"
+                else detector.schedule.denoising_to
+            )
             noise = (1 - level[step.index[row]]).sqrt()
-            taken[way].append(frame(f"noise {noise:.2f}", (detector.backbone.decode(step.x[row][None])[0] + 1) / 2))
+            taken[way].append(
+                frame(
+                    f"noise {noise:.2f}", (detector.backbone.decode(step.x[row][None])[0] + 1) / 2
+                )
+            )
 
         return after
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import CLASSES, IMAGE_SIZE, digits
 from diffguard_pl.diffusion.schedule import linear_alpha_bar, scaled_linear_alpha_bar
-from diffguard_pl.smallnet import SmallResNet
 
 WEIGHTS = Path(__file__).parent.parent / "diffguard_pl" / "weights"
 NO_CLASS = len(CLASSES)
@@ -44,7 +44,9 @@ class Training(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, steps // 20)
         rise = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup)
@@ -70,7 +72,11 @@ class VQTraining(Training):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         images = images * 2 - 1
         output = self.network(images)
-        return F.l1_loss(output.sample, images) + F.mse_loss(output.sample, images) + output.commit_loss.mean()
+        return (
+            F.l1_loss(output.sample, images)
+            + F.mse_loss(output.sample, images)
+            + output.commit_loss.mean()
+        )
 
 
 class LatentTraining(Training):
@@ -100,10 +106,14 @@ def noisy(x: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def augment(images: Tensor) -> Tensor:
     """Each image turned by up to 10 degrees, scaled by up to 10 % and shifted by up to a pixel."""
-    turn, grow = (torch.rand(2, len(images), device=images.device) * 2 - 1) * torch.tensor([[0.17], [0.1]], device=images.device)
+    turn, grow = (torch.rand(2, len(images), device=images.device) * 2 - 1) * torch.tensor(
+        [[0.17], [0.1]], device=images.device
+    )
     shift = (torch.rand(len(images), 2, device=images.device) * 2 - 1) * 2 / IMAGE_SIZE
     cos, sin = turn.cos() * (1 + grow), turn.sin() * (1 + grow)
-    affine = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    affine = torch.stack(
+        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
+    )
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
@@ -170,14 +180,22 @@ def fit(module: Training, steps: int, batch_size: int, accelerator: str) -> nn.M
 
 
 def train_classifier(accelerator: str) -> None:
-    network = fit(ClassifierTraining(SmallResNet(len(CLASSES)), 3e-3, weight_decay=0.05), 1500, 64, accelerator)
+    network = fit(
+        ClassifierTraining(SmallResNet(len(CLASSES)), 3e-3, weight_decay=0.05),
+        1500,
+        64,
+        accelerator,
+    )
     val = digits("val")
     with torch.inference_mode():
         correct = network(val.images * 2 - 1).argmax(1) == torch.tensor(val.labels)
     print(f"validation accuracy {correct.float().mean():.4f}")
     folder = WEIGHTS / "digits_classifier"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
+        folder / "model.safetensors",
+    )
 
 
 def train_gdm(accelerator: str) -> None:
@@ -194,26 +212,50 @@ def train_vq(accelerator: str) -> None:
         latents = network.encode(images).latents
         error = (network.decode(latents).sample.clamp(-1, 1) - images).abs().mean()
         used = network.quantize(latents)[2][2].unique().numel()
-    print(f"validation error {error:.4f}, codes used {used} of 256, latent deviation {latents.std():.3f}")
+    print(
+        f"validation error {error:.4f}, codes used {used} of 256, latent deviation {latents.std():.3f}"
+    )
     network.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     network.half().save_pretrained(WEIGHTS / "digits_ldm" / "vqvae")
 
 
 def train_ldm(accelerator: str) -> None:
-    vq = VQModel.from_pretrained(WEIGHTS / "digits_ldm" / "vqvae").float().eval().requires_grad_(False)
-    parts = nn.ModuleDict({"unet": latent_unet(), "class_embedding": nn.Embedding(len(CLASSES) + 1, 64)})
+    vq = (
+        VQModel.from_pretrained(WEIGHTS / "digits_ldm" / "vqvae")
+        .float()
+        .eval()
+        .requires_grad_(False)
+    )
+    parts = nn.ModuleDict(
+        {"unet": latent_unet(), "class_embedding": nn.Embedding(len(CLASSES) + 1, 64)}
+    )
     parts = fit(LatentTraining(parts, vq, 1e-3), 4500, 64, accelerator)
     folder = WEIGHTS / "digits_ldm"
     parts["unet"].half().save_pretrained(folder / "unet")
     (folder / "class_embedding").mkdir(exist_ok=True)
-    save_file(parts["class_embedding"].half().state_dict(), folder / "class_embedding" / "model.safetensors")
+    save_file(
+        parts["class_embedding"].half().state_dict(),
+        folder / "class_embedding" / "model.safetensors",
+    )
 
 
-PARTS: dict[str, Callable[[str], None]] = {"classifier": train_classifier, "gdm": train_gdm, "vq": train_vq, "ldm": train_ldm}
+PARTS: dict[str, Callable[[str], None]] = {
+    "classifier": train_classifier,
+    "gdm": train_gdm,
+    "vq": train_vq,
+    "ldm": train_ldm,
+}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"what to train: {', '.join(PARTS)} (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        default=list(PARTS),
+        help=f"what to train: {', '.join(PARTS)} (default: all)",
+    )
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (default: auto)")
     arguments = parser.parse_args()
     for part in arguments.parts:

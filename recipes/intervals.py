@@ -6,8 +6,8 @@ named, in percent, with the 95 % interval of a paired bootstrap over images (1,0
 
 import sys
 
-from diffguard_pl.bootstrap import intervals, replicates
 from diffguard_pl.errors import InputError, choose
+from diffguard_pl.metrics.bootstrap import intervals, replicates
 from diffguard_pl.report.results import read_results
 
 
@@ -23,9 +23,13 @@ def main(run: str, score: str, other: str = "msp") -> None:
     for group, dataset, name in figures:
         if name == score:
             lead = figures[group, dataset, score].auroc - figures[group, dataset, other].auroc
-            low, high = intervals(drawn[group, dataset, score] - drawn[group, dataset, other])["auroc"]
+            low, high = intervals(drawn[group, dataset, score] - drawn[group, dataset, other])[
+                "auroc"
+            ]
             of = f"{group} ({dataset})"
-            print(f"{of}: {score} less {other} {100 * lead:+.2f}, 95 % interval {100 * low:.2f} to {100 * high:.2f}")
+            print(
+                f"{of}: {score} less {other} {100 * lead:+.2f}, 95 % interval {100 * low:.2f} to {100 * high:.2f}"
+            )
 
 
 if __name__ == "__main__":

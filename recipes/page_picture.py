@@ -18,13 +18,17 @@ SIZE = {"width": 1180, "height": 1740}
 def main(run: Path) -> None:
     halves = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         for theme, section in (("light", "top"), ("dark", "plots")):
             page = browser.new_context(viewport=SIZE, color_scheme=theme).new_page()
             page.goto((run / "report.html").resolve().as_uri())
             page.wait_for_selector("#plot-roc .main-svg")
             if section != "top":
-                page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
+                page.evaluate(
+                    f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})"
+                )
             page.wait_for_timeout(500)  # plots and pictures are drawn when the browser has time
             halves.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
         browser.close()

@@ -18,9 +18,13 @@ def strip(detector: diffguard_pl.DiffGuard, images) -> list[Picture]:
     found = detector(images)
     score = found.scores[detector.discrepancies.names[0]]
     pairs = [
-        [to_pil_image(image) for image in pair] for pair in zip(to_uint8(images), to_uint8(found.reconstructions), strict=True)
+        [to_pil_image(image) for image in pair]
+        for pair in zip(to_uint8(images), to_uint8(found.reconstructions), strict=True)
     ]
-    captions = [f"taken for a {CLASSES[label]}   {float(s):.3f}" for label, s in zip(found.labels, score, strict=True)]
+    captions = [
+        f"taken for a {CLASSES[label]}   {float(s):.3f}"
+        for label, s in zip(found.labels, score, strict=True)
+    ]
     return [Picture(pair, caption) for pair, caption in zip(pairs, captions, strict=True)]
 
 
@@ -30,4 +34,8 @@ if __name__ == "__main__":
         "4 and 9, not known": strip(detector, held_out().images[:COUNT]),
         "known digits": strip(detector, digits("test").images[:COUNT]),
     }
-    draw_grid({"": strips}, "DiffGuard on handwriting", Path(__file__).parent.parent / "docs" / "images" / "mismatch.png")
+    draw_grid(
+        {"": strips},
+        "DiffGuard on handwriting",
+        Path(__file__).parent.parent / "docs" / "images" / "mismatch.png",
+    )

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diffguard_pl.combine import CASCADE, FUSION, Cascade, Combination, Fusion, Scores
-from diffguard_pl.metrics import auroc, fpr_at_tpr
-from diffguard_pl.scores import read
+from diffguard_pl.metrics.detection import auroc, fpr_at_tpr
+from diffguard_pl.runs.store import read
+from diffguard_pl.scores.combination import CASCADE, FUSION, Cascade, Combination, Fusion, Scores
 
 Score = Callable[[Scores, Scores], np.ndarray]
 """Of the scores of the images that make the scales, and the scores of images."""
@@ -28,7 +28,9 @@ def main(run: str, discrepancy: str, baseline: str, budget: float = 0.2) -> None
     is_ind = frame["dataset"] == header.datasets[0]
 
     def show(name: str, score: Score) -> None:
-        found = [figures(score, header.scores, frame[is_ind], frame[~is_ind], half) for half in (0, 1)]
+        found = [
+            figures(score, header.scores, frame[is_ind], frame[~is_ind], half) for half in (0, 1)
+        ]
         print(f"{name}: {' / '.join(f'{100 * figure:.2f}' for figure in np.mean(found, axis=0))}")
 
     for name in header.scores:
@@ -37,13 +39,19 @@ def main(run: str, discrepancy: str, baseline: str, budget: float = 0.2) -> None
         show(f"{discrepancy} + {other} by rank", Fusion([discrepancy, other]))
         show(f"{discrepancy} + {other} by zscore", Fusion([discrepancy, other], "zscore"))
     both = Combination(Fusion([discrepancy, baseline]), Cascade(baseline, float(budget), FUSION))
-    show(f"cascade {baseline} {float(budget):g}, then fusion", lambda reference, scores: both(reference, scores)[CASCADE])
+    show(
+        f"cascade {baseline} {float(budget):g}, then fusion",
+        lambda reference, scores: both(reference, scores)[CASCADE],
+    )
 
 
-def figures(score: Score, names: list[str], known: pd.DataFrame, unknown: pd.DataFrame, half: int) -> tuple[float, float]:
+def figures(
+    score: Score, names: list[str], known: pd.DataFrame, unknown: pd.DataFrame, half: int
+) -> tuple[float, float]:
     """AUROC and FPR@95, the scales from one half of the known images and the figures from the other."""
     reference, tested, strange = (
-        {name: part[name].to_numpy(float) for name in names} for part in (known[half::2], known[1 - half :: 2], unknown)
+        {name: part[name].to_numpy(float) for name in names}
+        for part in (known[half::2], known[1 - half :: 2], unknown)
     )
     ind, ood = (torch.tensor(score(reference, of)) for of in (tested, strange))
     return auroc(ind, ood), fpr_at_tpr(ind, ood)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import diffguard_pl
-from diffguard_pl.baselines import yardsticks
 from diffguard_pl.datamodules.digits import DigitsDataModule
-from diffguard_pl.metrics import auroc
+from diffguard_pl.metrics.detection import auroc
+from diffguard_pl.scores.baselines import yardsticks
 
 NAMES = ["features", "maps", "kl", "logits", "ssim", "gmsd", "mdsi", "fsim", "l2"]
 IMAGES = 200
@@ -41,12 +41,19 @@ def gdm_grid() -> Iterator[dict[str, Any]]:
         *product((50.0, 52.0), (20.0,), (0,), ("input",)),
     ]
     for psnr, scale, cutouts, compare_to in settings:
-        yield {"early_stop": {"psnr": psnr}, "guidance__scale": scale, "guidance__cutouts": cutouts, "compare_to": compare_to}
+        yield {
+            "early_stop": {"psnr": psnr},
+            "guidance__scale": scale,
+            "guidance__cutouts": cutouts,
+            "compare_to": compare_to,
+        }
 
 
 def main(family: str) -> None:
     sets = list(DigitsDataModule(split="tuning", limit=IMAGES).datasets().values())
-    images = torch.stack([item["image"] for data in sets for item in map(data.__getitem__, range(len(data)))])
+    images = torch.stack(
+        [item["image"] for data in sets for item in map(data.__getitem__, range(len(data)))]
+    )
     is_ind = torch.arange(len(images)) < len(sets[0])
     with (Path(__file__).parent / f"tuning_{family}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -59,7 +66,10 @@ def main(family: str) -> None:
             if i == 0:
                 writer.writerow([*settings, "images/s", *NAMES])
                 alone = yardsticks(torch.cat([d.prediction.view.logits for d in detections]))
-                print({name: round(auroc(s[is_ind], s[~is_ind]), 4) for name, s in alone.items()}, flush=True)
+                print(
+                    {name: round(auroc(s[is_ind], s[~is_ind]), 4) for name, s in alone.items()},
+                    flush=True,
+                )
             row = [round(auroc(s[is_ind], s[~is_ind]), 4) for s in scores.values()]
             stop = torch.cat([d.stop_index for d in detections]).float()
             writer.writerow([*settings.values(), round(len(images) / seconds, 1), *row])

@@ -1,9 +1,13 @@
 """Pre-trained diffusion models behind one interface: encode, decode, eps(x, t, labels) on rows of a batch."""
 
+from ..checkpoints.architectures import (
+    FirstStageArchitecture,
+    GuidedDiffusionArchitecture,
+    LatentDiffusionArchitecture,
+)
 from .base import Backbone
-from .convert import FirstStageArchitecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
+from .diffusers_pipeline import DiffusersPipeline
 from .latent import LatentDiffusion
-from .pipeline import DiffusersPipeline
 from .pixel import PixelDiffusion
 
 __all__ = [

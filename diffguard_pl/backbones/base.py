@@ -19,7 +19,12 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     """The outermost modules of these kinds; the whole network where it has none."""
     if type(network).__name__ in BLOCKS:
         return [network]
-    found = [block for child in network.children() for block in blocks(child) if type(block).__name__ in BLOCKS]
+    found = [
+        block
+        for child in network.children()
+        for block in blocks(child)
+        if type(block).__name__ in BLOCKS
+    ]
     return found or [network]
 
 
@@ -46,15 +51,25 @@ class Backbone(nn.Module, ABC):
     def __init__(self, image_size: int, input_size: int | None, process_method: str):
         super().__init__()
         choose("process_method", process_method, ["resize", "pad"])
-        self.image_size, self.input_size, self.process_method = image_size, input_size or image_size, process_method
-        if process_method == "pad" and not 0 <= self.image_size - self.input_size == 2 * self._border:
+        self.image_size, self.input_size, self.process_method = (
+            image_size,
+            input_size or image_size,
+            process_method,
+        )
+        if (
+            process_method == "pad"
+            and not 0 <= self.image_size - self.input_size == 2 * self._border
+        ):
             raise InputError(
                 f"input_size={self.input_size} cannot be padded evenly to image_size={image_size}; use process_method: resize"
             )
 
     @property
     def dtype(self) -> torch.dtype:
-        return next((weights.dtype for weights in self.parameters() if weights.is_floating_point()), torch.float32)
+        return next(
+            (weights.dtype for weights in self.parameters() if weights.is_floating_point()),
+            torch.float32,
+        )
 
     def networks_to(self, dtype: torch.dtype) -> None:
         """Weights of the networks in another precision."""
@@ -72,11 +87,20 @@ class Backbone(nn.Module, ABC):
         import torch._dynamo  # takes a second
 
         if self.denoiser is self:
-            raise InputError(f"compile: {type(self).__name__} does not say which is its network; give it a property denoiser")
+            raise InputError(
+                f"compile: {type(self).__name__} does not say which is its network; give it a property denoiser"
+            )
 
-        for name in ("recompile_limit", "cache_size_limit"):  # of old releases; as many kinds of block as a network has
+        for name in (
+            "recompile_limit",
+            "cache_size_limit",
+        ):  # of old releases; as many kinds of block as a network has
             if hasattr(torch._dynamo.config, name):
-                setattr(torch._dynamo.config, name, max(KINDS_OF_BLOCK, getattr(torch._dynamo.config, name)))
+                setattr(
+                    torch._dynamo.config,
+                    name,
+                    max(KINDS_OF_BLOCK, getattr(torch._dynamo.config, name)),
+                )
         for block in blocks(self.denoiser):
             block.compile(dynamic=False)
 

@@ -6,21 +6,13 @@ import torch
 from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
+from ..checkpoints.architectures import LatentDiffusionArchitecture
+from ..checkpoints.converted import known_architecture, locate
+from ..checkpoints.tensors import load_tensors
 from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
-from ..registry import known_architecture, locate
 from .base import Backbone
-from .convert import (
-    RANDOM,
-    LatentDiffusionArchitecture,
-    Origin,
-    first_stage_module,
-    fit,
-    latent_diffusion,
-    latent_diffusion_modules,
-    load_diffusers,
-    load_tensors,
-    with_random_weights,
-)
+from .convert_latent_diffusion import first_stage_module, latent_diffusion, latent_diffusion_modules
+from .load import RANDOM, Origin, fit, load_diffusers, with_random_weights
 
 
 class LatentDiffusion(Backbone):
@@ -28,8 +20,8 @@ class LatentDiffusion(Backbone):
 
     Args:
         checkpoint: a CompVis ``.ckpt``, a folder with ``unet/``, ``vqvae/`` (each as ``save_pretrained`` leaves it) and
-            ``class_embedding/model.safetensors``, a name or an address (see :func:`diffguard_pl.registry.resolve`), or ``random``
-            for weights that make a dry run possible. A converted copy (``python -m diffguard_pl.checkpoints convert``) is used in
+            ``class_embedding/model.safetensors``, a name or an address (see :func:`diffguard_pl.checkpoints.registry.resolve`), or ``random``
+            for weights that make a dry run possible. A converted copy (``diffguard-pl checkpoints convert``) is used in
             place of its file.
         architecture: CompVis' settings, for a ``.ckpt``; none: those of the name, or the defaults. A folder brings its own but for
             the noise schedule (a converted copy brings that too).
@@ -60,13 +52,20 @@ class LatentDiffusion(Backbone):
         return uniform(self.alpha_bar, steps)
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.first_stage.encode(self.to_model_size(images).to(self.dtype)).latents.float() * self.scale
+        return (
+            self.first_stage.encode(self.to_model_size(images).to(self.dtype)).latents.float()
+            * self.scale
+        )
 
     def decode(self, x: Tensor) -> Tensor:
-        return self.to_input_size(decoded(self.first_stage, x / self.scale, self.dtype).clamp(-1, 1))
+        return self.to_input_size(
+            decoded(self.first_stage, x / self.scale, self.dtype).clamp(-1, 1)
+        )
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.unet(x.to(self.dtype), t, encoder_hidden_states=self.embedding(labels)[:, None]).sample.float()
+        return self.unet(
+            x.to(self.dtype), t, encoder_hidden_states=self.embedding(labels)[:, None]
+        ).sample.float()
 
 
 def decoded(autoencoder: VQModel, latents: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,19 +74,30 @@ def decoded(autoencoder: VQModel, latents: Tensor, dtype: torch.dtype) -> Tensor
         codes = autoencoder.quantize.embedding.weight.float()
         flat = latents.float().movedim(1, -1)
         # not by a matrix product, which may round to TF32
-        nearest = torch.cdist(flat.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+        nearest = torch.cdist(
+            flat.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
+        ).argmin(dim=1)
         quantised = codes[nearest].view_as(flat).movedim(-1, 1)
     return autoencoder.decode(quantised.to(dtype), force_not_quantize=True).sample.float()
 
 
-def _modules(checkpoint: str, architecture: LatentDiffusionArchitecture) -> tuple[UNet2DConditionModel, nn.Embedding, VQModel]:
+def _modules(
+    checkpoint: str, architecture: LatentDiffusionArchitecture
+) -> tuple[UNet2DConditionModel, nn.Embedding, VQModel]:
     a = architecture
     if checkpoint == RANDOM:
-        return tuple(with_random_weights(*latent_diffusion_modules(a), first_stage_module(a.first_stage, a.scale_factor)))
+        return tuple(
+            with_random_weights(
+                *latent_diffusion_modules(a), first_stage_module(a.first_stage, a.scale_factor)
+            )
+        )
     path = locate(checkpoint, a)
     if not path.is_dir():
         return latent_diffusion(path, a)
-    unet, first_stage = load_diffusers(UNet2DConditionModel, path / "unet"), load_diffusers(VQModel, path / "vqvae")
+    unet, first_stage = (
+        load_diffusers(UNet2DConditionModel, path / "unet"),
+        load_diffusers(VQModel, path / "vqvae"),
+    )
     return unet, _class_embedding(path), first_stage
 
 

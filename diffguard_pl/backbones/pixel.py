@@ -3,18 +3,13 @@
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from ..checkpoints.architectures import GuidedDiffusionArchitecture
+from ..checkpoints.converted import known_architecture, locate
 from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, respaced
 from ..errors import choose
-from ..registry import known_architecture, locate
 from .base import Backbone
-from .convert import (
-    RANDOM,
-    GuidedDiffusionArchitecture,
-    guided_diffusion_module,
-    guided_diffusion_unet,
-    load_diffusers,
-    with_random_weights,
-)
+from .convert_guided_diffusion import guided_diffusion_module, guided_diffusion_unet
+from .load import RANDOM, load_diffusers, with_random_weights
 
 ALPHA_BAR = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
 
@@ -24,8 +19,8 @@ class PixelDiffusion(Backbone):
 
     Args:
         checkpoint: a guided-diffusion ``.pt``, a folder of ``UNet2DModel.save_pretrained``, a name or an address (see
-            :func:`diffguard_pl.registry.resolve`), or ``random`` for weights that make a dry run possible. A converted copy
-            (``python -m diffguard_pl.checkpoints convert``) is used in place of its file.
+            :func:`diffguard_pl.checkpoints.registry.resolve`), or ``random`` for weights that make a dry run possible. A converted copy
+            (``diffguard-pl checkpoints convert``) is used in place of its file.
         architecture: guided-diffusion's flags, for a ``.pt``; none: those of the name, or the defaults. A folder brings its own but
             for the noise schedule and rescale_timesteps (a converted copy brings these too).
         input_size: side of the images that are tested; none: the model's own.
@@ -67,11 +62,19 @@ class PixelDiffusion(Backbone):
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         classes = labels if self.unet.config.num_class_embeds else None
-        return self.unet(x.to(self.dtype), t * self.time_scale, class_labels=classes).sample[:, :3].float()
+        return (
+            self.unet(x.to(self.dtype), t * self.time_scale, class_labels=classes)
+            .sample[:, :3]
+            .float()
+        )
 
 
 def _unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
     if checkpoint == RANDOM:
         return with_random_weights(guided_diffusion_module(architecture))[0]
     path = locate(checkpoint, architecture)
-    return load_diffusers(UNet2DModel, path) if path.is_dir() else guided_diffusion_unet(path, architecture)
+    return (
+        load_diffusers(UNet2DModel, path)
+        if path.is_dir()
+        else guided_diffusion_unet(path, architecture)
+    )

@@ -1,1 +1,1 @@
-"""A web page to try a detector on: ``python -m diffguard_pl.demo``, with the extra ``demo``."""
+"""A web page to try a detector on: ``diffguard-pl demo``, with the extra ``demo``."""

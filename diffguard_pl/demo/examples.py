@@ -6,14 +6,19 @@ from PIL import Image
 
 from ..datamodules.base import ImageSet
 from ..datamodules.digits import CLASSES, IMAGE_SIZE, digits, held_out, letters, tuning
-from ..guard import Detector
+from ..deploy.detector import Detector
 
-KNOWN, UNKNOWN = "Digits it knows: 0 1 2 3 5 6 7 8", "What it has never seen: 4, 9, a letter, a symbol, a photo"
+KNOWN, UNKNOWN = (
+    "Digits it knows: 0 1 2 3 5 6 7 8",
+    "What it has never seen: 4, 9, a letter, a symbol, a photo",
+)
 
 
 def takes_digits(detector: Detector) -> bool:
     """Whether the embedded digits are what it was made for."""
-    return detector.model.input_size == IMAGE_SIZE and detector.class_names == [str(digit) for digit in CLASSES]
+    return detector.model.input_size == IMAGE_SIZE and detector.class_names == [
+        str(digit) for digit in CLASSES
+    ]
 
 
 def write_examples(folder: Path) -> dict[str, list[Path]]:
@@ -21,7 +26,10 @@ def write_examples(folder: Path) -> dict[str, list[Path]]:
     from sklearn.datasets import load_digits, load_sample_image
 
     scans, target = digits("test"), load_digits().target
-    known = [next(i for i, label in enumerate(scans.labels) if CLASSES[label] == digit) for digit in (2, 3, 5, 8)]
+    known = [
+        next(i for i, label in enumerate(scans.labels) if CLASSES[label] == digit)
+        for digit in (2, 3, 5, 8)
+    ]
     others = held_out()
     of = [int(target[int(path.partition("[")[2][:-1])]) for path in others.paths]
     symbols = tuning()
@@ -29,11 +37,16 @@ def write_examples(folder: Path) -> dict[str, list[Path]]:
         "a 4": _picture(others, of.index(4)),
         "a 9": _picture(others, of.index(9)),
         "a letter": _picture(letters(), 0),
-        "a symbol": _picture(symbols, next(i for i, path in enumerate(symbols.paths) if path.startswith("DejaVu"))),
+        "a symbol": _picture(
+            symbols, next(i for i, path in enumerate(symbols.paths) if path.startswith("DejaVu"))
+        ),
         "a photo": Image.fromarray(load_sample_image("flower.jpg")).crop((200, 100, 440, 340)),
     }
     return {
-        KNOWN: [_written(_picture(scans, i), folder / f"a {CLASSES[scans.labels[i]]}.png") for i in known],
+        KNOWN: [
+            _written(_picture(scans, i), folder / f"a {CLASSES[scans.labels[i]]}.png")
+            for i in known
+        ],
         UNKNOWN: [_written(picture, folder / f"{name}.png") for name, picture in pictures.items()],
     }
 

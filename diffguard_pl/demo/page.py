@@ -10,9 +10,9 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from ..guard import Detector
-from .door import Door
-from .reading import FORMATS, Limits
+from ..deploy.detector import Detector
+from .request_filter import Door
+from .upload import FORMATS, Limits
 from .verdict import EMPTY, answer
 
 HERE = Path(__file__).parent
@@ -37,9 +37,13 @@ def page(detector: Detector, examples: Mapping[str, list[Path]], limits: Limits)
     def judge(upload: dict[str, Any] | None, invert: bool) -> str:
         # not decoded by Gradio, which asks nobody how many pixels there are
         path = Path(upload["path"]) if upload and upload.get("path") else None
-        return answer(detector, path, (upload or {}).get("orig_name") or "the image", invert, limits)
+        return answer(
+            detector, path, (upload or {}).get("orig_name") or "the image", invert, limits
+        )
 
-    with gr.Blocks(title="DiffGuard", analytics_enabled=False, delete_cache=(KEPT // 10, KEPT)) as blocks:
+    with gr.Blocks(
+        title="DiffGuard", analytics_enabled=False, delete_cache=(KEPT // 10, KEPT)
+    ) as blocks:
         gr.HTML(HEAD)
         image = gr.Image(
             label="Image",
@@ -55,7 +59,12 @@ def page(detector: Detector, examples: Mapping[str, list[Path]], limits: Limits)
             with gr.Row(elem_id="dg-examples", equal_height=False):
                 for group, files in examples.items():
                     with gr.Column(min_width=240):
-                        gr.Examples([str(file) for file in files], image, label=group, examples_per_page=len(files))
+                        gr.Examples(
+                            [str(file) for file in files],
+                            image,
+                            label=group,
+                            examples_per_page=len(files),
+                        )
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280):
                 image.render()
@@ -101,7 +110,10 @@ def serve(blocks: gr.Blocks, listener: socket.socket, limits: Limits, uploads: P
         uploads: folder that Gradio writes them to.
     """
     # fonts of the reader's machine: none is fetched
-    sans, mono = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"], ["ui-monospace", "monospace"]
+    sans, mono = (
+        ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        ["ui-monospace", "monospace"],
+    )
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,
@@ -125,5 +137,7 @@ def serve(blocks: gr.Blocks, listener: socket.socket, limits: Limits, uploads: P
 
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open pages are cut off, which is no error
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.CRITICAL
+        )  # open pages are cut off, which is no error
         await super().shutdown(sockets)

@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..deploy.decisions import Decision, Decisions
+from ..deploy.detector import Detector
 from ..errors import InputError
-from ..guard import Decision, Decisions, Detector
 from ..report.pictures import difference, to_uint8
-from .reading import USUAL, Limits, read_upload
+from .upload import USUAL, Limits, read_upload
 
 SMALL = 128
 """Pictures of fewer pixels a side are shown with square pixels."""
@@ -21,7 +22,9 @@ BINS = 24
 EMPTY = '<div class="dg-verdict dg-empty"><p>The verdict appears here.</p></div>'
 
 
-def answer(detector: Detector, file: Path | None, name: str, invert: bool = False, limits: Limits = USUAL) -> str:
+def answer(
+    detector: Detector, file: Path | None, name: str, invert: bool = False, limits: Limits = USUAL
+) -> str:
     """What the page shows for an uploaded file: the verdict on it, or why there is none."""
     if file is None:
         return EMPTY
@@ -73,7 +76,10 @@ def _pictures(decisions: Decisions, label: str) -> str:
             panels["without a label"] = _to_image(decisions.unguided[0])
         panels[f"under label <b>{label}</b>"] = _to_image(decisions.reconstructions[0])
         panels["difference"] = difference(*list(panels.values())[-2:])
-    return "".join(f"<figure>{_tag(panel)}<figcaption>{name}</figcaption></figure>" for name, panel in panels.items())
+    return "".join(
+        f"<figure>{_tag(panel)}<figcaption>{name}</figcaption></figure>"
+        for name, panel in panels.items()
+    )
 
 
 def _to_image(image: Tensor) -> Image.Image:

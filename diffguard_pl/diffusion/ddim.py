@@ -23,7 +23,12 @@ class Level(NamedTuple):
     @classmethod
     def of(cls, alpha_bar: Tensor, like: Tensor) -> "Level":
         """From alpha-bar [N] in float64, in the type and on the device of ``like``."""
-        return cls(*(root.to(like).view(-1, 1, 1, 1) for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())))
+        return cls(
+            *(
+                root.to(like).view(-1, 1, 1, 1)
+                for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+            )
+        )
 
     def of_rows(self, rows: Tensor | slice) -> "Level":
         """That of some of the rows."""
@@ -126,7 +131,12 @@ def invert(
 
 @torch.no_grad()
 def denoise(
-    model: NoiseModel, x: Tensor, schedule: Schedule, start: Tensor, callback: Callback | None = None, last: int = 0
+    model: NoiseModel,
+    x: Tensor,
+    schedule: Schedule,
+    start: Tensor,
+    callback: Callback | None = None,
+    last: int = 0,
 ) -> Tensor:
     """Noise to picture. All rows begin together, each at a step of its own, and leave when they are done.
 
@@ -155,7 +165,9 @@ def denoise(
     return x
 
 
-def first_denoising_index(stop_index: Tensor, steps: int, skip_first_steps: int = 0, forback_skip_diff: int = 0) -> Tensor:
+def first_denoising_index(
+    stop_index: Tensor, steps: int, skip_first_steps: int = 0, forback_skip_diff: int = 0
+) -> Tensor:
     """The index [N] that denoising starts at: all ``steps`` indices in descending order, less the first ``skip``.
 
     With ``forback_skip_diff`` d > 0, skip = max(0, steps - stop_index - d), so that denoising starts a little above the noise

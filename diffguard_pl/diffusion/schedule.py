@@ -24,7 +24,9 @@ def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
     return alpha_bar_of(torch.tensor(betas, dtype=torch.float64))
 
 
-def scaled_linear_alpha_bar(start: float = 0.0015, end: float = 0.0195, steps: int = TRAIN_STEPS) -> Tensor:
+def scaled_linear_alpha_bar(
+    start: float = 0.0015, end: float = 0.0195, steps: int = TRAIN_STEPS
+) -> Tensor:
     """Signal level alpha-bar [steps] of betas that are linear in their square root (latent diffusion, ``linear``)."""
     return alpha_bar_of(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2)
 
@@ -73,7 +75,9 @@ def respaced(alpha_bar: Tensor, steps: int) -> Schedule:
     if stride is None:
         possible = {len(range(0, total, k)) for k in range(1, total + 1)}
         near = sorted(sorted(possible, key=lambda n: abs(n - steps))[:4])
-        raise InputError(f"steps={steps}: no integer stride keeps {steps} of {total} training steps; choose one of {near}")
+        raise InputError(
+            f"steps={steps}: no integer stride keeps {steps} of {total} training steps; choose one of {near}"
+        )
     timesteps = torch.arange(0, total, stride)
     level = alpha_bar[timesteps]
     return Schedule(
@@ -107,4 +111,10 @@ def uniform(alpha_bar: Tensor, steps: int) -> Schedule:
         )
     level = alpha_bar[timesteps]
     before = torch.cat([alpha_bar[:1], level[:-1]])
-    return Schedule(timesteps, inversion_from=before, inversion_to=level, denoising_from=level, denoising_to=before)
+    return Schedule(
+        timesteps,
+        inversion_from=before,
+        inversion_to=level,
+        denoising_from=level,
+        denoising_to=before,
+    )

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from .cards import chance, class_name, kept_pictures
-from .cascade import draw_curve, write_curve
-from .gallery import load
-from .page import write_page
+from .cascade_curve import draw_curve, write_curve
+from .gallery import chance, kept_pictures, load
+from .page.cards import class_name
+from .page.write import write_page
 from .pictures import Picture, draw_grid
 from .plots import draw_plots
 from .results import Results
-from .table import write_csv
+from .tables import write_csv
 
 SHOWN = 6
 """Images of each kind and set in ``pictures.png``."""
@@ -24,7 +24,10 @@ def build(results: Results) -> list[Path]:
     Raises:
         InputError: a file could not be written.
     """
-    folder, title = results.folder, f"{results.name}: {results.header.scores[0]}{results.unfinished and ', not finished'}"
+    folder, title = (
+        results.folder,
+        f"{results.name}: {results.header.scores[0]}{results.unfinished and ', not finished'}",
+    )
     written = [folder / "metrics.csv"]
     write_csv(results.rows, written[0])
     strips = grid_strips(results)
@@ -50,20 +53,28 @@ def grid_strips(results: Results) -> dict[str, dict[str, list[Picture]]]:
     for dataset in results.header.datasets:
         there = scored[scored["dataset"] == dataset]
         there = there.assign(chance=[chance(dataset, i) for i in there["index"]])
-        by_score = there[there[headline].notna()].sort_values([headline, "chance"])  # NaN is neither most nor least
+        by_score = there[there[headline].notna()].sort_values(
+            [headline, "chance"]
+        )  # NaN is neither most nor least
         chosen = {
             "most mismatched": by_score[:SHOWN],
             "random": there.sort_values("chance")[:SHOWN],
             "least mismatched": by_score[-SHOWN:][::-1],
         }
-        drawn = {name: pictures for name, lines in chosen.items() if (pictures := _pictures(results, lines, kept))}
+        drawn = {
+            name: pictures
+            for name, lines in chosen.items()
+            if (pictures := _pictures(results, lines, kept))
+        }
         if drawn:
             group = results.header.groups.get(dataset, "in-distribution")
             strips[f"{dataset} ({group}), {results.sizes[dataset]} images"] = drawn
     return strips
 
 
-def _pictures(results: Results, lines: pd.DataFrame, kept: dict[tuple[str, int], Path]) -> list[Picture]:
+def _pictures(
+    results: Results, lines: pd.DataFrame, kept: dict[tuple[str, int], Path]
+) -> list[Picture]:
     pictures = []
     for _, line in lines.iterrows():
         try:
@@ -72,6 +83,17 @@ def _pictures(results: Results, lines: pd.DataFrame, kept: dict[tuple[str, int],
             continue  # damaged; the scores are not
         score = line[results.header.scores[0]]
         name = (class_name(results, line["reconstructed_as"]) or "")[:24]
-        caption = f"{name}   {round(score, 3) + 0.0:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
-        pictures.append(Picture([panels[part] for part in ("input", "unguided", "reconstruction") if part in panels], caption))
+        caption = (
+            f"{name}   {round(score, 3) + 0.0:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
+        )
+        pictures.append(
+            Picture(
+                [
+                    panels[part]
+                    for part in ("input", "unguided", "reconstruction")
+                    if part in panels
+                ],
+                caption,
+            )
+        )
     return pictures

@@ -4,6 +4,7 @@ Panels are the input, the reconstruction without guidance where there is one, th
 where guidance acted where there is one. Their names are in the file, so that it explains itself.
 """
 
+import random
 import re
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,7 +12,25 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from ..files import replacing
+from ..runs.files import replacing
+
+
+def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
+    """Where the pictures of each image are, by data set and index; what is no kept picture is passed over."""
+    found = {}
+    for path in gallery(run):
+        try:
+            with Image.open(path) as strip:
+                found[strip.info["dataset"], int(strip.info["index"])] = path
+        except (OSError, KeyError, ValueError):
+            continue
+    return found
+
+
+def chance(dataset: str, index: int) -> float:
+    """A number in [0, 1) that decides who is among the random ones, the same each time."""
+    return random.Random(f"{dataset}/{index}").random()
+
 
 FOLDER = "pictures"
 PANELS = ("input", "unguided", "reconstruction", "mask")
@@ -51,7 +70,11 @@ def keep(run: Path, kept: Kept) -> None:
     for i, panel in enumerate(kept.panels.values()):
         strip.paste(panel.convert("RGB"), (i * side, 0))
     words = PngImagePlugin.PngInfo()
-    for name, text in (("dataset", kept.dataset), ("index", str(kept.index)), ("panels", ",".join(kept.panels))):
+    for name, text in (
+        ("dataset", kept.dataset),
+        ("index", str(kept.index)),
+        ("panels", ",".join(kept.panels)),
+    ):
         words.add_itxt(name, text)
     with replacing(path) as unfinished:
         strip.save(unfinished, format="png", pnginfo=words)
@@ -72,5 +95,21 @@ def load(path: Path) -> Kept:
         strip.load()
         names = strip.info["panels"].split(",")
         side = strip.height
-        panels = {name: strip.crop((i * side, 0, (i + 1) * side, side)) for i, name in enumerate(names)}
+        panels = {
+            name: strip.crop((i * side, 0, (i + 1) * side, side)) for i, name in enumerate(names)
+        }
         return Kept(strip.info["dataset"], int(strip.info["index"]), panels)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image whose pictures are kept: its index, its headline score, and a number that decides who is among the random ones."""
+
+    index: int
+    score: float
+    chance: float
+
+
+def chosen_for(dataset: str, index: int, score: float) -> Chosen:
+    """An image, to be compared with others of its set; its chance is always the same."""
+    return Chosen(index, score, random.Random(f"{dataset}/{index}").random())

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..files import replacing
+from ..runs.files import replacing
 
 INK, PAPER, FAINT = (28, 28, 30), (255, 255, 255), (120, 120, 124)
 
@@ -28,7 +28,9 @@ class Picture:
     caption: str
 
 
-def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, path: Path, cell: int = 72) -> None:
+def draw_grid(
+    sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, path: Path, cell: int = 72
+) -> None:
     """Draw and save the grid.
 
     Args:
@@ -78,7 +80,9 @@ def draw_grid(sets: Mapping[str, Mapping[str, Sequence[Picture]]], title: str, p
         canvas.save(unfinished, format="png")
 
 
-def draw_decision(image: Tensor, reconstruction: Tensor | None, caption: str, path: Path, cell: int = 224) -> None:
+def draw_decision(
+    image: Tensor, reconstruction: Tensor | None, caption: str, path: Path, cell: int = 224
+) -> None:
     """Draw and save an image, what it came back as, and their difference.
 
     Args:
@@ -113,7 +117,9 @@ class Frame:
     image: Tensor
 
 
-def draw_strips(strips: Mapping[str, Sequence[Frame]], title: str, path: Path, cell: int = 96) -> None:
+def draw_strips(
+    strips: Mapping[str, Sequence[Frame]], title: str, path: Path, cell: int = 96
+) -> None:
     """Draw and save strips of frames, one below the other.
 
     Args:
@@ -125,7 +131,11 @@ def draw_strips(strips: Mapping[str, Sequence[Frame]], title: str, path: Path, c
     gap, margin, label = 6, 20, 170
     font, bold = _font("DejaVuSans", 12), _font("DejaVuSans-Bold", 14)
     columns = max(len(frames) for frames in strips.values())
-    canvas = Image.new("RGB", (margin * 2 + label + columns * (cell + gap), margin * 2 + 30 + len(strips) * (cell + 30)), PAPER)
+    canvas = Image.new(
+        "RGB",
+        (margin * 2 + label + columns * (cell + gap), margin * 2 + 30 + len(strips) * (cell + 30)),
+        PAPER,
+    )
     pen = ImageDraw.Draw(canvas)
     pen.text((margin, margin), title, INK, font=bold)
     y = margin + 34
@@ -141,7 +151,9 @@ def draw_strips(strips: Mapping[str, Sequence[Frame]], title: str, path: Path, c
 
 
 def _fit(image: Image.Image, cell: int) -> Image.Image:
-    return image.resize((cell, cell), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.BOX)
+    return image.resize(
+        (cell, cell), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.BOX
+    )
 
 
 def _to_image(image: Tensor) -> Image.Image:
@@ -160,4 +172,6 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size
+    )

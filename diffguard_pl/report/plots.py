@@ -5,19 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from ..files import replacing
-from ..metrics import ScoreTable
-from .cards import chance
+from ..metrics.table import ScoreTable
+from ..runs.files import replacing
+from .gallery import chance
 from .results import Results
+from .style import COLOURS, look
 
 CURVE_POINTS = 120_000
 """Of all ROC curves of a page."""
 POINTS = 6000
 """Of a scatter plot, over all sets; and 1,500 of each at most."""
-COLOURS = ("#2b6cb0", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8d5fd3", "#7f7f7f")
-"""Of the in-distribution set, then of the others; told apart by the colour-blind, seen on light and on dark."""
-LINES = ("-", "--", "-.", (0, (7, 2)))
-"""Of sets that share a colour."""
 LEGEND_COLUMNS = 5
 
 
@@ -27,7 +24,9 @@ def roc(ind: np.ndarray, ood: np.ndarray, points: int = 300) -> tuple[np.ndarray
     thresholds = np.unique(np.concatenate([ind, ood]))[::-1]
     if len(thresholds) >= points:
         thresholds = thresholds[np.linspace(0, len(thresholds) - 1, points - 1).round().astype(int)]
-    accepted = [(len(s) - np.searchsorted(s, thresholds, "left")) / max(len(s), 1) for s in (ood, ind)]
+    accepted = [
+        (len(s) - np.searchsorted(s, thresholds, "left")) / max(len(s), 1) for s in (ood, ind)
+    ]
     return np.insert(accepted[0], 0, 0.0), np.insert(accepted[1], 0, 0.0)
 
 
@@ -36,13 +35,23 @@ def curve_points(curves: int) -> int:
     return min(300, max(20, CURVE_POINTS // curves))
 
 
-def histograms(table: ScoreTable, score: int, bins: int = 50) -> tuple[np.ndarray, list[np.ndarray]]:
+def histograms(
+    table: ScoreTable, score: int, bins: int = 50
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Edges [bins + 1] of one score over all sets, and for each set the share of it in each bin."""
-    values = [of_set[np.isfinite(of_set)] for of_set in (table.of(d)[:, score] for d in range(len(table.datasets)))]
+    values = [
+        of_set[np.isfinite(of_set)]
+        for of_set in (table.of(d)[:, score] for d in range(len(table.datasets)))
+    ]
     together = np.concatenate(values)
-    low, high = np.quantile(together, [0.002, 0.998]) if len(together) else (0.0, 1.0)  # an outlier would squeeze all others
+    low, high = (
+        np.quantile(together, [0.002, 0.998]) if len(together) else (0.0, 1.0)
+    )  # an outlier would squeeze all others
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    return edges, [np.histogram(of_set.clip(edges[0], edges[-1]), edges)[0] / max(len(of_set), 1) for of_set in values]
+    return edges, [
+        np.histogram(of_set.clip(edges[0], edges[-1]), edges)[0] / max(len(of_set), 1)
+        for of_set in values
+    ]
 
 
 def plot_data(results: Results) -> dict[str, Any]:
@@ -51,11 +60,22 @@ def plot_data(results: Results) -> dict[str, Any]:
     data: dict[str, Any] = {"roc": {}, "histogram": {}}
     points = curve_points(len(scores) * len(datasets))
     for k, score in enumerate(scores):
-        curves = [roc(table.of(0)[:, k], table.of(d)[:, k], points) for d in range(1, len(datasets))]
-        data["roc"][score] = [{"x": x.round(5).tolist(), "y": y.round(5).tolist()} for x, y in curves]
+        curves = [
+            roc(table.of(0)[:, k], table.of(d)[:, k], points) for d in range(1, len(datasets))
+        ]
+        data["roc"][score] = [
+            {"x": x.round(5).tolist(), "y": y.round(5).tolist()} for x, y in curves
+        ]
         edges, shares = histograms(table, k)
-        data["histogram"][score] = {"edges": edges.tolist(), "shares": [of_set.round(5).tolist() for of_set in shares]}
-    return data | {"scatter": _scatter(results), "stops": _stops(results), "seconds": _seconds(results)}
+        data["histogram"][score] = {
+            "edges": edges.tolist(),
+            "shares": [of_set.round(5).tolist() for of_set in shares],
+        }
+    return data | {
+        "scatter": _scatter(results),
+        "stops": _stops(results),
+        "seconds": _seconds(results),
+    }
 
 
 def _scatter(results: Results) -> list[dict[str, Any]]:
@@ -78,8 +98,13 @@ def _stops(results: Results) -> dict[str, Any] | None:
     steps = np.unique(stopped["stop_index"]).astype(int)
     if len(steps) < 2:
         return None
-    of_sets = [stopped.loc[stopped["dataset"] == name, "stop_index"] for name in results.header.datasets]
-    return {"steps": steps.tolist(), "shares": [[float((of == s).mean()) if len(of) else 0.0 for s in steps] for of in of_sets]}
+    of_sets = [
+        stopped.loc[stopped["dataset"] == name, "stop_index"] for name in results.header.datasets
+    ]
+    return {
+        "steps": steps.tolist(),
+        "shares": [[float((of == s).mean()) if len(of) else 0.0 for s in steps] for of in of_sets],
+    }
 
 
 def _seconds(results: Results) -> dict[str, Any] | None:
@@ -90,8 +115,15 @@ def _seconds(results: Results) -> dict[str, Any] | None:
         return None
     edges = np.linspace(seconds.min(), max(np.quantile(seconds, 0.998), seconds.min() + 1e-9), 41)
     shares = np.histogram(seconds.clip(edges[0], edges[-1]), edges)[0] / len(seconds)
-    quantiles = dict(zip(("median", "p95"), np.quantile(seconds, [0.5, 0.95]).tolist(), strict=True))
-    return {"edges": edges.tolist(), "shares": shares.tolist(), "total": float(seconds.sum()), **quantiles}
+    quantiles = dict(
+        zip(("median", "p95"), np.quantile(seconds, [0.5, 0.95]).tolist(), strict=True)
+    )
+    return {
+        "edges": edges.tolist(),
+        "shares": shares.tolist(),
+        "total": float(seconds.sum()),
+        **quantiles,
+    }
 
 
 def draw_plots(table: ScoreTable, title: str, path: Path) -> None:
@@ -112,24 +144,42 @@ def _drawn(table: ScoreTable, title: str) -> Any:
     from matplotlib import pyplot
 
     under = -(-len(table.datasets) // LEGEND_COLUMNS)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10.5, 4.4 + 0.19 * under), layout="constrained")
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(10.5, 4.4 + 0.19 * under), layout="constrained"
+    )
     msp = table.scores.index("msp") if "msp" in table.scores[1:] else None
     edges, shares = histograms(table, 0)
     centres = (edges[1:] + edges[:-1]) / 2
-    shade = 0.35 if len(table.datasets) <= len(COLOURS) else 0.06  # outlines alone are told apart where there are many
+    shade = (
+        0.35 if len(table.datasets) <= len(COLOURS) else 0.06
+    )  # outlines alone are told apart where there are many
     for d in range(len(table.datasets)):
         colour, line = look(d)
         if len(table.of(d)):
-            right.fill_between(centres, 100 * shares[d], step="mid", color=colour, alpha=shade, linewidth=0)
-            right.step(centres, 100 * shares[d], where="mid", color=colour, linestyle=line, linewidth=1)
+            right.fill_between(
+                centres, 100 * shares[d], step="mid", color=colour, alpha=shade, linewidth=0
+            )
+            right.step(
+                centres, 100 * shares[d], where="mid", color=colour, linestyle=line, linewidth=1
+            )
         if d and len(table.of(d)):
             left.plot(*roc(table.of(0)[:, 0], table.of(d)[:, 0]), color=colour, linestyle=line)
             if msp is not None:
-                left.plot(*roc(table.of(0)[:, msp], table.of(d)[:, msp]), color=colour, linewidth=1, linestyle=":")
+                left.plot(
+                    *roc(table.of(0)[:, msp], table.of(d)[:, msp]),
+                    color=colour,
+                    linewidth=1,
+                    linestyle=":",
+                )
     left.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8)
     dotted = "; dotted: MSP" if msp is not None else ""
-    left.set(xlabel=f"share of out-of-distribution images accepted{dotted}", ylabel=f"share of {table.datasets[0]} accepted")
-    right.set(xlabel=f"{table.scores[0]} (higher = more in-distribution)", ylabel="percent of the set")
+    left.set(
+        xlabel=f"share of out-of-distribution images accepted{dotted}",
+        ylabel=f"share of {table.datasets[0]} accepted",
+    )
+    right.set(
+        xlabel=f"{table.scores[0]} (higher = more in-distribution)", ylabel="percent of the set"
+    )
     figure.suptitle(title, fontsize=11)
     for axes in (left, right):
         axes.grid(alpha=0.25)
@@ -148,12 +198,15 @@ def _legend(figure: Any, table: ScoreTable) -> None:
             colour, line = look(d)
             keys.append(Line2D([], [], color=colour, linestyle=line))
             names.append(_cut(name))
-    figure.legend(keys, names, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8, handlelength=3)
-
-
-def look(dataset: int) -> tuple[str, Any]:
-    """Colour and line of a set."""
-    return COLOURS[dataset % len(COLOURS)], LINES[dataset // len(COLOURS) % len(LINES)]
+    figure.legend(
+        keys,
+        names,
+        loc="outside lower center",
+        ncols=LEGEND_COLUMNS,
+        frameon=False,
+        fontsize=8,
+        handlelength=3,
+    )
 
 
 def _cut(name: str) -> str:

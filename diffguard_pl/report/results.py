@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..bootstrap import with_intervals
-from ..combine import Combination
-from ..metrics import Row, ScoreTable, result_rows, sizes
-from ..scores import Header, read, table
-from .cascade import Point, curve
+from ..metrics.bootstrap import with_intervals
+from ..metrics.table import Row, ScoreTable, result_rows, sizes
+from ..runs.store import Header, read, table
+from ..scores.combination import Combination
+from .cascade_curve import Point, curve
 
 
 @dataclass
@@ -56,7 +56,11 @@ class Results:
     def class_names(self) -> list[str] | None:
         """What the labels are called, where the run knew."""
         names = self.run.get("class_names")
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+        return (
+            names
+            if isinstance(names, list) and all(isinstance(name, str) for name in names)
+            else None
+        )
 
     @cached_property
     def short_class_names(self) -> list[str]:
@@ -64,14 +68,22 @@ class Results:
         names = self.class_names or []
         short = [name.partition(",")[0] for name in names]
         few, all_ = Counter(short), Counter(names)
-        full = [name if all_[name] == 1 else f"{name} ({label})" for label, name in enumerate(names)]
-        return [brief if few[brief] == 1 else whole for brief, whole in zip(short, full, strict=True)]
+        full = [
+            name if all_[name] == 1 else f"{name} ({label})" for label, name in enumerate(names)
+        ]
+        return [
+            brief if few[brief] == 1 else whole for brief, whole in zip(short, full, strict=True)
+        ]
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
         """Entries of the record, the last one last."""
         found = self.run.get("sessions")
-        return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+        return (
+            [session for session in found if isinstance(session, dict)]
+            if isinstance(found, list)
+            else []
+        )
 
     @property
     def unfinished(self) -> str:
@@ -87,7 +99,9 @@ class Results:
         images = self.run.get("images")
         if not isinstance(images, dict):
             return None
-        counts = [count for name in self.header.datasets if isinstance(count := images.get(name), int)]
+        counts = [
+            count for name in self.header.datasets if isinstance(count := images.get(name), int)
+        ]
         return sum(counts) if len(counts) == len(self.header.datasets) else None
 
 
@@ -106,7 +120,9 @@ def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
     combination = Combination.of_header(header_of_run)
     frame, header = combination.of_frame(raw, header_of_run)
     scores = table(frame, header)
-    ind = frame[(frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)]
+    ind = frame[
+        (frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)
+    ]
     broken = frame[frame["error"].notna()]["dataset"].value_counts()
     return Results(
         folder,

@@ -13,7 +13,9 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 def markdown(text: str) -> str:
     """``:func:`~a.b.c``` -> `` `c` ``, ``:func:`a.b.c``` -> `` `a.b.c` ``; and what griffe does not know: two names with
     one description, and ``Example:``."""
-    text = ROLE.sub(lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text)
+    text = ROLE.sub(
+        lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text
+    )
     text = PAIR.sub(r"    \1: see `\2`.\n    \2: ", text)
     return EXAMPLE.sub(r"\1Examples:", text)
 

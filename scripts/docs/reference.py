@@ -87,7 +87,7 @@ class Ready(Exception):
 
 def command_parser() -> ArgumentParser:
     """The parser of ``python -m diffguard_pl.test``."""
-    from diffguard_pl.test import CLI, command_line
+    from diffguard_pl.commands.cli import CLI, command_line
 
     class ParserOnly(CLI):
         def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
@@ -109,15 +109,17 @@ def settings_page() -> str:
 
     from diffguard_pl import callbacks, datamodules
     from diffguard_pl.backbones import Backbone
-    from diffguard_pl.classifier import Classifier
+    from diffguard_pl.classifiers.classifier import Classifier
     from diffguard_pl.datamodules.sources import ImageFiles
     from diffguard_pl.diffusion.guidance import Guidance
-    from diffguard_pl.module import DiffGuardModule
+    from diffguard_pl.evaluation.module import DiffGuardModule
 
     parser = command_parser()
     sections: dict[str, list[Any]] = {}
     for action in parser._actions:
-        if action.help != "==SUPPRESS==" and (action.default != "==SUPPRESS==" or action.dest == "print_config"):
+        if action.help != "==SUPPRESS==" and (
+            action.default != "==SUPPRESS==" or action.dest == "print_config"
+        ):
             section, _, name = action.dest.rpartition(".")
             if name in TRAINER if section == "trainer" else action.dest != "data":
                 sections.setdefault(section, []).append(action)
@@ -129,12 +131,30 @@ def settings_page() -> str:
         "model.guidance": _choices(Guidance),
         "data": _choices(LightningDataModule),
     }
-    sources = [kind for name in datamodules.__all__ if issubclass(kind := getattr(datamodules, name), ImageFiles)]
+    sources = [
+        kind
+        for name in datamodules.__all__
+        if issubclass(kind := getattr(datamodules, name), ImageFiles)
+    ]
     sources.append(datamodules.HuggingFaceImages)
-    shown = [Classifier, *(kind for kinds in choices.values() for kind in kinds), *sources, callbacks.WandbRun]
-    nested = list(dict.fromkeys(part for kind in [DiffGuardModule, *shown] for part in _parts(_parser_of(kind))))
+    shown = [
+        Classifier,
+        *(kind for kinds in choices.values() for kind in kinds),
+        *sources,
+        callbacks.WandbRun,
+    ]
+    nested = list(
+        dict.fromkeys(
+            part for kind in [DiffGuardModule, *shown] for part in _parts(_parser_of(kind))
+        )
+    )
     links = {kind.__name__: f"#{kind.__name__.lower()}" for kind in [*shown, *nested]}
-    links |= {"Backbone": "#backbones", "Guidance": "#guidances", "LightningDataModule": "#data-modules", "Dataset": "#sources"}
+    links |= {
+        "Backbone": "#backbones",
+        "Guidance": "#guidances",
+        "LightningDataModule": "#data-modules",
+        "Dataset": "#sources",
+    }
     links |= {"Logger": "#loggers"}
 
     def table(actions: Iterable[Any]) -> str:
@@ -155,7 +175,7 @@ def settings_page() -> str:
         "is built. The same on a terminal: `--help`; what a run would use, as YAML: `--print_config`; the settings of one class: "
         "`--model.guidance.help ClassifierGuidance`.",
         "Where a setting is a class, a file names it by its class path and its settings, a command line by its name:",
-        "```yaml\nmodel:\n  guidance:\n    class_path: diffguard_pl.diffusion.guidance.ClassifierFreeGuidance\n"
+        "```yaml\nmodel:\n  guidance:\n    class_path: diffguard_pl.diffusion.classifier_free_guidance.ClassifierFreeGuidance\n"
         "    init_args:\n      scale: 3.0\n```",
         "    python -m diffguard_pl.test --model.guidance ClassifierFreeGuidance --model.guidance.scale 3",
         "A class of your own is named by its class path, such as `my_package.MyDiffusion`. *required* settings have no default; "
@@ -201,9 +221,13 @@ def settings_page() -> str:
 
 def _choices(base: type) -> list[type]:
     """The classes of this package that a setting of this type can name."""
-    from diffguard_pl.config import subclasses
+    from diffguard_pl.config_errors import subclasses
 
-    return [kind for kind in subclasses(base) if kind.__module__.startswith("diffguard_pl.") and not inspect.isabstract(kind)]
+    return [
+        kind
+        for kind in subclasses(base)
+        if kind.__module__.startswith("diffguard_pl.") and not inspect.isabstract(kind)
+    ]
 
 
 def _parser_of(kind: type) -> ArgumentParser:
@@ -216,7 +240,11 @@ def _parts(parser: ArgumentParser) -> Iterator[type]:
     """Data classes that settings are made of, and those inside of them."""
     for action in parser._actions:
         for kind in _inside(getattr(action, "_typehint", None)):
-            if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__") and kind.__module__.startswith("diffguard_pl."):
+            if (
+                isinstance(kind, type)
+                and hasattr(kind, "__dataclass_fields__")
+                and kind.__module__.startswith("diffguard_pl.")
+            ):
                 yield kind
                 yield from _parts(_parser_of(kind))
 
@@ -229,7 +257,9 @@ def _inside(hint: Any) -> Iterator[Any]:
 
 def _row(action: Any, links: dict[str, str]) -> str:
     hint = getattr(action, "_typehint", None)
-    default = "" if hint is None else "*required*" if action.required else f"`{_as_yaml(action.default)}`"
+    default = (
+        "" if hint is None else "*required*" if action.required else f"`{_as_yaml(action.default)}`"
+    )
     return f"| `{action.dest}` | {spelled(hint, links)} | {default} | {_text(action.help or '')} |"
 
 
@@ -241,7 +271,9 @@ def _text(text: str) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
+    return (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
+    )
 
 
 def spelled(hint: Any, links: dict[str, str]) -> str:
@@ -271,7 +303,11 @@ def _plain(hint: Any) -> str:
         return " or ".join(_plain(part) for part in inside)
     if origin is None:
         return getattr(hint, "__name__", str(hint))
-    names = {collections.abc.Sequence: "list", collections.abc.Mapping: "dict", collections.abc.Iterable: "list"}
+    names = {
+        collections.abc.Sequence: "list",
+        collections.abc.Mapping: "dict",
+        collections.abc.Iterable: "list",
+    }
     return f"{names.get(origin, getattr(origin, '__name__', str(origin)))}[{', '.join(_plain(part) for part in inside)}]"
 
 
@@ -295,9 +331,15 @@ def configs_page() -> str:
     lines = [
         "# Shipped configs",
         "Each is a file of `configs/`, and comes with the package. `python -m diffguard_pl.test --config NAME` runs it, but for "
-        "`wandb` and `small/`, which go on top of another one, and `sweeps/`, which `python -m diffguard_pl.sweep` runs. "
+        "`wandb` and `small/`, which go on top of another one, and `sweeps/`, which `diffguard-pl sweep` runs. "
         "What a file does not say, its `base` does.",
-        "\n".join(["| config | base | |", "|---|---|---|", *(_config_row(name, file) for name, file in files.items())]),
+        "\n".join(
+            [
+                "| config | base | |",
+                "|---|---|---|",
+                *(_config_row(name, file) for name, file in files.items()),
+            ]
+        ),
         "## The files",
         "Every setting: [Settings](settings.md). With all defaults filled in: `--print_config`.",
         *(f"### {name}\n\n```yaml\n{file.read_text()}```" for name, file in files.items()),

@@ -1,0 +1,75 @@
+"""The classifier of the embedded benchmark: a residual network small enough to ship."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from .zoo import Preprocessing
+
+CIFAR10 = Preprocessing(32, 1.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100 = Preprocessing(32, 1.0, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+
+
+class ResNet18_32x32(ResNet):
+    """torchvision's ResNet-18 for 32-pixel images: a 3x3 stem that keeps the size; logits [N, classes].
+
+    Its weights load under torchvision's keys or OpenOOD's, which call the downsampling branch ``shortcut``.
+
+    Args:
+        num_classes: number of classes; 100 takes the mean and std of CIFAR-100, any other number those of CIFAR-10.
+    """
+
+    def __init__(self, num_classes: int = 10):
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+        self.maxpool = nn.Identity()
+        self.preprocessing = CIFAR100 if num_classes == 100 else CIFAR10
+        self.register_load_state_dict_pre_hook(_rename_shortcuts)
+
+
+def _rename_shortcuts(_: nn.Module, state: dict[str, Tensor], *__: Any) -> None:
+    for key in [key for key in state if ".shortcut." in key]:
+        state[key.replace(".shortcut.", ".downsample.")] = state.pop(key)
+
+
+class SmallResNet(nn.Module):
+    """Three residual stages of 32, 64 and 128 channels, each halving the picture but the first; logits [N, classes].
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    def __init__(self, num_classes: int = 8):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.SiLU()
+        )
+        self.stage1 = ResidualBlock(32, 32, stride=1)
+        self.stage2 = ResidualBlock(32, 64, stride=2)
+        self.stage3 = ResidualBlock(64, 128, stride=2)
+        self.fc = nn.Linear(128, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stage3(self.stage2(self.stage1(self.stem(x)))).mean(dim=(2, 3)))
+
+
+class ResidualBlock(nn.Module):
+    """SiLU(shortcut(x) + two 3x3 convolutions of x)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.SiLU(),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Conv2d(channels_in, channels_out, 1, stride)
+        )
+        self.activation = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.shortcut(x) + self.body(x))

@@ -1,0 +1,146 @@
+"""Puts the shards of a run together: ``diffguard-pl merge OUT SHARD_DIR [SHARD_DIR ...]``."""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..callbacks.pictures import PictureWriter
+from ..errors import InputError
+from ..report.gallery import Chosen, chosen_for, gallery, load
+from ..runs import record
+from ..runs.files import replacing
+from ..runs.lock import claim, releasing
+from ..runs.store import FOLDER, header, parts, read
+from .cli import parsed_shard
+from .errors import one_line_errors
+from .report import report
+
+
+def main(args: list[str] | None = None) -> None:
+    """Merge as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="diffguard-pl merge",
+        description="Put the shards of a run together (test --shard I/N), and report.",
+    )
+    parser.add_argument("out", type=Path, help="folder of the whole run, to be made")
+    parser.add_argument("shard", type=Path, nargs="+", help="folder of a shard")
+    given = parser.parse_args(args)
+    with one_line_errors(), releasing():
+        claim(given.out)
+        merge(given.out, given.shard)
+        report([given.out])
+
+
+def merge(out: Path, shards: Sequence[Path]) -> None:
+    """Copy scores and pictures of all shards of a run, and its settings.
+
+    Raises:
+        InputError: a shard is missing, is not done, or is of another run; ``out`` has scores.
+    """
+    if parts(out):
+        raise InputError(
+            f"run folder {out}: holds the results of another run; choose another, or remove them"
+        )
+    records = [record.read_record(folder) for folder in shards]
+    _check(shards, records)
+    first = records[0]
+    config = first["config"] | {"shard": None}
+    sessions = [
+        session | {"shard": run_record["config"]["shard"]}
+        for run_record in records
+        for session in run_record["sessions"]
+    ]
+    whole = {
+        "config": config,
+        "sessions": sorted(sessions, key=lambda session: str(session.get("began"))),
+    }
+    if all("images" in run_record for run_record in records):
+        whole["images"] = {
+            name: sum(run_record["images"][name] for run_record in records)
+            for name in first["images"]
+        }
+    record.write_record(out, first | whole)
+    with replacing(out / record.CONFIG) as unfinished:
+        unfinished.write_text(yaml.safe_dump(config, sort_keys=False))
+    _copy_pictures(out, shards)
+    session = 0
+    for folder in shards:
+        numbers: dict[str, int] = {}  # each session of a shard becomes one of the run
+        for part in parts(folder):
+            _, of_shard, rank, count = part.stem.split("-")
+            number = numbers.setdefault(of_shard, session + len(numbers))
+            with replacing(out / FOLDER / f"part-{number:03}-{rank}-{count}.parquet") as unfinished:
+                shutil.copyfile(part, unfinished)
+        session += len(numbers)
+
+
+def _check(shards: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
+    """Raise an `InputError` unless these are all shards of one run, and done."""
+    found: dict[int, Path] = {}
+    count = 0
+    for folder, run_record in zip(shards, records, strict=True):
+        if not parts(folder):
+            raise InputError(
+                f"{folder}: no run of diffguard_pl: there are no {FOLDER}/part-*.parquet"
+            )
+        shard = run_record.get("config", {}).get("shard")
+        if shard is None:
+            raise InputError(
+                f"{folder}: no shard of a run (test --shard I/N); diffguard-pl report compares whole runs"
+            )
+        if not run_record["sessions"][-1].get("ended"):
+            raise InputError(
+                f"{folder}: shard {shard} is not done; python -m diffguard_pl.test --resume {folder} goes on with it"
+            )
+        number, of = parsed_shard(shard)
+        if number in found:
+            raise InputError(f"{folder}: shard {shard} is in {found[number]} already")
+        found[number], count = folder, count or of
+        before, now = (
+            {**of_run["config"], "shard": of}
+            for of_run, of in ((records[0], count), (run_record, of))
+        )
+        if why := record.changed(before, now):
+            raise InputError(
+                f"{folder} is of another run than {shards[0]}: {why.replace(' when the run began and', ' there,')}"
+            )
+        for name in {*records[0].get("weights", {}), *run_record.get("weights", {})}:
+            if records[0]["weights"].get(name) != run_record["weights"].get(name):
+                raise InputError(
+                    f"{folder} is of another run than {shards[0]}: the weights of the {name} are not the same"
+                )
+        if header(parts(folder)[0]) != header(parts(shards[0])[0]):
+            raise InputError(
+                f"{folder} is of another run than {shards[0]}: its scores are of other names"
+            )
+    missing = sorted(set(range(count)) - set(found))
+    if missing:
+        raise InputError(
+            f"of {count} shards these are missing: {', '.join(f'{number}/{count}' for number in missing)}"
+        )
+
+
+def _copy_pictures(out: Path, shards: Sequence[Path]) -> None:
+    """Those that one run would have kept, of what the shards have kept."""
+    for_count = record.read_record(shards[0])["config"].get("pictures", {}).get("count", 0)
+    kept: dict[str, dict[Chosen, Path]] = {}
+    for folder in shards:
+        frame, described = read(folder)
+        scores = frame.set_index(["dataset", "index"])[described.scores[0]].to_dict()
+        for path in gallery(folder):
+            try:
+                found = load(path)
+                chosen = chosen_for(found.dataset, found.index, scores[found.dataset, found.index])
+            except (OSError, KeyError, ValueError):
+                continue  # damaged; the scores are not
+            kept.setdefault(found.dataset, {})[chosen] = path
+    best = PictureWriter(for_count).best
+    for of_set in kept.values():
+        for chosen in best(list(of_set)):
+            path = of_set[chosen]
+            with replacing(out / path.relative_to(path.parents[2])) as unfinished:
+                shutil.copyfile(path, unfinished)

@@ -1,0 +1,410 @@
+"""The web demo: what it says of an image, what it does not look at, and the page in a browser."""
+
+import base64
+import io
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from diffguard_pl import InputError
+from diffguard_pl.commands import demo as command
+from diffguard_pl.datamodules.base import spread
+from diffguard_pl.datamodules.digits import digits
+from diffguard_pl.demo.examples import KNOWN, UNKNOWN, takes_digits, write_examples
+from diffguard_pl.demo.upload import Limits, read_upload
+from diffguard_pl.demo.verdict import EMPTY, answer, histogram, verdict
+from diffguard_pl.deploy.detector import Detector
+
+READY_IN, SHOWN_IN = 90, 20_000
+"""Seconds and milliseconds, on a machine that does other things, too."""
+LOOPBACK_ONLY = """
+import os, sys
+
+
+def watch(event, args):
+    if event == "socket.connect" and isinstance(args[1], tuple) and not args[1][0].startswith(("127.", "::1", "localhost")):
+        print("WENT OUT TO", args[1], flush=True)
+        os._exit(3)
+
+
+sys.addaudithook(watch)
+"""
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.load(command.SHIPPED, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> dict[str, Path]:
+    groups = write_examples(tmp_path_factory.mktemp("examples"))
+    assert list(groups) == [KNOWN, UNKNOWN]
+    return {file.stem: file for files in groups.values() for file in files}
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file that says it is of this size, and has next to nothing in it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+def text_of(page: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def pictures_of(page: str) -> list[Image.Image]:
+    found = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    return [Image.open(io.BytesIO(base64.b64decode(content))) for content in found]
+
+
+# the detector in the package
+
+
+def test_the_shipped_detector_is_what_the_validation_digits_make_of_the_shipped_weights(detector):
+    images = torch.stack([item["image"] for item in spread(digits("val"), 24)])
+    scores = (
+        detector.features(images)[:, detector.score_names.index(detector.score)].double().numpy()
+    )
+    apart = np.abs(detector.calibration[:, None] - scores).min(axis=0)
+    assert apart.max() < 1e-4, "each image's score is among those of the file"
+    assert len(detector.calibration) == len(digits("val"))
+    assert detector.threshold == detector.calibration[9], (
+        "the tenth of 215 rejects 10 of 216 at most: below 5 %"
+    )
+    assert takes_digits(detector)
+
+
+# what is said of an image
+
+
+@pytest.mark.parametrize("name", ["a 2", "a 3", "a 5", "a 8"])
+def test_a_digit_that_the_classifier_knows_is_accepted_as_that(detector, examples, name):
+    shown = answer(detector, examples[name], name)
+    assert text_of(shown).startswith(
+        f"Accepted The classifier says {name[-1]} . Reconstructed under that label, the image comes back as"
+    )
+    assert "dg-accepted" in shown
+
+
+@pytest.mark.parametrize("name", ["a 4", "a 9", "a letter", "a symbol", "a photo"])
+def test_what_it_has_never_seen_is_rejected(detector, examples, name):
+    shown = answer(detector, examples[name], name)
+    assert text_of(shown).startswith("Rejected The classifier says")
+    assert "0 of 215 known images score no higher 0.0046" in text_of(shown)
+
+
+def test_the_pictures_are_what_the_detector_saw_and_made_of_it(detector, examples):
+    decisions = detector.predict(examples["a 4"])
+    seen, made, difference = pictures_of(answer(detector, examples["a 4"], "a 4"))
+    for picture, tensor in ((seen, decisions.images[0]), (made, decisions.reconstructions[0])):
+        assert np.abs(np.asarray(picture) / 255 - tensor.permute(1, 2, 0).numpy()).max() < 0.003
+    assert difference.size == (16, 16)
+    assert f"{decisions.scores[0]:.4g}" in answer(detector, examples["a 4"], "a 4")
+
+
+def test_dark_ink_on_a_light_page_takes_the_invert_box(detector, examples, tmp_path):
+    ImageOps.invert(Image.open(examples["a 3"])).save(tmp_path / "page.png")
+    assert text_of(answer(detector, tmp_path / "page.png", "page.png")).startswith("Rejected")
+    assert answer(detector, tmp_path / "page.png", "page.png", invert=True) == answer(
+        detector, examples["a 3"], "a 3"
+    )
+
+
+def test_an_image_that_was_not_diffused_has_no_reconstruction(detector, examples):
+    decisions = detector.predict(examples["a 3"])
+    sure = replace(
+        decisions,
+        diffused=torch.tensor([False]),
+        reconstructions=torch.full_like(decisions.reconstructions, torch.nan),
+    )
+    shown = verdict(sure, detector.calibration)
+    assert "is sure that it knows such images: the diffusion model was not asked" in text_of(shown)
+    assert len(pictures_of(shown)) == 1
+
+
+def test_an_unguided_reconstruction_is_shown_and_names_are_text(detector, examples):
+    decisions = detector.predict(examples["a 3"])
+    shown = verdict(
+        replace(decisions, unguided=decisions.images, label_names=["<i>three</i>"]),
+        detector.calibration,
+    )
+    assert len(pictures_of(shown)) == 4
+    assert "<i>" not in shown
+    assert "&lt;i&gt;three" in shown
+
+
+@pytest.mark.parametrize(("score", "cut"), [(0.5, 0.92), (0.99, 0.92), (-1e6, 0.92), (0.95, 0.95)])
+def test_all_that_is_in_the_histogram_is_within_it(score, cut):
+    drawn = histogram(np.linspace(0.9, 0.99, 50), score, cut, "accepted")
+    places = [float(place) for place in re.findall(r'(?:x|x1|x2|cx)="([-\d.]+)%"', drawn)]
+    assert min(places) >= 0
+    assert max(places) <= 100
+    assert histogram(np.linspace(0.9, 0.99, 50), float("nan"), cut, "rejected") == ""
+    assert histogram(
+        np.append(-np.inf, np.linspace(0.9, 0.99, 50)), score, cut, "accepted"
+    ).startswith("<figure")
+
+
+# what is not looked at
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (png_of(8000, 8000), "8000 x 8000 pixels, 64 megapixels; at most 40 are taken here"),
+        (png_of(60000, 60000), "too many pixels"),
+        (png_of(100, 100), "broken, or cut short"),
+        (b"no image at all", "not an image that can be read here"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "not an image that can be read here",
+        ),
+        (b"", "not an image that can be read here"),
+        (bytes(11 * 2**20), "11.0 MB; at most 10 are taken here"),
+    ],
+)
+def test_what_is_no_image_or_too_large_is_said_in_a_line(detector, tmp_path, content, said):
+    (tmp_path / "upload").write_bytes(content)
+    shown = answer(detector, tmp_path / "upload", "my <b>.png")
+    assert text_of(shown).startswith("Not looked at my &lt;b&gt;.png: ")
+    assert said in text_of(shown)
+    assert "dg-problem" in shown
+
+
+def test_limits_are_those_that_were_given_and_no_pixel_is_decoded_beyond_them(
+    tmp_path, monkeypatch
+):
+    Image.new("RGB", (300, 200)).save(tmp_path / "image.png")
+    assert read_upload(tmp_path / "image.png", "image.png", limits=Limits(1, 0.06)).size == (
+        300,
+        200,
+    )
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("was decoded"))
+    with pytest.raises(InputError, match=r"image.png: 300 x 200 pixels"):
+        read_upload(tmp_path / "image.png", "image.png", limits=Limits(1, 0.05))
+
+
+def test_without_an_image_there_is_no_verdict(detector):
+    assert answer(detector, None, "") == EMPTY
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--detector", "nowhere.json"],
+            "nowhere.json: no such file; diffguard-pl calibrate writes one",
+        ),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        (["--max-mb", "0"], "--max-mb 0: expected more than 0"),
+        (["--max-megapixels", "nan"], "--max-megapixels nan: expected more than 0"),
+        (["--port", "70000"], "--port 70000"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_a_line(options, said):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(options)
+    assert str(stopped.value).startswith(f"error: {said}")
+    assert "\n" not in str(stopped.value)
+
+
+def test_a_port_that_is_taken_is_named_and_the_next_free_one_is_found():
+    with (
+        command.listening("127.0.0.1", None) as first,
+        command.listening("127.0.0.1", None) as second,
+    ):
+        assert first.getsockname()[1] < second.getsockname()[1] <= command.PORTS[-1]
+        assert command.url(first) == f"http://127.0.0.1:{first.getsockname()[1]}"
+        taken = first.getsockname()[1]
+        with pytest.raises(
+            InputError,
+            match=rf"--host 127.0.0.1 --port {taken}: Address already in use; give another",
+        ):
+            command.listening("127.0.0.1", taken)
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    with pytest.raises(
+        SystemExit, match=r"^error: the web demo needs Gradio: pip install 'diffguard-pl\[demo\]'$"
+    ):
+        command.main([])
+
+
+# the page
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """The demo as a process of its own, which ends should it reach out; Ctrl-C ends it, and leaves nothing."""
+    pytest.importorskip("gradio", reason="gradio, of the extra demo, is not installed")
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "sitecustomize.py").write_text(LOOPBACK_ONLY)
+    uploads = folder / "tmp"
+    uploads.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "TMPDIR": str(uploads),
+        "OMP_NUM_THREADS": "1",
+    }
+    with (
+        (folder / "said").open("w+") as said,
+        subprocess.Popen(
+            [sys.executable, "-m", "diffguard_pl", "demo", "--port", str(port)],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=environment,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], READY_IN)[0], "it says nothing"
+            line = process.stdout.readline()
+            assert line == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n", (
+                folder / "said"
+            ).read_text()
+            yield line.split()[0]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0, (folder / "said").read_text()
+            assert process.stdout.read() == ""
+            assert (folder / "said").read_text() == ""
+            assert list(uploads.glob("diffguard-demo-*")) == [], "what was uploaded is gone"
+        finally:
+            process.kill()
+
+
+def test_the_page_judges_what_is_dropped_and_asks_nobody_else(browser, server, examples, tmp_path):
+    files = {
+        "broken.png": b"no image",
+        "bomb.png": png_of(60000, 60000),
+        "large.png": bytes(11 * 2**20),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    page = browser.new_page(viewport={"width": 360, "height": 780})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
+    page.on(
+        "request",
+        lambda asked: (
+            None if asked.url.startswith((server, "data:", "blob:")) else wrong.append(asked.url)
+        ),
+    )
+    page.goto(server)
+    page.wait_for_selector(".dg-empty")
+    for file, word, text in (
+        (examples["a 3"], "Accepted", "The classifier says 3."),
+        (examples["a 4"], "Rejected", "the image comes back as something else."),
+        (
+            tmp_path / "broken.png",
+            "Not looked at",
+            "broken.png: not an image that can be read here",
+        ),
+        (tmp_path / "bomb.png", "Not looked at", "bomb.png: too many pixels"),
+        (examples["a 5"], "Accepted", "The classifier says 5."),
+    ):
+        page.set_input_files("#dg-input input[type=file]", file)
+        page.wait_for_selector(
+            f".dg-verdict:has-text('{word}'):has-text('{text}')", timeout=SHOWN_IN
+        )
+        page.click("#dg-input button[aria-label='Remove Image']")
+        page.wait_for_selector(".dg-empty", timeout=SHOWN_IN)
+    assert wrong == []
+    page.set_input_files("#dg-input input[type=file]", tmp_path / "large.png")
+    page.wait_for_selector(
+        ".toast-body:has-text('exceed the maximum allowed size of 10')", timeout=SHOWN_IN
+    )
+    page.click("#dg-examples button:has(img[alt='a 9'])")
+    page.wait_for_selector(".dg-rejected .dg-pictures img.dg-small", timeout=SHOWN_IN)
+    assert (
+        page.locator(".dg-pictures img").first.evaluate(
+            "img => getComputedStyle(img).imageRendering"
+        )
+        == "pixelated"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert not [asked for asked in wrong if "://" in asked and server not in asked]
+    page.close()
+
+
+def test_no_call_opens_a_file_or_an_address_of_its_own(server, tmp_path):
+    """As Gradio would; the process ends should it go out."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "private.png")
+    with urllib.request.urlopen(f"{server}/config") as answered:
+        judge = next(
+            call["id"]
+            for call in json.loads(answered.read())["dependencies"]
+            if len(call["inputs"]) == 2
+        )
+    for place in range(2):
+        for path in (
+            str(tmp_path / "private.png"),
+            "https://example.org/image.png",
+            "../private.png",
+        ):
+            data: list[Any] = [None, False]
+            data[place] = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            call = {"data": data, "fn_index": judge, "session_hash": "s"}
+            assert posted(f"{server}/gradio_api/queue/join", call) == 403
+    assert (
+        posted(
+            f"{server}/gradio_api/queue/join",
+            {"data": [None, False], "fn_index": judge, "session_hash": "s"},
+        )
+        == 200
+    )
+    assert posted(f"{server}/gradio_api/queue/join", {"data": ["x" * 2**16]}) == 413
+    assert posted(f"{server}/gradio_api/vibe-edit", {}) == 404
+
+
+def posted(url: str, content: Any) -> int:
+    asked = urllib.request.Request(
+        url, json.dumps(content).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(asked) as answered:
+            return answered.status
+    except urllib.error.HTTPError as refused:
+        return refused.code

@@ -1,0 +1,345 @@
+"""Every shipped experiment runs: data and diffusion models in miniature; classifier, distances and layouts are real."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DiTPipeline
+from helpers import layouts
+from helpers.golden import REFERENCE
+from helpers.results import scores_of
+from PIL import Image
+from torchvision.models import ResNet50_Weights, resnet50, vgg16
+
+from diffguard_pl.checkpoints.converted import plain
+from diffguard_pl.checkpoints.registry import PUBLISHED
+from diffguard_pl.commands import analyze
+from diffguard_pl.commands.evaluate import main
+from diffguard_pl.config import config_names, find_config, load_data, with_bases
+from diffguard_pl.errors import InputError
+from diffguard_pl.scores.discrepancies import FeatureScore
+
+EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")]
+IMAGENET = [
+    name
+    for name in EXPERIMENTS
+    if not name.startswith(("digits", "fast/", "small/", "cifar", "wandb", "combine/digits"))
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return layouts.cifar(layouts.imagenet(tmp_path_factory.mktemp("data"), 4), 4)
+
+
+@pytest.fixture(scope="module")
+def torch_home(tmp_path_factory) -> Path:
+    """What torchvision and piq would download, at full size, with random weights; layers that nobody asks are one number each."""
+    folder = tmp_path_factory.mktemp("torch")
+    (folder / "hub" / "checkpoints").mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = vgg16().state_dict()
+        files = {
+            ResNet50_Weights.IMAGENET1K_V1.url.rpartition("/")[2]: resnet50().state_dict(),
+            "vgg16-397923af.pth": {
+                key: tensor if key.startswith("features") else torch.zeros(()).expand(tensor.shape)
+                for key, tensor in features.items()
+            },
+            "dists_weights.pt": {
+                "alpha": torch.rand(1, 1475, 1, 1),
+                "beta": torch.rand(1, 1475, 1, 1),
+            },
+            "lpips_weights.pt": [
+                torch.rand(1, channels, 1, 1) for channels in (64, 128, 256, 512, 512)
+            ],
+        }
+    for name, content in files.items():
+        torch.save(content, folder / "hub" / "checkpoints" / name)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, torch_home, data):
+    """Run the command; returns the results."""
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.chdir(tmp_path)
+
+    def command(*args: str) -> list[dict]:
+        root = [] if "digits_gdm" in args else ["--data.root", str(data)]
+        monkeypatch.setattr(
+            "sys.argv", ["diffguard-test", *args, *root, "--trainer.limit_test_batches", "2"]
+        )
+        main()
+        (scores,) = tmp_path.glob("runs/**/scores")
+        return scores_of(scores.parent)
+
+    return command
+
+
+def small(name: str) -> str:
+    """The override that scales an experiment to this machine."""
+    return "small/gdm" if "gdm" in name else "small/ldm"
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGENET if name != "dit"])
+def test_an_experiment_runs_two_batches_of_each_set(name, run):
+    datasets = ["imagenet", "species", "inaturalist", "openimage_o", "imagenet_o"]
+    few = name.startswith(("ablation", "speed"))  # they differ from gdm and ldm in the model alone
+    only = ["--data.only", "[species]"] if few else []
+    datasets = datasets[:2] if few else datasets
+    rows = run("--config", name, "--config", small(name), "--data.batch_size", "1", *only)
+    if name.startswith("combine"):
+        datasets.insert(1, "calibration")
+        assert all(math.isfinite(row["scale"]) for row in rows)
+    assert [row["dataset"] for row in rows] == [dataset for dataset in datasets for _ in range(2)]
+    assert all(math.isfinite(float(row["dists"])) and row["error"] is None for row in rows)
+    if name.startswith("oracle"):
+        assert [row["reconstructed_as"] for row in rows[:2]] == [0, 1]
+        assert len({row["reconstructed_as"] for row in rows[2:]}) > 4  # random ones
+
+
+def test_the_settings_are_those_of_the_original(monkeypatch, torch_home):
+    """The rows of the original's experiments, by what they change."""
+    settings = {name: resolved(name) for name in IMAGENET}
+    gdm, ldm = settings["gdm"], settings["ldm"]
+    assert (gdm["steps"], gdm["early_stop_steps"], gdm["forback_skip_diff"]) == (100, 10, 3)
+    assert gdm["early_stop"] == {"psnr": 48.5, "dists": 0.38}
+    assert gdm["compare_to"] == "unguided"
+    assert gdm["guidance"]["init_args"] == {"scale": 3.0, "cutouts": 8, "cutout_size": 224}
+    assert ldm["steps"] == 25
+    assert ldm["guidance"]["init_args"] == {"scale": 10.0, "cam_cut": 0.3}
+    assert ldm["classifier"]["input_size"] == 256
+    assert gdm["classifier"]["weights"] == ldm["classifier"]["weights"] == "IMAGENET1K_V1"
+    changes = {
+        "oracle/gdm": {"oracle": "all"},
+        "oracle/ldm": {"oracle": "all", "guidance": {"cam_cut": None}},
+        "speed/gdm": {
+            "early_stop_steps": 40,
+            "early_stop": None,
+            "compare_to": "input",
+            "discrepancies": ["dists"],
+        },
+        "speed/ldm_5": {"steps": 5, "discrepancies": ["dists"]},
+        "speed/ldm_25": {"discrepancies": ["dists"]},
+        "ablation/gdm_no_x0hat_no_cutouts": {"guidance": {"x0hat": False, "cutouts": 0}},
+        "ablation/gdm_cutouts_only": {"guidance": {"x0hat": False}},
+        "ablation/gdm_x0hat_only": {"guidance": {"cutouts": 0}},
+    }
+    for name, change in changes.items():
+        base = gdm if "gdm" in name else ldm
+        guidance = base["guidance"] | {
+            "init_args": base["guidance"]["init_args"] | change.pop("guidance", {})
+        }
+        assert settings[name] == base | {"guidance": guidance} | change, name
+
+
+def resolved(name: str) -> dict:
+    """``model`` of a config and those that it builds on, merged."""
+    merged: dict = {}
+    for file in with_bases(name):
+        for key, value in yaml.safe_load(file.read_text()).get("model", {}).items():
+            if key == "guidance" and key in merged:
+                value = (
+                    merged[key]
+                    | value
+                    | {"init_args": merged[key]["init_args"] | value.get("init_args", {})}
+                )
+            merged[key] = value
+    return merged
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_config_says_what_it_reproduces_and_stays_short(name):
+    text = find_config(name).read_text()
+    assert text.startswith("# ")
+    assert len(text.splitlines()) <= 45
+
+
+def test_the_readme_s_gdm_command_on_an_original_format_checkpoint(run, tmp_path):
+    checkpoint = [
+        "--model.backbone.checkpoint",
+        str(REFERENCE / "gdm_unet.pt"),
+        "--model.steps",
+        "5",
+    ]
+    sizes = [
+        "--model.backbone.input_size",
+        "224",
+        "--model.classifier.input_size",
+        "224",
+        "--data.image_size",
+        "224",
+    ]
+    quick = [
+        "--data.resize",
+        "256",
+        "--data.batch_size",
+        "1",
+        "--data.only",
+        "[species]",
+        "--data.limit",
+        "1",
+    ]
+    rows = run("--config", "gdm.yaml", "--config", "small/gdm", *checkpoint, *sizes, *quick)
+    assert len(rows) == 2
+    assert {row["group"] for row in rows} == {"ind", "near"}
+    assert_drawn(tmp_path)
+
+
+def test_the_readme_s_ldm_command_on_an_original_format_checkpoint(run, tmp_path):
+    rows = run(
+        "--config",
+        "ldm.yaml",
+        "--config",
+        "small/ldm",
+        "--model.backbone.checkpoint",
+        str(REFERENCE / "ldm_model.ckpt"),
+    )
+    assert len(rows) == 20
+    assert {row["group"] for row in rows} == {"ind", "near"}
+    assert_drawn(tmp_path)
+
+
+def assert_drawn(folder: Path) -> None:
+    (picture,) = folder.glob("runs/**/pictures.png")
+    assert Image.open(picture).width > 400
+
+
+def test_cifar10_at_full_size(run, tmp_path):
+    from diffguard_pl.classifiers.resnets import ResNet18_32x32
+
+    (tmp_path / "results").mkdir()
+    torch.save({"state_dict": ResNet18_32x32().state_dict()}, tmp_path / "best.ckpt")
+    weights = [
+        "--model.classifier.checkpoint",
+        "best.ckpt",
+        "--model.backbone.checkpoint",
+        "random",
+    ]
+    architecture = PUBLISHED["gdm-cifar10"].architecture
+    (tmp_path / "full.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "backbone": {"init_args": {"architecture": plain(architecture)["architecture"]}}
+                }
+            }
+        )
+    )
+    scale = [
+        "--model.steps",
+        "4",
+        "--model.early_stop_steps",
+        "1",
+        "--data.batch_size",
+        "1",
+        "--data.only",
+        "[tin, svhn]",
+    ]
+    rows = run("--config", "cifar10_gdm", "--config", "full.yaml", *weights, *scale)
+    assert [(row["dataset"], row["group"]) for row in rows[::2]] == [
+        ("cifar10", "ind"),
+        ("tin", "near"),
+        ("svhn", "far"),
+    ]
+
+
+def test_dit_on_a_small_model_in_the_layout_of_the_published_one(run, tmp_path):
+    from helpers.small_models import autoencoder, ddim, dit
+
+    DiTPipeline(dit(), autoencoder(), ddim()).save_pretrained(tmp_path / "dit")
+    rows = run("--config", "dit", "--model.backbone.checkpoint", "dit", "--model.classifier.input_size", "64", "--model.steps", "5",
+               "--data.image_size", "16", "--data.resize", "16", "--data.batch_size", "1", "--data.num_workers", "0",
+               "--model.discrepancies", "[dists, ssim, l2]")  # fmt: skip
+    assert len(rows) == 10
+    assert all(math.isfinite(float(row["dists"])) for row in rows)
+
+
+def test_trajectories_are_drawn_step_by_step(run, tmp_path):
+    settings = ["--trajectory.count", "1", "--trajectory.every", "5", "--data.limit", "3"]
+    run("--config", "digits_gdm", *settings)
+    drawn = sorted(path.name for path in tmp_path.glob("runs/**/trajectories/*.png"))
+    assert drawn == ["digits_0.png", "digits_4_9_0.png", "letters_0.png", "photos_0.png"]
+    strips = Image.open(next(tmp_path.glob("runs/**/trajectories/digits_0.png")))
+    assert strips.height > 3 * 96  # inversion, and denoising with and without guidance
+    assert strips.width > 170 + 4 * 96
+
+
+@pytest.mark.parametrize("name", ["digits_gdm", "digits_ldm"])
+def test_the_analysis_sees_that_predicted_pictures_are_easier_to_classify(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", ["analyze", "--config", name, "--data.limit", "24", "--analysis.every", "5"]
+    )
+    analyze.main()
+    rows = list(csv.DictReader(next(tmp_path.glob("runs/analyze/**/analysis.csv")).open()))
+    assert [int(row["step"]) for row in rows] == (
+        [0, 4, 9, 14, 19, 24] if name == "digits_gdm" else [0, 4, 9]
+    )
+    assert all(float(rows[0][variant]) == 1 for variant in analyze.VARIANTS)  # hardly any noise yet
+    middle = {
+        variant: float(rows[2 if name == "digits_gdm" else 1][variant])
+        for variant in analyze.VARIANTS
+    }
+    assert middle["x0hat"] > middle["x_t"] + 0.2
+    assert middle["x0hat_cutouts"] > middle["x_t_cutouts"] + 0.2
+    assert Image.open(next(tmp_path.glob("runs/analyze/**/analysis.png"))).width > 600
+
+
+def test_the_analysis_does_not_depend_on_the_batch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tables = []
+    for size in ("5", "16"):
+        folder = ["--trainer.default_root_dir", size]
+        monkeypatch.setattr(
+            "sys.argv",
+            [
+                "analyze",
+                "--config",
+                "digits_gdm",
+                "--data.limit",
+                "16",
+                "--data.batch_size",
+                size,
+                *folder,
+            ],
+        )
+        analyze.main()
+        tables.append((tmp_path / size / "analysis.csv").read_text())
+    assert tables[0] == tables[1]
+
+
+def test_a_config_that_builds_on_itself_or_on_nothing_is_said(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(InputError, match=r"a.yaml: builds on itself"):
+        with_bases(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("base: gmd\n")
+    with pytest.raises(
+        InputError, match=r"no config 'gmd'; the shipped ones are: ablation/gdm_cutouts_only"
+    ):
+        with_bases(tmp_path / "c.yaml")
+    (tmp_path / "d.yaml").write_text("model: [")
+    with pytest.raises(InputError, match=r"config .*d.yaml: not YAML"):
+        load_data([tmp_path / "d.yaml"])
+
+
+@pytest.mark.parametrize("name", ["dists", "lpips"])
+@pytest.mark.parametrize("side", [64, 300])
+def test_a_learned_similarity_in_two_parts_is_the_same(name, side, torch_home, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    score = FeatureScore(name)
+    a, b = torch.rand(2, 2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    reference = score.features(b)
+    torch.testing.assert_close(
+        score.offset - score.distance(score.features(a), reference),
+        score(a, b),
+        atol=1e-6,
+        rtol=1e-6,
+    )

@@ -1,0 +1,403 @@
+"""A run that is interrupted, at any time and by whatever, and goes on."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from diffguard_pl import InputError
+from diffguard_pl.commands.evaluate import main
+from diffguard_pl.runs import record
+from diffguard_pl.runs.store import Header, PartWriter, parts, read
+
+SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.slots", "8", "--model.steps", "5", "--pictures.count", "3",
+         "--scores.every", "0"]  # fmt: skip
+QUIET = ["--page.enabled", "false"]
+
+
+@pytest.fixture(scope="module")
+def begin() -> Callable[..., int]:
+    """Starts the command in a process of its own that has imported everything already."""
+
+    def start(folder: Path, *args: str) -> int:
+        child = os.fork()
+        if child:
+            return child
+        try:
+            torch.set_num_threads(1)
+            os.chdir(folder)
+            sys.stdout = sys.stderr = open(log(folder), "a", buffering=1)  # noqa: SIM115  for the rest of the process
+            main(list(args))
+        except SystemExit as exit_:
+            print(exit_, flush=True)
+            os._exit(1)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(2)
+        os._exit(0)
+
+    return start
+
+
+def log(folder: Path) -> Path:
+    """What the command said; beside its folder, which may be a full disk."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def finished(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(begin, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert finished(begin(folder, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 0, log(
+        folder
+    ).read_text()
+    return folder / "run"
+
+
+@pytest.fixture
+def broken_off(begin, tmp_path) -> Path:
+    """A run that was killed after some parts."""
+    child = begin(tmp_path, *SMALL, *QUIET, "--trainer.default_root_dir", "run")
+    while len(parts(tmp_path / "run")) < 4:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(parts(tmp_path / "run")) < 12
+    return tmp_path / "run"
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """The same table, and the same results but for their time."""
+    ours, theirs = read(found)[0], read(expected)[0]
+    pd.testing.assert_frame_equal(
+        ours.drop(columns="seconds"), theirs.drop(columns="seconds"), atol=1e-4
+    )
+    assert not ours.duplicated(["dataset", "index"]).any()
+    tables = [pd.read_csv(folder / "metrics.csv") for folder in (found, expected)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    pictures = [
+        sorted(str(path.relative_to(folder)) for path in folder.glob("pictures/*/*"))
+        for folder in (found, expected)
+    ]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_table_of_an_undisturbed_one(
+    begin, undisturbed, tmp_path
+):
+    chance, kills, left = random.Random(time.time_ns()), 0, 0
+    while True:
+        before = parts(tmp_path / "run")
+        child = begin(
+            tmp_path,
+            *(
+                ["--resume", "run"]
+                if before
+                else [*SMALL, *QUIET, "--trainer.default_root_dir", "run"]
+            ),
+        )
+        time.sleep(chance.uniform(0.05, 1.6))
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0, log(tmp_path).read_text()
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        for part in parts(tmp_path / "run"):
+            read(tmp_path / "run", only=[part])  # whole
+        now = len(parts(tmp_path / "run"))
+        assert now >= len(before)
+        left = left + 1 if now == len(before) else 0
+        if left > 8:  # on a machine so slow that 1.6 seconds are never enough
+            assert finished(begin(tmp_path, "--resume", "run")) == 0
+            break
+    assert kills > 1
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_what_is_missing_is_computed_and_nothing_else(begin, broken_off, undisturbed):
+    before = {part: part.stat().st_mtime_ns for part in parts(broken_off)}
+    scored = len(read(broken_off)[0])
+    assert finished(begin(broken_off.parent, "--resume", "run", "--data.batch_size", "5")) == 0
+    assert {part: part.stat().st_mtime_ns for part in before} == before
+    sessions = json.loads((broken_off / "run.json").read_text())["sessions"]
+    assert sessions[-1]["throughput"]["images"] == 96 - scored
+    assert len(sessions) == 2
+    assert_same(broken_off, undisturbed)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(broken_off, undisturbed):
+    command = [
+        sys.executable,
+        "-m",
+        "diffguard_pl.test",
+        "--resume",
+        "run",
+        "--trainer.devices",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    done = subprocess.run(
+        command, cwd=broken_off.parent, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"{len(read(broken_off, only=parts(broken_off)[:4])[0])} images have results already"
+        in done.stdout
+    )
+    assert len({part.name.split("-")[2] for part in parts(broken_off)}) == 2  # both devices wrote
+    assert_same(broken_off, undisturbed)
+
+
+def test_a_finished_run_gives_its_table_again_whatever_the_number_of_devices(
+    undisturbed, begin, tmp_path
+):
+    (tmp_path / "run").symlink_to(undisturbed)
+    before, table = parts(undisturbed), (undisturbed / "metrics.csv").read_text()
+    (undisturbed / "metrics.csv").unlink()
+    assert finished(begin(tmp_path, "--resume", "run")) == 0, log(tmp_path).read_text()
+    assert parts(undisturbed) == before
+    assert (undisturbed / "metrics.csv").read_text() == table
+
+
+def test_the_config_of_a_run_begins_the_same_run_elsewhere(undisturbed, begin, tmp_path):
+    assert finished(begin(tmp_path, "--config", str(undisturbed / "config.yaml"))) == 0, log(
+        tmp_path
+    ).read_text()
+    (folder,) = (tmp_path / "runs" / "config").iterdir()
+    assert (folder / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--seed_everything", "7"], r"seed_everything was 100 .* is 7 now"),
+        (
+            ["--model.guidance.scale", "5"],
+            r"model.guidance.init_args.scale was 3.0 when the run began and is 5.0 now",
+        ),
+        (["--model.steps", "10"], r"model.steps was 5 .* is 10 now"),
+        (["--model.discrepancies", "[l2]"], r"model.discrepancies was \[\"maps\""),
+        (["--data.limit", "30"], r"data.init_args.limit was 24"),
+        (["--data.split", "tuning"], r"data.init_args.split"),
+        (["--config", "digits_gdm"], r"model.backbone"),
+        (
+            ["--trainer.precision", "bf16-mixed"],
+            r"trainer.precision was not set .* is \"bf16-mixed\" now",
+        ),
+        (["--trainer.limit_test_batches", "2"], r"limit_test_batches"),
+        (["--scores.keep", "[logits]"], r"cannot go on with maps, .*input_logits"),
+        (["--trainer.default_root_dir", "other"], r"--resume .* goes on in that folder"),
+    ],
+)
+def test_a_config_that_would_change_the_scores_is_refused(
+    args, said, undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["diffguard-test", "--resume", str(undisturbed), *args])
+    with pytest.raises(SystemExit, match=said) as exit_:
+        main()
+    assert "\n" not in str(exit_.value.code)
+
+
+def test_other_weights_are_refused(undisturbed, tmp_path, monkeypatch):
+    run_record = json.loads((undisturbed / "run.json").read_text())
+    (tmp_path / "config.yaml").write_text((undisturbed / "config.yaml").read_text())
+    (tmp_path / "run.json").write_text(
+        json.dumps(run_record | {"weights": run_record["weights"] | {"backbone": "0" * 64}})
+    )
+    monkeypatch.setattr("sys.argv", ["diffguard-test", "--resume", str(tmp_path)])
+    with pytest.raises(
+        SystemExit, match=r"the weights of the backbone are not those that the run began with"
+    ):
+        main()
+
+
+def test_no_run_to_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["diffguard-test", "--resume", "runs/nowhere"])
+    with pytest.raises(
+        SystemExit,
+        match=r"--resume runs/nowhere: expected the folder of a run, with its config.yaml",
+    ):
+        main()
+
+
+def test_the_record_of_a_run(undisturbed):
+    run_record = json.loads((undisturbed / "run.json").read_text())
+    assert run_record["config"] == yaml.safe_load((undisturbed / "config.yaml").read_text())
+    assert run_record["config"]["model"]["steps"] == 5
+    assert set(run_record["weights"]) == {"classifier", "backbone"}
+    assert all(len(digest) == 64 for digest in run_record["weights"].values())
+    session = run_record["sessions"][0]
+    assert session["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert session["machine"]["cpus"] == os.cpu_count()
+    assert "--model.steps" in session["command"]
+    assert session["began"] <= session["ended"]
+    throughput = session["throughput"]
+    assert throughput["images"] == 96
+    assert throughput["rows"] == 96 * (
+        5 + 2 * 5
+    )  # inversion, and denoising with and without the label
+    assert throughput["peak_memory_bytes"] > 1e8
+    assert sum(throughput["stages"].values()) == pytest.approx(throughput["seconds"], rel=1e-3)
+
+
+def test_a_requeued_job_finds_its_run_and_goes_on(begin, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    child = begin(tmp_path, *SMALL, *QUIET)
+    while len(list(tmp_path.glob("runs/**/part-*"))) < 3:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert finished(begin(tmp_path, *SMALL, *QUIET)) == 0, log(tmp_path).read_text()
+    (folder,) = tmp_path.glob("runs/digits_ldm/*_job4711")
+    assert "images have results already" in log(tmp_path).read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_a_requeued_job_with_a_folder_of_its_own_choice(
+    begin, broken_off, undisturbed, monkeypatch
+):
+    args = [*SMALL, *QUIET, "--trainer.default_root_dir", "run"]
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert finished(begin(broken_off.parent, *args)) == 1  # another job's
+    assert "holds the results of another run" in log(broken_off.parent).read_text()
+    record.update_session(broken_off, slurm_job="4711")
+    assert finished(begin(broken_off.parent, *args)) == 0
+    assert_same(broken_off, undisturbed)
+
+
+# ------------------------------------------------------------------------------------------------------------------ disks
+
+
+def test_a_full_or_read_only_disk_is_told_in_one_line_and_what_was_written_stays_good(
+    begin, undisturbed, tmp_path
+):
+    room = tmp_path / "small"
+    room.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", room], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk of its own needs root")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", room], check=True)
+        assert finished(begin(room, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 1
+        assert (
+            "error: run folder run: could not be written (Read-only file system); what was"
+            in log(room).read_text()
+        )
+        subprocess.run(["mount", "-o", "remount,rw", room], check=True)
+        assert finished(begin(room, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 1
+        (said,) = [line for line in log(room).read_text().splitlines() if "No space left" in line]
+        assert re.fullmatch(
+            r"error: run/\S+: could not be written \(No space left on device\); what .* --resume .*",
+            said,
+        )
+        written = read(room / "run")[0]
+        assert 0 < len(written) < 96
+        assert not list((room / "run" / "scores").glob(".*"))
+        subprocess.run(["mount", "-o", "remount,size=64m", room], check=True)
+        assert finished(begin(room, "--resume", "run")) == 0, log(room).read_text()
+        assert_same(room / "run", undisturbed)
+    finally:
+        subprocess.run(["umount", "-l", room], check=True)
+
+
+HEADER = Header(["l2"], ["a", "b"], {"b": "near"}, [])
+
+
+def test_a_part_that_cannot_be_written_names_itself_and_the_remedy(tmp_path, monkeypatch):
+    writer = PartWriter(tmp_path, HEADER, "000-0000")
+    writer.add([{"dataset": "a", "index": 0, "l2": -1.0}])
+    writer.flush()
+    (tmp_path / "scores").rename(tmp_path / "elsewhere")
+    (tmp_path / "scores").write_text("in the way")
+    writer.add([{"dataset": "a", "index": 1, "l2": -1.0}])
+    with pytest.raises(
+        InputError, match=r"part-000-0000-000001.parquet: could not be written \(.*--resume"
+    ):
+        writer.flush()
+    (tmp_path / "scores").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "scores")
+    assert read(tmp_path)[0]["index"].tolist() == [0]
+
+
+def test_a_damaged_part_is_named_with_the_remedy(tmp_path):
+    writer = PartWriter(tmp_path, HEADER, "000-0000")
+    for index in range(2):
+        writer.add([{"dataset": "a", "index": index, "l2": -1.0}])
+        writer.flush()
+    second = parts(tmp_path)[1]
+    second.write_bytes(second.read_bytes()[:-40])
+    with pytest.raises(
+        InputError, match=r"part-000-0000-000001.parquet: cannot be read .* remove it and resume"
+    ):
+        read(tmp_path)
+    second.unlink()
+    assert len(read(tmp_path)[0]) == 1
+
+
+def test_scores_are_a_plain_parquet_data_set(undisturbed):
+    frame = pd.read_parquet(undisturbed / "scores")
+    assert len(frame) == 96
+    assert list(frame.columns[:8]) == [
+        "dataset", "group", "index", "path", "label", "prediction", "reconstructed_as", "stop_index"
+    ]  # fmt: skip
+    assert list(frame.columns[-2:]) == ["seconds", "error"]
+    assert {"maps", "msp", "max_logit", "energy"} <= set(frame.columns)
+    assert frame.groupby("group")["dataset"].nunique().to_dict() == {"ind": 1, "near": 1, "far": 2}
+    assert (frame["seconds"] > 0).all()
+
+
+def test_logits_features_and_reconstructions_in_half_precision_on_request(
+    begin, tmp_path, digits_ldm
+):
+    from diffguard_pl.datamodules.digits import digits
+
+    keep = ["--scores.keep", "[logits,features,reconstructions]"]
+    assert (
+        finished(
+            begin(
+                tmp_path,
+                *SMALL,
+                *QUIET,
+                *keep,
+                "--model.steps",
+                "10",
+                "--trainer.default_root_dir",
+                "run",
+            )
+        )
+        == 0
+    )
+    frame = pd.read_parquet(tmp_path / "run" / "scores")
+    first = frame[(frame["dataset"] == "digits") & (frame["index"] == 0)].iloc[0]
+    detection = digits_ldm(digits("test").images[:1])
+    for column, expected in (
+        ("input_logits", detection.prediction.view.logits),
+        ("input_features", detection.prediction.view.features),
+        ("reconstruction", detection.reconstructions),
+    ):
+        assert first[column].dtype == "float16"
+        assert torch.from_numpy(first[column]).float() == pytest.approx(
+            expected.flatten(), abs=5e-3
+        )
+    assert "input_logits" not in read(tmp_path / "run")[0]
