@@ -20,7 +20,7 @@ SIZES, RANKS, BATCH = (50_000, 35_000), 8, 32
 
 
 def costs(run: str, wide: bool, chance: np.random.Generator) -> list[np.ndarray]:
-    """Rows that each image of each set takes; ``wide``: where inversion stops is drawn evenly from the whole schedule, images of a
+    """GuidanceInputs that each image of each set takes; ``wide``: where inversion stops is drawn evenly from the whole schedule, images of a
     folder (50 in a row) alike."""
     frame, header = read(run)
     settings = read_record(run)["config"]["model"]

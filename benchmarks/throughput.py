@@ -33,7 +33,7 @@ from diffguard_pl.config import find_config
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
 from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.ddim import Level
-from diffguard_pl.diffusion.guidance import Network, Protected, Rows
+from diffguard_pl.diffusion.guidance import GuidanceInputs, Network, Protected
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -73,7 +73,7 @@ class Redundant(ClassifierGuidance):
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: Rows,
+        rows: GuidanceInputs,
         classifier: Protected,
     ) -> Tensor:
         if len(rows.labels):
@@ -130,7 +130,7 @@ class Line:
 
     def time(self, device: torch.device) -> None:
         """Once."""
-        before = self.detector.unet_rows
+        before = self.detector.nfe
         if device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -148,7 +148,7 @@ class Line:
         else:
             self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.seconds.append(time.perf_counter() - began)
-        self.rows = self.detector.unet_rows - before
+        self.rows = self.detector.nfe - before
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -255,7 +255,7 @@ def measure(args: argparse.Namespace, family: str, device: torch.device) -> dict
     for _ in range(args.rounds):
         for line in found:
             line.time(device)
-    row = flops_of_a_row(found[0].detector, images)
+    row = flops_of_a_row(found[0].diffguard, images)
     dtypes = {
         line.precision: (AUTOCAST | TRUE).get(line.precision, torch.float32) for line in found
     }
@@ -271,8 +271,8 @@ def measure(args: argparse.Namespace, family: str, device: torch.device) -> dict
                 "name": line.name,
                 "images_per_second": count / seconds,
                 "speed": median(count / s / b for s, b in zip(line.seconds, base, strict=True)),
-                "rows_per_image": line.rows / count,
-                "rows_per_second": line.rows / seconds,
+                "nfe_per_image": line.rows / count,
+                "nfe_per_second": line.rows / seconds,
                 "tflops": line.rows / seconds * row / 1e12,
                 "share_of_matmul": line.rows / seconds * row / rate,
                 "matmul_tflops": rate / 1e12,
@@ -307,8 +307,8 @@ def show(result: dict[str, Any]) -> None:
             line["name"],
             f"{line['images_per_second']:.3g}",
             f"{line['speed']:.2f}x",
-            f"{line['rows_per_image']:.1f}",
-            f"{line['rows_per_second']:.0f}",
+            f"{line['nfe_per_image']:.1f}",
+            f"{line['nfe_per_second']:.0f}",
             f"{line['tflops']:.3g}",
             f"{line['share_of_matmul']:.0%}",
             "" if line["utilisation"] is None else f"{line['utilisation']:.1%}",

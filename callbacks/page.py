@@ -28,7 +28,7 @@ class ReportPage(pl.Callback):
         from diffguard_pl.report.tables import cascade_table, terminal
 
         try:
-            results = read_results(folder, pl_module.rows)
+            results = read_results(folder, pl_module.results)
             if results.curve:
                 terminal().print(cascade_table(results.curve, results.budget))
             written = build(results)

@@ -19,7 +19,7 @@ from diffguard_pl.stages import Detection
 
 def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
     """What the labels are called, by the data module, the classifier, or the folders of the data; None where nobody knows."""
-    data, classifier = getattr(trainer, "datamodule", None), pl_module.detector.classifier
+    data, classifier = getattr(trainer, "datamodule", None), pl_module.diffguard.classifier
     found = getattr(data, "class_names", None) or getattr(classifier, "class_names", None)
     if not found and data is not None and hasattr(data, "folder_names"):
         names = data.folder_names()
@@ -128,7 +128,7 @@ def _panels(
     pl_module: DiffGuardModule, images: Tensor, detection: Detection, places: list[int]
 ) -> dict[str, list[Image.Image]]:
     """The pictures of the chosen rows, by the name of the panel."""
-    mask = pl_module.detector.mask(detection.prediction)
+    mask = pl_module.diffguard.mask(detection.prediction)
     parts = {
         "input": images,
         "unguided": detection.unguided,

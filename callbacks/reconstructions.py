@@ -90,21 +90,21 @@ class Examined(NamedTuple):
 
 
 def headline_figures(pl_module: DiffGuardModule) -> dict[str, float]:
-    """Figures of the headline score by set and by group, their mean over all sets, and how many images there were."""
+    """DetectionMetrics of the headline score by set and by group, their mean over all sets, and how many images there were."""
     found: dict[str, float] = {}
-    rows = [row for row in pl_module.rows if row.score == pl_module.headline]
+    rows = [row for row in pl_module.results if row.score == pl_module.primary_score]
     sets = [row for row in rows if row.dataset != "mean"]
     for row in rows:
         single = [other.group for other in sets].count(row.group) == 1  # then it is its own mean
         for of in [row.group] if row.dataset == "mean" else [row.dataset, row.group][: 1 + single]:
             for figure in ("auroc", "fpr95"):
-                found[f"{of}/{figure}"] = getattr(row.figures, figure)
+                found[f"{of}/{figure}"] = getattr(row.metrics, figure)
                 if interval := row.intervals.get(figure):
                     found |= {
                         f"{of}/{figure}_{end}": value for end, value in interval._asdict().items()
                     }
     for figure in ("auroc", "fpr95"):
-        found[f"mean/{figure}"] = sum(getattr(row.figures, figure) for row in sets) / len(sets)
+        found[f"mean/{figure}"] = sum(getattr(row.metrics, figure) for row in sets) / len(sets)
     found |= {f"images/{name}": count for name, count in pl_module.metrics.sizes.items()}
     found |= {f"left_out/{name}": count for name, count in pl_module.left_out.items()}
     return found | {"classifier/accuracy": pl_module.ind_accuracy}

@@ -47,7 +47,7 @@ class RunRecord(SaveConfigCallback):
 
     def _write(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         folder = trainer.default_root_dir
-        weights = record.weights_hashes(pl_module.detector)
+        weights = record.weights_hashes(pl_module.diffguard)
         run_record = record.read_record(folder)
         data = trainer.datamodule.contents() if hasattr(trainer.datamodule, "contents") else {}  # type: ignore[attr-defined]
         _check_same(folder, run_record, weights, data)

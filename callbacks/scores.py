@@ -144,7 +144,7 @@ def _rows(
         "prediction": detection.prediction.predicted.tolist(),
         "reconstructed_as": detection.labels.tolist(),
         "stop_index": [stop if stop >= 0 else None for stop in detection.stop_index.tolist()],
-        "rows": [None] * len(batch["path"]) if detection.rows is None else detection.rows.tolist(),
+        "nfe": [None] * len(batch["path"]) if detection.nfe is None else detection.nfe.tolist(),
     }
     table |= {name: values.tolist() for name, values in detection.scores.items()}
     table |= {name: list(_array(detection, name)) for name in columns}

@@ -14,11 +14,11 @@ class MetricsTable(pl.Callback):
             return
         folder = pl_module.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        headline, sizes = pl_module.headline, pl_module.metrics.sizes
+        headline, sizes = pl_module.primary_score, pl_module.metrics.sizes
         console = terminal()
         console.print(
             result_table(
-                pl_module.rows,
+                pl_module.results,
                 headline,
                 pl_module.datasets,
                 sizes,
@@ -26,7 +26,7 @@ class MetricsTable(pl.Callback):
                 pl_module.ind_accuracy,
             )
         )
-        write_csv(pl_module.rows, folder / "metrics.csv")
+        write_csv(pl_module.results, folder / "metrics.csv")
         for name in ("scores", "metrics.csv"):
             if (folder / name).exists():
                 console.print(f"{name.partition('.')[0]:>9}: {folder / name}", soft_wrap=True)

@@ -30,7 +30,7 @@ class ThroughputMonitor(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         self.began = self.last = time.monotonic()
-        self.images, self.noted, self.rows_before = 0, 0, pl_module.detector.unet_rows
+        self.images, self.noted, self.nfe_before = 0, 0, pl_module.diffguard.nfe
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -51,7 +51,7 @@ class ThroughputMonitor(pl.Callback):
             torch.distributed.all_gather_object(gathered, totals)
             totals |= {
                 name: sum(one[name] for one in gathered)
-                for name in ("images", "rows", "useful_rows", "batch_rows")
+                for name in ("images", "nfe", "useful_nfe", "batch_nfe")
             }
             totals |= {
                 name: max(one[name] for one in gathered)
@@ -72,9 +72,9 @@ class ThroughputMonitor(pl.Callback):
         stages["waiting"] = max(0.0, seconds - sum(stages.values()))
         totals = {
             "images": self.images,
-            "rows": pl_module.detector.unet_rows - self.rows_before,
-            "useful_rows": engine.rows,
-            "batch_rows": engine.passes * engine.slots,
+            "nfe": pl_module.diffguard.nfe - self.nfe_before,
+            "useful_nfe": engine.nfe,
+            "batch_nfe": engine.passes * engine.slots,
             "seconds": seconds,
             "stages": stages,
             "peak_memory_bytes": _peak_memory(pl_module.device),
@@ -96,8 +96,8 @@ def _rates(totals: dict[str, Any]) -> dict[str, float]:
     seconds = max(totals["seconds"], 1e-9)
     return {
         "images_per_second": totals["images"] / seconds,
-        "rows_per_second": totals["rows"] / seconds,
-        "utilisation": totals["useful_rows"] / max(1, totals["batch_rows"]),
+        "nfe_per_second": totals["nfe"] / seconds,
+        "utilisation": totals["useful_nfe"] / max(1, totals["batch_nfe"]),
     }
 
 

@@ -91,7 +91,7 @@ class TrajectoryLogger(pl.Callback):
 
     def _keep(self, pl_module: DiffGuardModule, way: str, size: int) -> Callback:
         """Keeps pictures of the chosen images' rows; denoising has unguided rows too, after those of all ``size`` images."""
-        backbone, frames = pl_module.detector.backbone, self.frames[way]
+        backbone, frames = pl_module.diffguard.backbone, self.frames[way]
 
         def keep(step: Step) -> None:
             # an image may stop inverting at any step, so the latest is kept until the next one comes

@@ -93,7 +93,7 @@ def load(config: str | Path, **settings: Any) -> DiffGuard:
         f"--model.{name.replace('__', '.')}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()
     ]
-    return _instantiate(parser, [config], "model", flags).detector.eval()
+    return _instantiate(parser, [config], "model", flags).diffguard.eval()
 
 
 def module_from(settings: Mapping[str, Any]) -> DiffGuardModule:

@@ -16,7 +16,7 @@ from .backbones import Backbone
 from .classifiers.classifier import Classifier
 from .diffusion.ddim import Callback, Level, NoiseModel, denoise, first_denoising_index, invert
 from .diffusion.early_stop import PSNR, EarlyStop, Similarity
-from .diffusion.guidance import Guidance, Protected, Rows
+from .diffusion.guidance import Guidance, GuidanceInputs, Protected
 from .engine.stream import Stream
 from .errors import InputError, choose
 from .scores.baselines import DEFAULT, Baselines
@@ -144,8 +144,8 @@ class DiffGuard(nn.Module):
             raise InputError(
                 f"{min(twice)} is the name of a discrepancy and of a baseline; rename the discrepancy"
             )
-        self.unet_rows = 0
-        """Rows that have gone through the diffusion model so far."""
+        self.nfe = 0
+        """GuidanceInputs that have gone through the diffusion model so far."""
         self.stop_metrics = nn.ModuleDict(
             {name: FeatureScore(name) for name in self.early_stop if name != "psnr"}
         )
@@ -354,7 +354,7 @@ class DiffGuard(nn.Module):
         return cam > cut if cut >= 0 else cam < -cut
 
     def _eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        self.unet_rows += len(x)
+        self.nfe += len(x)
         if not self.compiled:
             return self.backbone.eps(x, t, labels).float()
         parts = zip(x.split(self.slots), t.split(self.slots), labels.split(self.slots), strict=True)
@@ -408,7 +408,7 @@ class DiffGuard(nn.Module):
                 else torch.full_like(labels, self.backbone.null_label)
             )
             of_step = None if crops is None else crops[next(taken)].to(x.device)
-            wanted = Rows(
+            wanted = GuidanceInputs(
                 asked=torch.where(tells[order].to(x.device), labels[images], null[images]),
                 labels=labels[images[: len(steered)]],
                 scale=scale[steered].to(x).view(-1, 1, 1, 1),

@@ -69,7 +69,7 @@ class Detection:
         prediction: stage 1, with the classifier's logits and the activation map.
         stop_index: [N] where inversion stopped.
         unguided: the unguided reconstructions, where there are any.
-        rows: [N] of the diffusion model that each image has taken; None where they were not counted.
+        nfe: [N] evaluations of the diffusion model for each image; None where they were not counted.
 
     Where a gate has kept an image from the diffusion model, its reconstructions and discrepancies are NaN, its stop index -1.
     """
@@ -80,7 +80,7 @@ class Detection:
     prediction: Prediction
     stop_index: Tensor
     unguided: Tensor | None
-    rows: Tensor | None = None
+    nfe: Tensor | None = None
 
 
 def _of_rows(prediction: Prediction, rows: Tensor) -> Prediction:

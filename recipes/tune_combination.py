@@ -29,7 +29,8 @@ def main(run: str, discrepancy: str, baseline: str, budget: float = 0.2) -> None
 
     def show(name: str, score: Score) -> None:
         found = [
-            figures(score, header.scores, frame[is_ind], frame[~is_ind], half) for half in (0, 1)
+            detection_metrics(score, header.scores, frame[is_ind], frame[~is_ind], half)
+            for half in (0, 1)
         ]
         print(f"{name}: {' / '.join(f'{100 * figure:.2f}' for figure in np.mean(found, axis=0))}")
 
@@ -45,7 +46,7 @@ def main(run: str, discrepancy: str, baseline: str, budget: float = 0.2) -> None
     )
 
 
-def figures(
+def detection_metrics(
     score: Score, names: list[str], known: pd.DataFrame, unknown: pd.DataFrame, half: int
 ) -> tuple[float, float]:
     """AUROC and FPR@95, the scales from one half of the known images and the figures from the other."""

@@ -17,7 +17,7 @@ import torch
 import diffguard_pl
 from diffguard_pl.datamodules.digits import DigitsDataModule
 from diffguard_pl.metrics.detection import auroc
-from diffguard_pl.scores.baselines import yardsticks
+from diffguard_pl.scores.baselines import logit_baselines
 
 NAMES = ["features", "maps", "kl", "logits", "ssim", "gmsd", "mdsi", "fsim", "l2"]
 IMAGES = 200
@@ -65,7 +65,7 @@ def main(family: str) -> None:
             scores = {name: torch.cat([d.scores[name] for d in detections]) for name in NAMES}
             if i == 0:
                 writer.writerow([*settings, "images/s", *NAMES])
-                alone = yardsticks(torch.cat([d.prediction.view.logits for d in detections]))
+                alone = logit_baselines(torch.cat([d.prediction.view.logits for d in detections]))
                 print(
                     {name: round(auroc(s[is_ind], s[~is_ind]), 4) for name, s in alone.items()},
                     flush=True,

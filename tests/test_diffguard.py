@@ -7,7 +7,7 @@ import torch
 from helpers.golden import (
     GDM_ARCHITECTURE,
     REFERENCE,
-    RowCounter,
+    NFECounter,
     gdm_golden,
     ldm_golden,
     squeezenet,
@@ -60,11 +60,11 @@ def test_images_stop_early_each_for_itself_in_one_batch(backbone):
     assert together.stop_index.tolist() == [int(d.stop_index) for d in alone]
     unguided = torch.cat([d.unguided for d in alone])
     torch.testing.assert_close(together.unguided, unguided, atol=1e-3, rtol=0)
-    counter = RowCounter(backbone.unet)
+    counter = NFECounter(backbone.unet)
     stops = detector(images).stop_index
     inverted, denoised = (stops + 1).sum(), (stops + 2).clamp(max=8).sum()
     assert (
-        counter.rows == inverted + 2 * denoised - 3
+        counter.nfe == inverted + 2 * denoised - 3
     )  # the first step without guidance is part of that with it
 
 
@@ -78,7 +78,7 @@ def test_padding_and_cutouts_of_another_size_than_the_classifier_takes():
 
 def test_reconstructing_under_each_label_moves_towards_it():
     golden = gdm_golden("smooth")
-    detector, images = golden.detector, golden.images
+    detector, images = golden.diffguard, golden.images
     images = images[:1].expand(4, -1, -1, -1)
     labels = torch.tensor([0, 3, 6, 9])
     weak = detector(images, labels)
@@ -93,10 +93,10 @@ def test_reconstructing_under_each_label_moves_towards_it():
 
 def test_scale_one_without_a_mask_needs_one_row_a_step():
     golden = ldm_golden("unmasked")
-    golden.detector.guidance.scale = 1.0
-    counter = RowCounter(golden.detector.backbone.unet)
-    golden.detector(golden.images)
-    assert counter.rows == 3 * 8 * 2
+    golden.diffguard.guidance.scale = 1.0
+    counter = NFECounter(golden.diffguard.backbone.unet)
+    golden.diffguard(golden.images)
+    assert counter.nfe == 3 * 8 * 2
 
 
 def test_the_callback_sees_every_step(backbone):
@@ -134,7 +134,7 @@ def test_guidance_and_backbone_that_do_not_go_together(backbone):
         InputError, match="ClassifierGuidance works on images, and LatentDiffusion diffuses latents"
     ):
         DiffGuard(
-            classifier, ldm_golden("masked").detector.backbone, ClassifierGuidance(), 8, ["l2"]
+            classifier, ldm_golden("masked").diffguard.backbone, ClassifierGuidance(), 8, ["l2"]
         )
     with pytest.raises(InputError, match="cam_cut=3"):
         ClassifierFreeGuidance(cam_cut=3)

@@ -165,7 +165,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the analysis as the command line says."""
     with one_line_errors(), releasing():
         cli = command_line(AnalyzeCLI, args, callbacks=[RunProgress()], run_kind="analyze")
-        module = AnalysisModule(cli.model.detector, cli.config_init.analysis, cli.datamodule)
+        module = AnalysisModule(cli.model.diffguard, cli.config_init.analysis, cli.datamodule)
         cli.trainer.test(module, verbose=False)
         if not cli.trainer.is_global_zero:
             return

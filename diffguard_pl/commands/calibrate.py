@@ -120,7 +120,7 @@ def _check(cli: CalibrateCLI) -> None:
     choose("precision", str(cli.trainer.precision), PRECISIONS)
     names = getattr(cli.datamodule, "class_names", None)
     detector = Detector(
-        cli.model.detector,
+        cli.model.diffguard,
         cli.score,
         cli.tpr,
         combination.fusion,
@@ -136,7 +136,7 @@ def _write(cli: CalibrateCLI) -> None:
     frame, _ = read(cli.folder)
     scored, module, data = frame[frame["error"].isna()], cli.model, cli.datamodule
     detector = Detector(
-        module.detector,
+        module.diffguard,
         cli.score,
         cli.tpr,
         module.combination.fusion,

@@ -386,7 +386,7 @@ class Detector:
                 for name in changes:
                     choose("setting that may be changed", name, list(record.FREE_OF_MODEL))
                 settings = _with_paths(content["model"], lambda path: _found(path, file.parent))
-                model = module_from(settings | changes).detector
+                model = module_from(settings | changes).diffguard
             combination = Combination.of_settings(content["combination"])
             if content["fitted"]:
                 _load_fitted(

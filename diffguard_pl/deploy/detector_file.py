@@ -48,7 +48,7 @@ def method(model: DiffGuard) -> dict[str, Any]:
             model.schedule.timesteps.tolist(),
             [f"{level:.6g}" for level in backbone.alpha_bar.tolist()],
         ],
-        "detector": settings(model, "training", "slots", "compiled", "unet_rows"),
+        "detector": settings(model, "training", "slots", "compiled", "nfe"),
         "guidance": settings(model.guidance, "training"),
         "baselines": model.baselines.hyperparameters,
         "classifier": {

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .ddim import Level
-from .guidance import Guidance, Network, Protected, Rows, _clipped, _interval
+from .guidance import Guidance, GuidanceInputs, Network, Protected, _clipped, _interval
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -48,7 +48,7 @@ class ClassifierFreeGuidance(Guidance):
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: Rows,
+        rows: GuidanceInputs,
         classifier: Protected,
     ) -> Tensor:
         n, g = len(t), len(rows.labels)

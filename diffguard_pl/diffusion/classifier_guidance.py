@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, log_softmax
 
 from ..errors import InputError
 from .ddim import Level, predict_x0
-from .guidance import Guidance, Network, Protected, Rows, _clipped, _interval
+from .guidance import Guidance, GuidanceInputs, Network, Protected, _clipped, _interval
 
 GRADIENT_SCALE = 1024.0
 """Keeps gradients of a classifier in half precision from vanishing; a power of two, so that it changes nothing else."""
@@ -87,7 +87,7 @@ class ClassifierGuidance(Guidance):
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: Rows,
+        rows: GuidanceInputs,
         classifier: Protected,
     ) -> Tensor:
         eps, g = network(x[: len(t)], t, rows.asked), len(rows.labels)

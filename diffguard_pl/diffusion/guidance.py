@@ -1,6 +1,6 @@
 """What steers a reconstruction to a label: the classifier's gradient, or a class-conditional network.
 
-A guidance turns one pass of the network into the noise of its rows. Rows are of any image, of inversion and of denoising, at any
+A guidance turns one pass of the network into the noise of its rows. GuidanceInputs are of any image, of inversion and of denoising, at any
 time step; some may be unguided (the auxiliary reconstruction of ``compare_to: unguided``): they share the batch.
 """
 
@@ -19,7 +19,7 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """eps(x [n, C, H, W], t [n], labels [n]) -> [n, C, H, W]."""
 
 
-class Rows(NamedTuple):
+class GuidanceInputs(NamedTuple):
     """What is wanted of the rows of a pass: of n that the network is asked for, and of twins. Those that are steered come first.
 
     Attributes:
@@ -97,7 +97,7 @@ class Guidance(ABC):
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: Rows,
+        rows: GuidanceInputs,
         classifier: Protected,
     ) -> Tensor:
         """The noise in x [n + twins, C, H, W] at time steps t [n] and level [n + twins], in one call of the network."""

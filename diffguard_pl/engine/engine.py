@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.ddim import Level, first_denoising_index, step
-from ..diffusion.guidance import Network, Rows
+from ..diffusion.guidance import GuidanceInputs, Network
 from .slots import Pool, Reading, to_device
 from .trajectory import Chain, Job, Method, Table
 
@@ -62,7 +62,7 @@ class Engine:
         self.active: list[Chain] = []
         self.unread: deque[tuple[Reading, list[Chain]]] = deque()
         self.states, self.references = Pool(slots), Pool(slots)
-        self.rows = self.passes = 0
+        self.nfe = self.passes = 0
         self.table: Any = None
         indices = torch.arange(len(method.schedule))
         self.starts = first_denoising_index(
@@ -72,7 +72,7 @@ class Engine:
     @property
     def utilisation(self) -> float:
         """Share of the batch that was of use, over all passes so far."""
-        return self.rows / max(1, self.passes * self.slots)
+        return self.nfe / max(1, self.passes * self.slots)
 
     def submit(self, job: Job) -> None:
         """Take a job; :meth:`run` works on it."""
@@ -83,7 +83,7 @@ class Engine:
         job.guided = torch.empty_like(job.x)
         job.unguided = torch.empty_like(job.x) if method.unguided else None
         job.stop_index = torch.full((len(job.x),), method.inversion_steps - 1)
-        job.rows = [0] * len(job.x)
+        job.nfe = [0] * len(job.x)
         job.left = len(job.x) * (1 + method.unguided)
         self.jobs.append(job)
         self.waiting.extend(Chain(job, i) for i in range(len(job.x)))
@@ -135,7 +135,7 @@ class Engine:
         return chain.guided and (steers or (tells and chain.unguided))
 
     def _need(self, chain: Chain) -> int:
-        """Rows of the network that its next step takes."""
+        """GuidanceInputs of the network that its next step takes."""
         return self.method.guidance.rows if self._acts(chain) else 1
 
     def _choose(self, longest_first: bool) -> tuple[list[Chain], list[Chain], list[Chain]]:
@@ -197,7 +197,7 @@ class Engine:
         x, labels, *mask = (tensor[source] for tensor in self.states.tensors)
         level, to = (Level(*ends.unbind(dim=1)) for ends in table.levels[row].split(2, dim=1))
         null = labels if method.null_label is None else torch.full_like(labels, method.null_label)
-        rows = Rows(
+        rows = GuidanceInputs(
             asked=torch.where(tell.bool(), labels, null)[:n],
             labels=labels[:g],
             scale=table.scales[row[:g]],
@@ -207,7 +207,7 @@ class Engine:
             twins=len(twins),
         )
         for chain in chains:
-            chain.job.rows[chain.image] += self._need(chain)
+            chain.job.nfe[chain.image] += self._need(chain)
         eps = method.guidance.noise(
             self._ask, x, table.timesteps[row[:n]], level, rows, method.classifier
         )
@@ -237,7 +237,7 @@ class Engine:
             self._hear()
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        self.rows += len(x)
+        self.nfe += len(x)
         return self.network(x, t, labels)
 
     def _advance(self, chains: list[Chain], twins: list[Chain]) -> None:

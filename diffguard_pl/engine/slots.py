@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Pool:
-    """Rows of tensors that are taken and given back; grows when all are taken.
+    """GuidanceInputs of tensors that are taken and given back; grows when all are taken.
 
     Args:
         size: to begin with.

@@ -119,7 +119,7 @@ class Stream:
         detection = self.detector._detection(
             images, prediction, job.stop_index, self.detector._decoded(x, len(images))
         )
-        return replace(detection, rows=torch.tensor(job.rows))
+        return replace(detection, nfe=torch.tensor(job.nfe))
 
 
 @dataclass
@@ -161,5 +161,5 @@ def _with_gaps(
         spread(found.unguided if found else None, images)
         if detector.compare_to == "unguided"
         else None,
-        spread(found.rows if found else None, torch.zeros(len(images), dtype=torch.long), 0),
+        spread(found.nfe if found else None, torch.zeros(len(images), dtype=torch.long), 0),
     )

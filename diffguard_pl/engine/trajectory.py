@@ -70,7 +70,7 @@ class Job:
     guided: Tensor = field(init=False)
     unguided: Tensor | None = field(init=False, default=None)
     stop_index: Tensor = field(init=False)
-    rows: list[int] = field(init=False)
+    nfe: list[int] = field(init=False)
     left: int = field(init=False)
 
 

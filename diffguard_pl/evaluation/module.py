@@ -22,7 +22,7 @@ from ..diffusion.ddim import Callback as StepCallback
 from ..diffusion.ddim import Step
 from ..errors import InputError, choose
 from ..metrics.bootstrap import with_intervals
-from ..metrics.table import Row
+from ..metrics.table import ResultRow
 from ..metrics.torchmetric import OODMetrics
 from ..names import CALIBRATION
 from ..scores.combination import Cascade, Combination, Fusion
@@ -43,7 +43,7 @@ class DiffGuardModule(pl.LightningModule):
 
     Fusion and cascade are calibrated on one more loader, of in-distribution validation images, whose name is ``calibration``; the
     data modules of this package give it by themselves. Baselines that need fitting are fitted on the data module's
-    ``fit_dataloader()``, unless ``module.detector.fit(loader)`` was called before.
+    ``fit_dataloader()``, unless ``module.diffguard.fit(loader)`` was called before.
 
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
@@ -71,14 +71,14 @@ class DiffGuardModule(pl.LightningModule):
         choose("oracle", oracle, ["none", "ind", "all"])
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle, self.tf32 = oracle, tf32
-        self.detector = DiffGuard(**detector)
-        names = self.detector.discrepancies.names, self.detector.baselines.names
+        self.diffguard = DiffGuard(**detector)
+        names = self.diffguard.discrepancies.names, self.diffguard.baselines.names
         self.combination = Combination.checked(fusion, cascade, *names)
         self.calibrating = False
         """Score the calibration set alone."""
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
-        self.rows: list[Row] = []
+        self.results: list[ResultRow] = []
         """The result table, with 95 % intervals on the first rank."""
         self.left_out: dict[str, int] = {}
         self.on_step: dict[str, StepCallback] = {}
@@ -89,10 +89,10 @@ class DiffGuardModule(pl.LightningModule):
     @property
     def score_names(self) -> list[str]:
         """What is computed of an image: the discrepancies, the headline one first, and the baselines."""
-        return self.detector.score_names
+        return self.diffguard.score_names
 
     @property
-    def headline(self) -> str:
+    def primary_score(self) -> str:
         """The score that the result table has in front."""
         return self.combination.table_scores(self.score_names)[0]
 
@@ -170,7 +170,7 @@ class DiffGuardModule(pl.LightningModule):
             {str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False
         )
         self.gate = self._gate()
-        self.stream = self.detector.stream(self._between_passes)
+        self.stream = self.diffguard.stream(self._between_passes)
         self.landing: deque[tuple[Finished, torch.cuda.Event | None]] = deque()
         self.error: InputError | None = None
         self.arrived = [0] * len(self.datasets)
@@ -230,7 +230,7 @@ class DiffGuardModule(pl.LightningModule):
             self._land(self.stream.drain())
             watch = {way: self._after_step(way) for way in ("inversion", "denoising")}
             with self.stream.stopwatch.timing("diffuse", self.device):
-                detection = self.detector.plainly(
+                detection = self.diffguard.plainly(
                     images, self._oracle_labels(batch, dataloader_idx), watch
                 )
             self._land([(tag, detection)])
@@ -273,19 +273,19 @@ class DiffGuardModule(pl.LightningModule):
         self.metrics.update(values, torch.full_like(indices, dataloader_idx), indices)
         if dataloader_idx == 0:
             known = batch["label"] >= 0
-            if (batch["label"] >= self.detector.classifier.num_classes).any():
+            if (batch["label"] >= self.diffguard.classifier.num_classes).any():
                 what = "labels that the classifier does not know: is its numbering of the classes another?"
                 warnings.warn(f"{finished.dataset} has {what}", stacklevel=1)
             self.accuracy.update((detection.prediction.predicted == batch["label"])[known].float())
 
     def _fit(self) -> None:
         """Fit the baselines that need it, and are not fitted, on the data module's training images."""
-        baselines = self.detector.baselines
+        baselines = self.diffguard.baselines
         if not baselines.needs_fit or baselines.fitted:
             return
         with self.trainer.precision_plugin.test_step_context():
             fit(
-                self.detector,
+                self.diffguard,
                 self.data,
                 str(self.trainer.precision),
                 self.global_rank == 0,
@@ -306,7 +306,7 @@ class DiffGuardModule(pl.LightningModule):
             for batch in self.data.calibration_dataloader():
                 if len(batch["image"]):
                     found.append(
-                        self.detector.classify(batch["image"].to(self.device))
+                        self.diffguard.classify(batch["image"].to(self.device))
                         .baselines[cascade.baseline]
                         .cpu()
                     )
@@ -357,10 +357,10 @@ class DiffGuardModule(pl.LightningModule):
         self.wait_for_others()
         for metric in (self.metrics, self.accuracy, self.unreadable):
             metric.to(self.device)
-        self.rows = self.metrics.compute()
-        if self.rows and self.metrics.table is not None:
-            self.rows = with_intervals(self.rows, self.metrics.table)
-        for row in self.rows:
+        self.results = self.metrics.compute()
+        if self.results and self.metrics.table is not None:
+            self.results = with_intervals(self.results, self.metrics.table)
+        for row in self.results:
             ends = {
                 f"{name}_{end}": value
                 for name, i in row.intervals.items()
@@ -370,7 +370,7 @@ class DiffGuardModule(pl.LightningModule):
             self.log_dict(
                 {
                     f"{of}/{row.score}/{name}": value
-                    for name, value in (row.figures._asdict() | ends).items()
+                    for name, value in (row.metrics._asdict() | ends).items()
                 },
                 rank_zero_only=True,
             )
@@ -426,7 +426,7 @@ class DiffGuardModule(pl.LightningModule):
 
     def _oracle_labels(self, batch: dict[str, Any], dataloader_idx: int) -> Tensor | None:
         """Labels [N] to reconstruct under, -1 for the predicted one."""
-        classes, dataset = self.detector.classifier.num_classes, self.datasets[dataloader_idx]
+        classes, dataset = self.diffguard.classifier.num_classes, self.datasets[dataloader_idx]
         is_ind = dataloader_idx == 0 or dataset == CALIBRATION
         if self.oracle == "none" or (self.oracle == "ind" and not is_ind):
             return None

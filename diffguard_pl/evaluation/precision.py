@@ -13,7 +13,7 @@ class NetworksInHalf(Precision):
         self.precision = precision  # type: ignore[assignment]
 
     def convert_module(self, module: Any) -> Any:
-        module.detector.networks_to(
+        module.diffguard.networks_to(
             torch.bfloat16 if self.precision == "bf16-true" else torch.float16
         )
         return module

@@ -9,15 +9,17 @@ gives AUROC and FPR@95 of the draw, so that nothing is sorted twice.
 
 import numpy as np
 
-from .table import Interval, Row, ScoreTable
+from .table import Interval, ResultRow, ScoreTable
 
 RESAMPLES = 1000
-FIGURES = ("auroc", "fpr95")
+METRIC_NAMES = ("auroc", "fpr95")
 Key = tuple[str, str, str]
-"""Group, data set (or ``mean``) and score, as in a :class:`~diffguard_pl.metrics.table.Row`."""
+"""Group, data set (or ``mean``) and score, as in a :class:`~diffguard_pl.metrics.table.ResultRow`."""
 
 
-def with_intervals(rows: list[Row], table: ScoreTable, resamples: int = RESAMPLES) -> list[Row]:
+def with_intervals(
+    rows: list[ResultRow], table: ScoreTable, resamples: int = RESAMPLES
+) -> list[ResultRow]:
     """The rows with the intervals of their AUROC and FPR@95; NaN where the figure is."""
     drawn = replicates(table, resamples)
     return [
@@ -28,7 +30,7 @@ def with_intervals(rows: list[Row], table: ScoreTable, resamples: int = RESAMPLE
 def intervals(drawn: np.ndarray) -> dict[str, Interval]:
     """Replicates [R, 2] of AUROC and FPR@95 -> their 95 % intervals by name."""
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0) if len(drawn) else np.full((2, 2), np.nan)
-    return {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(FIGURES)}
+    return {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(METRIC_NAMES)}
 
 
 def replicates(
@@ -40,7 +42,7 @@ def replicates(
     """
     sets = [table.of(d) for d in range(len(table.datasets))]
     generator = np.random.default_rng(seed)
-    drawn = np.full((len(sets) - 1, len(table.scores), resamples, len(FIGURES)), np.nan)
+    drawn = np.full((len(sets) - 1, len(table.scores), resamples, len(METRIC_NAMES)), np.nan)
     orders = [
         [
             _Order(sets[0][:, k], ood[:, k]) if _usable(sets[0][:, k], ood[:, k]) else None
@@ -83,7 +85,7 @@ class _Order:
             c for c in range(int(0.05 * count) + 1, -1, -1) if (count - c) / count >= 0.95
         )
 
-    def figures(self, below: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    def detection_metrics(self, below: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
         """AUROC and FPR@95.
 
         Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 
 
-class Figures(NamedTuple):
+class DetectionMetrics(NamedTuple):
     """One score on one out-of-distribution set, each a share in [0, 1].
 
     Attributes:
@@ -30,9 +30,9 @@ class Figures(NamedTuple):
     fpr95_openood: float
 
 
-def figures(ind: Tensor, ood: Tensor) -> Figures:
+def detection_metrics(ind: Tensor, ood: Tensor) -> DetectionMetrics:
     """All metrics of in-distribution scores [n] and out-of-distribution scores [m]."""
-    return Figures(
+    return DetectionMetrics(
         auroc(ind, ood),
         fpr_at_tpr(ind, ood),
         aupr(ind, ood),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .detection import Figures, figures
+from .detection import DetectionMetrics, detection_metrics
 
 
 class Interval(NamedTuple):
@@ -17,7 +17,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Row(NamedTuple):
+class ResultRow(NamedTuple):
     """A line of the result table: one score on one out-of-distribution set, or its mean over the sets of a group.
 
     Attributes:
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     group: str
     dataset: str
     score: str
-    figures: Figures
+    metrics: DetectionMetrics
     intervals: dict[str, Interval] = {}  # noqa: RUF012  a NamedTuple's default; never written to
 
 
@@ -63,7 +63,7 @@ def sizes(table: ScoreTable) -> dict[str, int]:
     return {name: int((table.members == d).sum()) for d, name in enumerate(table.datasets)}
 
 
-def result_rows(table: ScoreTable) -> list[Row]:
+def result_rows(table: ScoreTable) -> list[ResultRow]:
     """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a set is empty.
 
     Raises:
@@ -78,12 +78,16 @@ def result_rows(table: ScoreTable) -> list[Row]:
         group = table.groups.get(dataset, dataset)
         for k, score in enumerate(table.scores):
             broken = len(ood) == 0 or ind[:, k].isnan().any() or ood[:, k].isnan().any()
-            measured = Figures(*[float("nan")] * 5) if broken else figures(ind[:, k], ood[:, k])
-            rows.append(Row(group, dataset, score, measured))
+            measured = (
+                DetectionMetrics(*[float("nan")] * 5)
+                if broken
+                else detection_metrics(ind[:, k], ood[:, k])
+            )
+            rows.append(ResultRow(group, dataset, score, measured))
     return rows + group_means(rows)
 
 
-def group_means(rows: list[Row]) -> list[Row]:
+def group_means(rows: list[ResultRow]) -> list[ResultRow]:
     """The mean over each group of at least two sets, for each score."""
     means = []
     for group in dict.fromkeys(row.group for row in rows):
@@ -91,13 +95,15 @@ def group_means(rows: list[Row]) -> list[Row]:
         if len(datasets) < 2:
             continue
         for score in dict.fromkeys(row.score for row in rows):
-            of_score = [row.figures for row in rows if row.group == group and row.score == score]
+            of_score = [row.metrics for row in rows if row.group == group and row.score == score]
             means.append(
-                Row(
+                ResultRow(
                     group,
                     "mean",
                     score,
-                    Figures(*(sum(column) / len(column) for column in zip(*of_score, strict=True))),
+                    DetectionMetrics(
+                        *(sum(column) / len(column) for column in zip(*of_score, strict=True))
+                    ),
                 )
             )
     return means

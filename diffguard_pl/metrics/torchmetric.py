@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ..errors import InputError
-from .table import Row, ScoreTable, result_rows, sizes
+from .table import ResultRow, ScoreTable, result_rows, sizes
 
 
 class OODMetrics(Metric):
@@ -25,7 +25,7 @@ class OODMetrics(Metric):
     Example:
         >>> metric = OODMetrics(["msp"], ["cifar10", "svhn"])
         >>> metric.update(torch.tensor([[0.9], [0.8], [0.3]]), torch.tensor([0, 0, 1]))
-        >>> metric.compute()[0].figures.auroc
+        >>> metric.compute()[0].metrics.auroc
         1.0
     """
 
@@ -81,7 +81,7 @@ class OODMetrics(Metric):
             torch.zeros_like(members) if indices is None else indices.detach().to(members)
         )
 
-    def compute(self) -> list[Row]:
+    def compute(self) -> list[ResultRow]:
         """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a
         set is empty.
 

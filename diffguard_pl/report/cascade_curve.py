@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..metrics.bootstrap import FIGURES, with_intervals
-from ..metrics.table import Interval, Row, ScoreTable, result_rows
+from ..metrics.bootstrap import METRIC_NAMES, with_intervals
+from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
 from ..names import CALIBRATION
 from ..runs.files import replacing
 from ..runs.store import Header
@@ -32,8 +32,8 @@ class Point:
     budget: float
     sent: float
     of_sets: dict[str, float]
-    rows: float
-    figures: list[Row]
+    nfe: float
+    metrics: list[ResultRow]
 
 
 def curve(frame: pd.DataFrame, header: Header) -> list[Point]:
@@ -74,7 +74,7 @@ def curve(frame: pd.DataFrame, header: Header) -> list[Point]:
         members,
     )
     figures = with_intervals(result_rows(table), table)
-    rows = tested["rows"].to_numpy(float)
+    rows = tested["nfe"].to_numpy(float)
     rows = (
         np.ones(len(rows)) if np.isnan(rows).any() else rows
     )  # not counted: every image costs the same
@@ -92,23 +92,23 @@ def curve(frame: pd.DataFrame, header: Header) -> list[Point]:
 
 def write_curve(points: list[Point], path: Path) -> None:
     """As CSV: a line for each budget and set, shares in [0, 1]."""
-    ends = [f"{name}_{end}" for name in FIGURES for end in Interval._fields]
+    ends = [f"{name}_{end}" for name in METRIC_NAMES for end in Interval._fields]
     with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["budget", "sent", "sent_of_ind", "rows", "group", "dataset", *FIGURES, *ends]
+            ["budget", "sent", "sent_of_ind", "nfe", "group", "dataset", *METRIC_NAMES, *ends]
         )
         for point in points:
             ind = next(iter(point.of_sets.values()))
-            for row in point.figures:
-                of_row = [value for name in FIGURES for value in row.intervals[name]]
-                figures = [getattr(row.figures, name) for name in FIGURES]
+            for row in point.metrics:
+                of_row = [value for name in METRIC_NAMES for value in row.intervals[name]]
+                figures = [getattr(row.metrics, name) for name in METRIC_NAMES]
                 writer.writerow(
                     [
                         point.budget,
                         point.sent,
                         ind,
-                        point.rows,
+                        point.nfe,
                         row.group,
                         row.dataset,
                         *figures,
@@ -126,18 +126,18 @@ def draw_curve(points: list[Point], title: str, budget: float, path: Path) -> No
 
     from .style import look
 
-    sets = [row.dataset for row in points[0].figures if row.dataset != "mean"]
+    sets = [row.dataset for row in points[0].metrics if row.dataset != "mean"]
     sent = np.array([100 * point.sent for point in points])
     chosen = next(i for i, point in enumerate(points) if point.budget == budget)
     with pyplot.rc_context({"text.parse_math": False}):
         figure, both = pyplot.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
-        for axes, name, what in zip(both, FIGURES, ("AUROC", "FPR@95"), strict=True):
+        for axes, name, what in zip(both, METRIC_NAMES, ("AUROC", "FPR@95"), strict=True):
             for d, dataset in enumerate(sets):
                 rows = [
-                    next(row for row in point.figures if row.dataset == dataset) for point in points
+                    next(row for row in point.metrics if row.dataset == dataset) for point in points
                 ]
                 colour, line = look(d + 1)
-                values = np.array([100 * getattr(row.figures, name) for row in rows])
+                values = np.array([100 * getattr(row.metrics, name) for row in rows])
                 low, high = (
                     np.array([100 * row.intervals[name][end] for row in rows]) for end in (0, 1)
                 )

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..metrics.bootstrap import with_intervals
-from ..metrics.table import Row, ScoreTable, result_rows, sizes
+from ..metrics.table import ResultRow, ScoreTable, result_rows, sizes
 from ..runs.store import Header, read, table
 from ..scores.combination import Combination
 from .cascade_curve import Point, curve
@@ -38,7 +38,7 @@ class Results:
     frame: pd.DataFrame
     header: Header
     table: ScoreTable
-    rows: list[Row]
+    rows: list[ResultRow]
     sizes: dict[str, int]
     left_out: dict[str, int]
     accuracy: float
@@ -105,7 +105,7 @@ class Results:
         return sum(counts) if len(counts) == len(self.header.datasets) else None
 
 
-def read_results(folder: str | Path, rows: list[Row] | None = None) -> Results:
+def read_results(folder: str | Path, rows: list[ResultRow] | None = None) -> Results:
     """Read a run and compute its table.
 
     Args:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from ..metrics.bootstrap import FIGURES, Key, intervals, replicates
-from ..metrics.detection import Figures
-from ..metrics.table import Interval, Row, ScoreTable, result_rows
+from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
+from ..metrics.detection import DetectionMetrics
+from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
 from ..runs.files import replacing
 from ..scores.baselines import NAMES as BASELINES
 from .cascade_curve import Point
@@ -30,7 +30,7 @@ def terminal() -> Console:
 
 
 def result_table(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     headline: str,
     datasets: Sequence[str],
     sizes: Mapping[str, int],
@@ -70,7 +70,7 @@ def result_table(
         style = "bold" if row.score == headline else "dim" if row.score in BASELINES else ""
         shown = [
             _shown(f"{100 * value:.2f}", row.intervals.get(name))
-            for name, value in list(row.figures._asdict().items())[:4]
+            for name, value in list(row.metrics._asdict().items())[:4]
         ]
         names = [Text(row.group if last != here else ""), Text(next(about, "")), Text(row.score)]
         table.add_row(*names, *shown, style=style)
@@ -78,19 +78,19 @@ def result_table(
     return table
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
+def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     """``metrics.csv``: shares in [0, 1], with the ends of the intervals."""
-    ends = [f"{name}_{end}" for name in FIGURES for end in Interval._fields]
+    ends = [f"{name}_{end}" for name in METRIC_NAMES for end in Interval._fields]
     with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["group", "dataset", "score", *Figures._fields, *ends])
+        writer.writerow(["group", "dataset", "score", *DetectionMetrics._fields, *ends])
         for row in rows:
             of_row = [
                 value
-                for name in FIGURES
+                for name in METRIC_NAMES
                 for value in row.intervals.get(name, Interval(math.nan, math.nan))
             ]
-            writer.writerow([row.group, row.dataset, row.score, *row.figures, *of_row])
+            writer.writerow([row.group, row.dataset, row.score, *row.metrics, *of_row])
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Compared:
     """A line of the comparison: a score on a set, in each run.
 
     Attributes:
-        group, dataset: as in a :class:`~diffguard_pl.metrics.table.Row`.
+        group, dataset: as in a :class:`~diffguard_pl.metrics.table.ResultRow`.
         score: name of the score in each run; they differ where headline scores are compared.
         rows: of each run.
         less_first: for AUROC and FPR@95, and for each run but the first, by how much it is above the first one, and the interval
@@ -108,7 +108,7 @@ class Compared:
     group: str
     dataset: str
     score: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     less_first: dict[str, list[tuple[float, Interval]]]
 
 
@@ -138,12 +138,12 @@ def compare(runs: Sequence[Results]) -> list[Compared]:
             of_line = tuple(rows[key] for key, rows in zip(keys, by_key, strict=True))
             if any(keys[0] not in a_rows for _, _, a_rows, _ in draws):
                 continue
-            less: dict[str, list[tuple[float, Interval]]] = {figure: [] for figure in FIGURES}
+            less: dict[str, list[tuple[float, Interval]]] = {figure: [] for figure in METRIC_NAMES}
             for (a, b, a_rows, b_rows), key in zip(draws, keys[1:], strict=True):
                 difference = intervals(b[key] - a[keys[0]])
-                for figure in FIGURES:
-                    value = getattr(b_rows[key].figures, figure) - getattr(
-                        a_rows[keys[0]].figures, figure
+                for figure in METRIC_NAMES:
+                    value = getattr(b_rows[key].metrics, figure) - getattr(
+                        a_rows[keys[0]].metrics, figure
                     )
                     less[figure].append((value, difference[figure]))
             lines.append(Compared(group, dataset, names, of_line, less))
@@ -154,8 +154,8 @@ def compare(runs: Sequence[Results]) -> list[Compared]:
     return lines
 
 
-def _comparable(rows: Sequence[Row], run: Results, first: Results) -> dict[Key, Row]:
-    """Rows of a run in the groups of the first one, without means over other sets than those of the first one."""
+def _comparable(rows: Sequence[ResultRow], run: Results, first: Results) -> dict[Key, ResultRow]:
+    """GuidanceInputs of a run in the groups of the first one, without means over other sets than those of the first one."""
     found = {}
     for row in rows:
         if row.dataset != "mean":
@@ -176,7 +176,9 @@ def _members(run: Results, group: str) -> set[str]:
 
 def _paired(
     a: Results, b: Results
-) -> tuple[dict[Key, np.ndarray], dict[Key, np.ndarray], dict[Key, Row], dict[Key, Row]]:
+) -> tuple[
+    dict[Key, np.ndarray], dict[Key, np.ndarray], dict[Key, ResultRow], dict[Key, ResultRow]
+]:
     """Draws and rows of two runs on the images that both have scores of, the same images in each draw."""
     if a.header.datasets[0] != b.header.datasets[0]:
         raise InputError(
@@ -220,23 +222,23 @@ def _paired(
 
 def cascade_table(curve: Sequence[Point], budget: float | None) -> Table:
     """In percent; the run's own budget bold."""
-    sets = [(row.group, row.dataset) for row in curve[0].figures]
+    sets = [(row.group, row.dataset) for row in curve[0].metrics]
     table = _table(
         "Cascades of other budgets",
         "in percent: AUROC / FPR@95. Diffused: of all images, of in-distribution ones; rows: of the diffusion model's.",
     )
-    for name in ("budget", "diffused", "of InD", "rows"):
+    for name in ("budget", "diffused", "of InD", "nfe"):
         table.add_column(name, justify="right")
     for group, dataset in sets:
         table.add_column(f"{group} mean" if dataset == "mean" else dataset, justify="right")
     for point in curve:
         shown = [
-            f"{100 * row.figures.auroc:.2f} / {100 * row.figures.fpr95:.2f}"
-            for row in point.figures
+            f"{100 * row.metrics.auroc:.2f} / {100 * row.metrics.fpr95:.2f}"
+            for row in point.metrics
         ]
         shares = [
             f"{100 * share:.1f}"
-            for share in (point.sent, next(iter(point.of_sets.values())), point.rows)
+            for share in (point.sent, next(iter(point.of_sets.values())), point.nfe)
         ]
         table.add_row(
             f"{point.budget:g}", *shares, *shown, style="bold" if point.budget == budget else ""
@@ -258,9 +260,9 @@ def comparison_table(runs: Sequence[Results], lines: Sequence[Compared]) -> Tabl
         table.add_section()
         for i, row in enumerate(line.rows):
             shown = []
-            for name in FIGURES:
+            for name in METRIC_NAMES:
                 shown.append(
-                    _shown(f"{100 * getattr(row.figures, name):.2f}", row.intervals.get(name))
+                    _shown(f"{100 * getattr(row.metrics, name):.2f}", row.intervals.get(name))
                 )
                 shown.append(
                     _shown(
@@ -294,8 +296,8 @@ def letter(run: int) -> str:
 
 def write_comparison(runs: Sequence[Results], lines: Sequence[Compared], path: Path) -> None:
     """A line for each score, set and run; shares in [0, 1]."""
-    ends = [f"{name}{part}" for name in FIGURES for part in ("", "_low", "_high")]
-    less = [f"{name}_less_first{part}" for name in FIGURES for part in ("", "_low", "_high")]
+    ends = [f"{name}{part}" for name in METRIC_NAMES for part in ("", "_low", "_high")]
+    less = [f"{name}_less_first{part}" for name in METRIC_NAMES for part in ("", "_low", "_high")]
     with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["group", "dataset", "run", "folder", "score", *ends, *less])
@@ -303,12 +305,12 @@ def write_comparison(runs: Sequence[Results], lines: Sequence[Compared], path: P
             for i, (run, score, row) in enumerate(zip(runs, line.score, line.rows, strict=True)):
                 own = [
                     value
-                    for name in FIGURES
-                    for value in (getattr(row.figures, name), *row.intervals[name])
+                    for name in METRIC_NAMES
+                    for value in (getattr(row.metrics, name), *row.intervals[name])
                 ]
                 than = [
                     value
-                    for name in FIGURES
+                    for name in METRIC_NAMES
                     for value in (line.less_first[name][i - 1][0], *line.less_first[name][i - 1][1])
                 ]
                 names = [line.group, line.dataset, run.name, run.folder.resolve(), score]

@@ -30,7 +30,7 @@ BEFORE = {
     "prediction": pa.int64(),
     "reconstructed_as": pa.int64(),
     "stop_index": pa.int64(),
-    "rows": pa.int64(),
+    "nfe": pa.int64(),
 }
 AFTER = {"seconds": pa.float64(), "error": pa.string()}
 

@@ -517,7 +517,7 @@ class Moments(NamedTuple):
         return self.within + (between.T * self.counts) @ between
 
 
-def yardsticks(logits: Tensor) -> dict[str, Tensor]:
+def logit_baselines(logits: Tensor) -> dict[str, Tensor]:
     """The scores of :data:`DEFAULT`, each [N], of logits [N, classes]."""
     from pytorch_ood.detector import EnergyBased, MaxLogit, MaxSoftmax
 

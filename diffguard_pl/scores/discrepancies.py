@@ -102,7 +102,7 @@ COLUMNS = (
     "prediction",
     "reconstructed_as",
     "stop_index",
-    "rows",
+    "nfe",
     "seconds",
     "error",
 )

@@ -81,7 +81,7 @@ def fit(
     if loader is None:
         names = ", ".join(name for name in detector.baselines.names if name in NEEDS_FIT)
         raise InputError(
-            f"baselines {names}: need training images; set data.fit, or call module.detector.fit(loader)"
+            f"baselines {names}: need training images; set data.fit, or call module.diffguard.fit(loader)"
         )
     contents = data.fit_contents() if hasattr(data, "fit_contents") else None
     if contents is None:

@@ -33,7 +33,7 @@ from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
 from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.ddim import denoise, invert
-from diffguard_pl.diffusion.guidance import Rows
+from diffguard_pl.diffusion.guidance import GuidanceInputs
 
 PAGE = ROOT / "docs" / "backbones.md"
 PIXEL = {
@@ -248,7 +248,7 @@ def test_guided_denoising_step_by_step_as_the_dit_pipeline(folder, pipeline, mon
     backbone = DiffusersPipeline(str(folder))
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     schedule, ours = backbone.schedule(steps), []
-    wanted = Rows(
+    wanted = GuidanceInputs(
         torch.full((2,), backbone.null_label), torch.tensor(labels), torch.full((2, 1, 1, 1), scale)
     )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers.golden import RowCounter, squeezenet
+from helpers.golden import NFECounter, squeezenet
 from jsonargparse import ArgumentParser
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -34,10 +34,10 @@ def resnet() -> Classifier:
 
 
 def test_logits_features_maps_and_cam_come_from_one_pass(resnet):
-    counter = RowCounter(resnet.model)
+    counter = NFECounter(resnet.model)
     images = torch.rand(3, 3, 64, 64)
     view, cam = resnet.view_with_cam(images)
-    assert counter.rows == 3
+    assert counter.nfe == 3
     assert view.logits.shape == (3, 10)
     assert view.features.shape == (3, 512)
     assert [m.shape[1] for m in view.maps][-1] == 512

@@ -184,10 +184,10 @@ def test_a_cascade_asks_the_diffusion_model_only_where_it_is_unsure(digits_ldm, 
         41,
     )  # the other half has made the scales
     images = torch.cat([digits("test").images[:60], photos().images[:20]])
-    before = digits_ldm.unet_rows
+    before = digits_ldm.nfe
     found = detector.predict(images)
     assert 0 < found.diffused.sum() < 60
-    assert digits_ldm.unet_rows - before == 30 * found.diffused.sum()
+    assert digits_ldm.nfe - before == 30 * found.diffused.sum()
     assert found.all_scores["maps"].isnan().tolist() == (~found.diffused).tolist()
     assert not found.scores.isnan().any()
     full = detector.predict_features(detector.features(images))

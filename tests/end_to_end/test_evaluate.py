@@ -354,7 +354,7 @@ def test_loaders_of_ones_own_and_pairs_as_batches(settings, tmp_path):
         {"mine": DataLoader(pairs, 4), "other": DataLoader(Pictures(False), 4)},
         verbose=False,
     )
-    assert [row.score for row in module.rows] == ["l2", "msp", "max_logit", "energy"]
+    assert [row.score for row in module.results] == ["l2", "msp", "max_logit", "energy"]
     assert "other/l2/auroc" in results[0]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.golden import REFERENCE, RowCounter, _scores, close, gdm_golden, unit
+from helpers.golden import REFERENCE, NFECounter, _scores, close, gdm_golden, unit
 from safetensors.torch import load_file
 
 from diffguard_pl.diffusion.ddim import Level, predict_eps, predict_x0, step
@@ -14,15 +14,15 @@ RUNS = ["plain", "offset", "early_stop", "no_cutouts", "no_x0hat", "smooth", "sm
 def test_the_seeded_classifier_is_still_that_of_the_golden_runs():
     golden = gdm_golden("plain")
     logits = load_file(REFERENCE / "gdm_golden.safetensors")["logits"]
-    close(golden.detector.classifier(golden.images), logits, 1e-5)
+    close(golden.diffguard.classifier(golden.images), logits, 1e-5)
 
 
 @pytest.mark.parametrize("run", ["plain", "offset", "early_stop"])
 def test_inversion_and_stop_indices(run):
     golden = gdm_golden(run)
     steps = []
-    prediction = golden.detector.classify(golden.images, golden.labels)
-    inversion = golden.detector.invert(
+    prediction = golden.diffguard.classify(golden.images, golden.labels)
+    inversion = golden.diffguard.invert(
         golden.images, prediction, callback=lambda s: steps.append(s.x)
     )
     close(inversion.noise, golden.tensors["xT"], 1e-4)
@@ -33,7 +33,7 @@ def test_inversion_and_stop_indices(run):
 
 def test_every_guidance_and_denoising_step_from_the_golden_state():
     golden = gdm_golden("smooth")
-    detector, schedule = golden.detector, golden.detector.schedule
+    detector, schedule = golden.diffguard, golden.diffguard.schedule
     classifier = Protected(detector.classifier.whole, 28)
     crops = detector.guidance.crops(8, 32)
     states = torch.cat(
@@ -58,7 +58,7 @@ def test_every_guidance_and_denoising_step_from_the_golden_state():
 @pytest.mark.parametrize("run", ["smooth", "smooth_early_stop"])
 def test_free_running_reconstruction(run):
     golden = gdm_golden(run)
-    detection = golden.detector(golden.images, golden.labels)
+    detection = golden.diffguard(golden.images, golden.labels)
     recon = unit(golden.tensors["recon"])
     if run == "smooth":
         close(detection.reconstructions, recon, 1e-3)
@@ -71,7 +71,7 @@ def test_free_running_reconstruction(run):
 
 def test_without_cutouts_the_classifier_is_given_the_picture_at_its_full_size():
     golden = gdm_golden("no_cutouts")
-    detection = golden.detector(golden.images, golden.labels)
+    detection = golden.diffguard(golden.images, golden.labels)
     for name, scores in golden.scores.items():
         close(detection.scores[name], scores, 1e-4)
 
@@ -87,25 +87,25 @@ def test_scores_of_the_golden_reconstructions(run):
 @pytest.mark.parametrize(("run", "rows"), [("plain", 48), ("no_cutouts", 48), ("early_stop", 57)])
 def test_no_row_too_many_goes_through_the_network(run, rows):
     golden = gdm_golden(run)
-    counter = RowCounter(golden.detector.backbone.unet)
-    golden.detector(golden.images, golden.labels)
-    assert counter.rows == rows
+    counter = NFECounter(golden.diffguard.backbone.unet)
+    golden.diffguard(golden.images, golden.labels)
+    assert counter.nfe == rows
 
 
 def test_nothing_is_differentiated_through_the_diffusion_network():
     golden = gdm_golden("plain")
     graphs = []
-    golden.detector.backbone.unet.register_forward_hook(
+    golden.diffguard.backbone.unet.register_forward_hook(
         lambda m, i, o: graphs.append(o.sample.requires_grad)
     )
     with torch.enable_grad():
-        golden.detector(golden.images, golden.labels)
+        golden.diffguard(golden.images, golden.labels)
     assert graphs
     assert not any(graphs)
 
 
 def test_padding_keeps_the_picture_and_compares_without_the_border():
-    backbone = gdm_golden("plain").detector.backbone
+    backbone = gdm_golden("plain").diffguard.backbone
     backbone.process_method = "pad"
     images = torch.rand(2, 3, 28, 28) * 2 - 1
     x = backbone.encode(images)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.golden import RowCounter, _scores, close, ldm_golden, unit
+from helpers.golden import NFECounter, _scores, close, ldm_golden, unit
 
 RUNS = ["masked", "unmasked", "inverse_mask", "guided_inversion"]
 
@@ -11,13 +11,13 @@ RUNS = ["masked", "unmasked", "inverse_mask", "guided_inversion"]
 def test_latents_and_inversion(run):
     golden = ldm_golden(run)
     steps = []
-    prediction = golden.detector.classify(golden.images, golden.labels)
-    inversion = golden.detector.invert(
+    prediction = golden.diffguard.classify(golden.images, golden.labels)
+    inversion = golden.diffguard.invert(
         golden.images, prediction, callback=lambda s: steps.append(s.x)
     )
     if run == "masked":
         close(
-            golden.detector.backbone.encode(golden.images * 2 - 1), golden.tensors["latent"], 1e-5
+            golden.diffguard.backbone.encode(golden.images * 2 - 1), golden.tensors["latent"], 1e-5
         )
     close(torch.stack(steps, dim=1), golden.tensors["inversion_steps"], 1e-4)
     close(inversion.noise, golden.tensors["xT"], 1e-4)
@@ -26,12 +26,12 @@ def test_latents_and_inversion(run):
 @pytest.mark.parametrize("run", ["masked", "inverse_mask"])
 def test_activation_map_and_mask(run):
     golden = ldm_golden(run)
-    prediction = golden.detector.classify(golden.images, golden.labels)
+    prediction = golden.diffguard.classify(golden.images, golden.labels)
     if run == "masked":  # the original keeps the map as it is, and scales it when it cuts
         cam = golden.tensors["cam"]
         low, high = cam.amin((1, 2), keepdim=True), cam.amax((1, 2), keepdim=True)
         close(prediction.cam[:, 0], (cam - low) / (high - low + 1e-7), 1e-4)
-    mask = golden.detector._mask(prediction, golden.tensors["denoise_steps"][:, 0])
+    mask = golden.diffguard._mask(prediction, golden.tensors["denoise_steps"][:, 0])
     assert torch.equal(mask.float(), golden.tensors["cam_mask_latent"])
 
 
@@ -39,9 +39,9 @@ def test_activation_map_and_mask(run):
 def test_free_running_latents(run):
     golden = ldm_golden(run)
     steps = []
-    prediction = golden.detector.classify(golden.images, golden.labels)
-    inversion = golden.detector.invert(golden.images, prediction)
-    golden.detector.reconstruct(inversion, prediction, callback=lambda s: steps.append(s.x))
+    prediction = golden.diffguard.classify(golden.images, golden.labels)
+    inversion = golden.diffguard.invert(golden.images, prediction)
+    golden.diffguard.reconstruct(inversion, prediction, callback=lambda s: steps.append(s.x))
     # scale 10 amplifies rounding; the latents reach 60
     close(torch.stack(steps, dim=1), golden.tensors["denoise_steps"], 3e-2)
 
@@ -49,7 +49,7 @@ def test_free_running_latents(run):
 @pytest.mark.parametrize("run", RUNS)
 def test_reconstruction_but_for_latents_that_fall_to_another_code(run):
     golden = ldm_golden(run)
-    detector, steps = golden.detector, []
+    detector, steps = golden.diffguard, []
     prediction = detector.classify(golden.images, golden.labels)
     recon = detector.reconstruct(
         detector.invert(golden.images, prediction), prediction, callback=lambda s: steps.append(s.x)
@@ -68,7 +68,7 @@ def test_reconstruction_but_for_latents_that_fall_to_another_code(run):
 def test_decoding_the_golden_latents():
     golden = ldm_golden("unmasked")
     close(
-        unit(golden.detector.backbone.decode(golden.tensors["denoise_steps"][:, -1])),
+        unit(golden.diffguard.backbone.decode(golden.tensors["denoise_steps"][:, -1])),
         unit(golden.tensors["recon"]),
         2e-5,
     )
@@ -85,14 +85,14 @@ def test_scores_of_the_golden_reconstructions(run):
 @pytest.mark.parametrize(("run", "rows"), [("masked", 72), ("guided_inversion", 96)])
 def test_no_row_too_many_goes_through_the_network(run, rows):
     golden = ldm_golden(run)
-    counter = RowCounter(golden.detector.backbone.unet)
-    golden.detector(golden.images, golden.labels)
-    assert counter.rows == rows
+    counter = NFECounter(golden.diffguard.backbone.unet)
+    golden.diffguard(golden.images, golden.labels)
+    assert counter.nfe == rows
 
 
 def test_an_unguided_reconstruction_costs_one_row_a_step():
     golden = ldm_golden("masked")
-    golden.detector.compare_to = "unguided"
-    counter = RowCounter(golden.detector.backbone.unet)
-    golden.detector(golden.images, golden.labels)
-    assert counter.rows == 72 + 24 - 3  # the first step without guidance is part of that with it
+    golden.diffguard.compare_to = "unguided"
+    counter = NFECounter(golden.diffguard.backbone.unet)
+    golden.diffguard(golden.images, golden.labels)
+    assert counter.nfe == 72 + 24 - 3  # the first step without guidance is part of that with it

@@ -133,7 +133,7 @@ def test_fitted_baselines_and_a_cascade_that_skips_on_two_devices(tmp_path, monk
     one, two = (pd.read_csv(tmp_path / name / "run" / "metrics.csv") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two, atol=1e-9)
     assert set(one["score"]) == {"cascade", "msp", "mahalanobis"}
-    sent = [read(tmp_path / name / "run")[0]["rows"] > 0 for name in ("one", "two")]
+    sent = [read(tmp_path / name / "run")[0]["nfe"] > 0 for name in ("one", "two")]
     assert sent[0].equals(sent[1])
     assert 0.2 < sent[0].mean() < 0.9
 

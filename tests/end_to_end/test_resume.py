@@ -252,7 +252,7 @@ def test_the_record_of_a_run(undisturbed):
     assert session["began"] <= session["ended"]
     throughput = session["throughput"]
     assert throughput["images"] == 96
-    assert throughput["rows"] == 96 * (
+    assert throughput["nfe"] == 96 * (
         5 + 2 * 5
     )  # inversion, and denoising with and without the label
     assert throughput["peak_memory_bytes"] > 1e8

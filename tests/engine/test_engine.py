@@ -82,7 +82,7 @@ def test_ldm(digits_ldm, some_digits, slots, batch):
 )
 def test_the_golden_gdm_runs(run):
     golden = gdm_golden(run)
-    detector, images = golden.detector, golden.images
+    detector, images = golden.diffguard, golden.images
     detector.slots = 4
     plain, found = (
         detector.plainly(images, golden.labels),
@@ -100,10 +100,10 @@ def test_the_golden_gdm_runs(run):
 @pytest.mark.parametrize("compare_to", ["input", "unguided"])
 def test_the_golden_ldm_runs(run, compare_to):
     golden = ldm_golden(run)
-    golden.detector.compare_to = compare_to
+    golden.diffguard.compare_to = compare_to
     # a latent of guided_inversion, at scale 10, may fall to another code on rounding: 0.02 of an l2 of 39
     assert_same(
-        golden.detector,
+        golden.diffguard,
         golden.images,
         5,
         2,
@@ -155,10 +155,10 @@ def test_guidance_that_begins_late_shares_the_steps_before_it(digits_ldm, some_d
     digits_ldm.compare_to = "unguided"
     try:
         digits_ldm.guidance.interval = (0.0, 0.35)  # at 1, 101, 201 and 301 of 1000
-        before = digits_ldm.unet_rows
+        before = digits_ldm.nfe
         digits_ldm(images)
         # 10 inversion steps; 6 for both; the first with guidance serves both; 3 of two rows and one without guidance
-        assert digits_ldm.unet_rows - before == 4 * (10 + 6 + 2 + 3 * 3)
+        assert digits_ldm.nfe - before == 4 * (10 + 6 + 2 + 3 * 3)
         with pytest.raises(InputError, match=r"interval=\[0.5, 0.2\]; expected two shares"):
             ClassifierFreeGuidance(interval=(0.5, 0.2))
     finally:
@@ -255,8 +255,8 @@ def test_batches_are_full_and_memory_is_bounded_by_the_slots(cheap, late):
     stops = torch.cat([*stops, *(d.stop_index for _, d in stream.drain())])
     assert len(set(stops.tolist())) >= 4  # else there is nothing to it
     assert len(stops) == 500
-    assert stream.engine.rows == sum(cheap.backbone.sizes)
-    assert stream.engine.rows == (stops + 1).sum() + 2 * (stops + 2).sum() - 500
+    assert stream.engine.nfe == sum(cheap.backbone.sizes)
+    assert stream.engine.nfe == (stops + 1).sum() + 2 * (stops + 2).sum() - 500
     assert stream.engine.utilisation > 0.95
     assert set(cheap.backbone.sizes[: stream.engine.passes // 2]) == {64}
     assert max(held) <= 2 * 64 + 1
@@ -322,7 +322,7 @@ def test_a_network_that_takes_one_size_only_is_given_that(cheap):
     cheap.plainly(images)
     torch.testing.assert_close(detection.scores["l2"], expected.scores["l2"], atol=1e-5, rtol=1e-5)
     assert set(cheap.backbone.sizes) == {64}
-    assert stream.engine.rows < 64 * stream.engine.passes
+    assert stream.engine.nfe < 64 * stream.engine.passes
 
 
 class NeverRead(engine.Reading):
@@ -342,7 +342,7 @@ def test_no_pass_waits_for_the_device(family, monkeypatch):
         settings = {"early_stop": {"psnr": 48.0}, "forback_skip_diff": 2, "compare_to": "unguided"}
     else:
         backbone, guidance, settings = (
-            ldm_golden("masked").detector.backbone,
+            ldm_golden("masked").diffguard.backbone,
             ClassifierFreeGuidance(cam_cut=0.3),
             {},
         )

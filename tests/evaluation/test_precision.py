@@ -68,7 +68,7 @@ def test_half_precision_of_lightnings_own_plugin_on_a_cpu(exact, tmp_path):
 def test_states_levels_and_scores_are_float32(family, mixed):
     dtype = torch.bfloat16  # half precision is slow on a CPU
     golden = gdm_golden("smooth_early_stop") if family == "gdm" else ldm_golden("masked")
-    detector, steps = golden.detector, []
+    detector, steps = golden.diffguard, []
     if not mixed:
         detector.networks_to(dtype)
         assert (

@@ -56,13 +56,13 @@ class Golden:
     """A run of the original.
 
     Attributes:
-        detector: ours, with the run's settings.
+        diffguard: ours, with the run's settings.
         images: [3, 3, H, W] in [0, 1].
         labels: [3], which the run reconstructed under.
         tensors: what it computed.
     """
 
-    detector: DiffGuard
+    diffguard: DiffGuard
     images: Tensor
     labels: Tensor
     tensors: dict[str, Tensor]
@@ -136,15 +136,15 @@ def ldm_golden(run: str) -> Golden:
     return Golden(detector, (tensors["image"] + 1) / 2, tensors["label"], of_run)
 
 
-class RowCounter:
+class NFECounter:
     """Counts the rows that go through a network."""
 
     def __init__(self, network: nn.Module):
-        self.rows = 0
+        self.nfe = 0
         network.register_forward_pre_hook(self._count)
 
     def _count(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.rows += len(inputs[0])
+        self.nfe += len(inputs[0])
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
 
 def _scores(golden: Golden) -> dict[str, torch.Tensor]:
     """Our scores of the original's reconstructions."""
-    detector, recon = golden.detector, unit(golden.tensors["recon"])
+    detector, recon = golden.diffguard, unit(golden.tensors["recon"])
     recon, reference = (recon[:, 0], recon[:, 1]) if recon.ndim == 5 else (recon, golden.images)
     scores = detector.discrepancies(
         *(Seen(x, *detector.classifier.view(x)) for x in (reference, recon))

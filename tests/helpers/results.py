@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from diffguard_pl.metrics.detection import Figures
+from diffguard_pl.metrics.detection import DetectionMetrics
 from diffguard_pl.runs.store import parts, read
 
 
@@ -41,14 +41,14 @@ def assert_same(found: Path, expected: Path) -> None:
             )
 
 
-def sklearn_figures(ind: np.ndarray, ood: np.ndarray) -> Figures:
+def sklearn_figures(ind: np.ndarray, ood: np.ndarray) -> DetectionMetrics:
     """As the original and as OpenOOD v1.5 compute them."""
     is_ind, both = np.r_[np.ones(len(ind)), np.zeros(len(ood))], np.r_[ind, ood]
     fpr, tpr, _ = sk.roc_curve(is_ind, both, drop_intermediate=False)
     fpr_out, tpr_out, _ = sk.roc_curve(1 - is_ind, -both, drop_intermediate=False)
     precision_in, recall_in, _ = sk.precision_recall_curve(is_ind, both)
     precision_out, recall_out, _ = sk.precision_recall_curve(1 - is_ind, -both)
-    return Figures(
+    return DetectionMetrics(
         auroc=sk.roc_auc_score(is_ind, both),
         fpr95=fpr[np.argmax(tpr >= 0.95)],
         aupr_in=sk.auc(recall_in, precision_in),

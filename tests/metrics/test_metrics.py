@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffguard_pl import InputError, OODMetrics
-from diffguard_pl.metrics.detection import Figures, aupr, auroc, figures, fpr_at_tpr
+from diffguard_pl.metrics.detection import (
+    DetectionMetrics,
+    aupr,
+    auroc,
+    detection_metrics,
+    fpr_at_tpr,
+)
 
 scores = st.lists(st.floats(-600, 600) | st.integers(-3, 3).map(float), min_size=1, max_size=40)
 
@@ -20,7 +26,7 @@ def tensor(values) -> torch.Tensor:
 
 @given(scores, scores)
 def test_as_scikit_learn(ind, ood):
-    assert figures(tensor(ind), tensor(ood)) == pytest.approx(
+    assert detection_metrics(tensor(ind), tensor(ood)) == pytest.approx(
         sklearn_figures(np.array(ind), np.array(ood)), abs=1e-12
     )
 
@@ -30,7 +36,7 @@ def test_large_scores_a_millionth_apart_are_told_apart(centre):
     ind, ood = tensor([centre + 2e-6, centre + 4e-6]), tensor([centre + 1e-6, centre + 3e-6])
     metric = OODMetrics(["score"], ["ind", "ood"])
     metric.update(torch.cat([ind, ood])[:, None], torch.tensor([0, 0, 1, 1]))
-    assert metric.compute()[0].figures == pytest.approx(
+    assert metric.compute()[0].metrics == pytest.approx(
         sklearn_figures(ind.numpy(), ood.numpy()), abs=1e-12
     )
     assert auroc(ind, ood) == 0.75
@@ -42,7 +48,7 @@ def test_only_the_order_of_scores_counts(ind, ood, scale):
         distinct = sorted({*ind, *ood})
         return tensor([scale * distinct.index(v) for v in values])
 
-    assert figures(tensor(ind), tensor(ood)) == figures(rank(ind), rank(ood))
+    assert detection_metrics(tensor(ind), tensor(ood)) == detection_metrics(rank(ind), rank(ood))
 
 
 @given(scores, scores)
@@ -54,7 +60,7 @@ def test_swapping_the_sets_mirrors_auroc(ind, ood):
 
 def test_perfect_useless_and_inverted_scores():
     high, low = tensor([3.0, 4.0]), tensor([1.0, 2.0])
-    assert figures(high, low) == (1, 0, 1, 1, 0)
+    assert detection_metrics(high, low) == (1, 0, 1, 1, 0)
     assert auroc(low, high) == 0
     assert fpr_at_tpr(low, high) == 1
     assert auroc(tensor([1.0] * 5), tensor([1.0] * 7)) == 0.5
@@ -75,7 +81,7 @@ def test_a_table_of_several_sets_and_scores_with_group_means():
     metric = OODMetrics(["a", "b"], ["ind", "x", "y"], {"x": "far", "y": "far"})
     for part in np.array_split(generator.permutation(90), 7):
         metric.update(tensor(values[part]), torch.tensor(members[part]))
-    rows = {(row.group, row.dataset, row.score): row.figures for row in metric.compute()}
+    rows = {(row.group, row.dataset, row.score): row.metrics for row in metric.compute()}
     assert list(rows) == [
         ("far", name, score) for name in ("x", "y", "mean") for score in ("a", "b")
     ]
@@ -89,17 +95,17 @@ def test_a_nan_score_spoils_its_own_rows_alone():
     metric = OODMetrics(["good", "broken"], ["ind", "ood"])
     metric.update(tensor([[1.0, 1.0], [0.0, float("nan")]]), torch.tensor([0, 1]))
     good, broken = metric.compute()
-    assert good.figures.auroc == 1
-    assert np.isnan(broken.figures).all()
+    assert good.metrics.auroc == 1
+    assert np.isnan(broken.metrics).all()
 
 
 def test_an_empty_set_has_no_figures_and_does_not_cost_the_others_theirs():
     metric = OODMetrics(["a"], ["digits", "letters", "photos"], {"letters": "far", "photos": "far"})
     metric.update(tensor([[1.0], [0.0]]), torch.tensor([0, 2]))
     letters, photos, mean = metric.compute()
-    assert np.isnan(letters.figures).all()
-    assert photos.figures.auroc == 1
-    assert np.isnan(mean.figures).all()
+    assert np.isnan(letters.metrics).all()
+    assert photos.metrics.auroc == 1
+    assert np.isnan(mean.metrics).all()
     assert metric.sizes == {"digits": 1, "letters": 0, "photos": 1}
 
 
@@ -131,7 +137,7 @@ def _one_rank(
     meeting: str,
     values: torch.Tensor,
     members: torch.Tensor,
-    expected: Figures,
+    expected: DetectionMetrics,
 ) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
@@ -139,7 +145,7 @@ def _one_rank(
     metric = OODMetrics(["a"], ["ind", "ood"])
     share = slice(0, 7) if rank == 0 else slice(7, None)  # uneven
     metric.update(values[share, None], members[share])
-    assert metric.compute()[0].figures == pytest.approx(expected, abs=1e-12)
+    assert metric.compute()[0].metrics == pytest.approx(expected, abs=1e-12)
     torch.distributed.destroy_process_group()
 
 

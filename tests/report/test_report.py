@@ -19,7 +19,7 @@ from scipy.stats import norm
 from diffguard_pl import InputError
 from diffguard_pl.commands.report import main
 from diffguard_pl.metrics.bootstrap import intervals, replicates
-from diffguard_pl.metrics.detection import figures
+from diffguard_pl.metrics.detection import detection_metrics
 from diffguard_pl.metrics.table import ScoreTable, result_rows
 from diffguard_pl.report.build import build, grid_strips
 from diffguard_pl.report.cascade_curve import BUDGETS
@@ -138,7 +138,7 @@ def make_run(
                         "machine": {"host": "node1", "cpus": 2, "gpus": []},
                         "throughput": {
                             "images_per_second": 3.5,
-                            "rows_per_second": 700,
+                            "nfe_per_second": 700,
                             "stages": {"inversion": 2.0, "other": 1.0},
                         },
                         "versions": {"torch": "2.11.0"},
@@ -238,7 +238,7 @@ def test_a_draw_is_what_drawing_the_images_and_computing_the_figures_gives():
         taken = [of_set[again.integers(len(of_set), size=len(of_set))] for of_set in sets]
         for k, score in enumerate(table.scores):
             expected = [
-                figures(*(torch.from_numpy(t[:, k]) for t in (taken[0], ood)))[:2]
+                detection_metrics(*(torch.from_numpy(t[:, k]) for t in (taken[0], ood)))[:2]
                 for ood in taken[1:]
             ]
             for d, name in enumerate(table.datasets[1:]):
@@ -283,9 +283,9 @@ def test_metrics_csv_holds_the_figures_of_the_scores_with_their_intervals(run):
                 torch.tensor(scored.loc[scored["dataset"] == name, score].to_numpy())
                 for name in ("digits", dataset)
             ]
-            assert tuple(float(line[name]) for name in figures(*sets)._fields) == pytest.approx(
-                figures(*sets), abs=1e-12
-            )
+            assert tuple(
+                float(line[name]) for name in detection_metrics(*sets)._fields
+            ) == pytest.approx(detection_metrics(*sets), abs=1e-12)
             for figure in ("auroc", "fpr95"):
                 assert (
                     0
@@ -486,7 +486,7 @@ def test_tiles_show_the_interval_of_each_figure(run):
     for row, figure in ((rows["dists"], "auroc"), (rows["dists"], "fpr95"), (rows["msp"], "auroc")):
         low, high = row.intervals[figure]
         assert f"{100 * low:.1f} to {100 * high:.1f}" in tile
-        assert f"{100 * getattr(row.figures, figure):.2f}" in tile
+        assert f"{100 * getattr(row.metrics, figure):.2f}" in tile
 
 
 def test_class_names_are_short_where_they_stay_apart(tmp_path):
@@ -509,7 +509,7 @@ def test_the_threshold_is_that_of_fpr95():
     chance = np.random.default_rng(3)
     for count in (1, 7, 19, 20, 21, 100, 101):
         ind, ood = chance.normal(size=count).round(1), chance.normal(-1, size=50).round(1)
-        fpr95 = figures(torch.from_numpy(ind), torch.from_numpy(ood)).fpr95
+        fpr95 = detection_metrics(torch.from_numpy(ind), torch.from_numpy(ood)).fpr95
         assert (ood >= threshold(ind)).mean() == pytest.approx(fpr95), count
 
 
@@ -531,7 +531,7 @@ def test_roc_curves_of_many_scores_are_thinned_and_keep_their_area():
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     area = (np.diff(x) * (y[1:] + y[:-1]) / 2).sum()
     assert area == pytest.approx(
-        figures(torch.from_numpy(ind), torch.from_numpy(ood)).auroc, abs=1e-3
+        detection_metrics(torch.from_numpy(ind), torch.from_numpy(ood)).auroc, abs=1e-3
     )
 
 
@@ -617,7 +617,7 @@ def test_differences_are_paired(pair):
         if line.dataset == "letters" and line.score == ("dists", "maps")
     )
     value, (low, high) = line.less_first["auroc"][0]
-    assert value == pytest.approx(line.rows[1].figures.auroc - line.rows[0].figures.auroc)
+    assert value == pytest.approx(line.rows[1].metrics.auroc - line.rows[0].metrics.auroc)
     assert 0 < low < value < high
     alone = [row.intervals["auroc"] for row in line.rows]
     assert high - low < 0.8 * math.hypot(*(end.high - end.low for end in alone)), (
@@ -649,13 +649,13 @@ def test_differences_are_on_the_images_that_both_have(pair, tmp_path):
     both = both[both["error"].isna()]
     ind, ood = (both[both["dataset"] == name] for name in ("digits", "photos"))
     expected = [
-        figures(torch.tensor(ind[s].to_numpy()), torch.tensor(ood[s].to_numpy())).auroc
+        detection_metrics(torch.tensor(ind[s].to_numpy()), torch.tensor(ood[s].to_numpy())).auroc
         for s in ("dists", "maps")
     ]
     assert line.less_first["auroc"][0][0] == pytest.approx(expected[1] - expected[0])
     assert (
-        line.rows[0].figures
-        == next(r for r in a.rows if r[:3] == ("far", "photos", "dists")).figures
+        line.rows[0].metrics
+        == next(r for r in a.rows if r[:3] == ("far", "photos", "dists")).metrics
     ), "each run's own stays"
 
 
@@ -1052,7 +1052,7 @@ def test_a_cascade_has_its_curve_in_table_page_csv_and_png(browser, tmp_path, ca
             for plot in ("auroc", "fpr95"):
                 assert page.locator(f"#plot-cascade-{plot} .main-svg").count() > 0
             assert page.locator("#cascade tbody tr").count() == len(lines)
-            assert page.locator("#cascade tr.headline").inner_text().split()[0] == "0.25"
+            assert page.locator("#cascade tr.primary_score").inner_text().split()[0] == "0.25"
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert "calibration" not in page.inner_text("#results")
 

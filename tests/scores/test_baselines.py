@@ -20,8 +20,8 @@ from diffguard_pl.scores.baselines import (
     NAMES,
     NEEDS_FIT,
     Baselines,
+    logit_baselines,
     percentile,
-    yardsticks,
 )
 
 HALF = (0.5, 0.5, 0.5)
@@ -236,7 +236,7 @@ def test_pytorch_ood_agrees_where_it_is_not_used(
 
 def test_yardsticks_are_the_default_scores(fitted: Baselines, view: View):
     scores = fitted(view, IMAGES)
-    of_logits = yardsticks(view.logits)
+    of_logits = logit_baselines(view.logits)
     assert list(of_logits) == DEFAULT
     for name in DEFAULT:
         assert torch.equal(of_logits[name], scores[name])

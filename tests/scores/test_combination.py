@@ -200,7 +200,7 @@ def test_a_run_has_both_in_its_table_its_page_and_a_curve(whole):
             & (table["dataset"] == row.dataset)
             & (table["score"] == row.score)
         ].iloc[0]
-        assert line["auroc"] == pytest.approx(row.figures.auroc, abs=1e-12)
+        assert line["auroc"] == pytest.approx(row.metrics.auroc, abs=1e-12)
     page = (whole / "report.html").read_text()
     assert 'id="cascade"' in page
     assert (whole / "cascade.png").exists()
@@ -211,7 +211,7 @@ def test_the_curve_goes_from_the_baseline_to_the_other_score_with_the_rows_saved
     curve = pd.read_csv(whole / "cascade.csv")
     table = pd.read_csv(whole / "metrics.csv").set_index(["dataset", "score"])
     near = curve[curve["dataset"] == "digits_4_9"].set_index("budget")
-    assert (near.loc[0, "sent"], near.loc[0, "rows"], near.loc[1, "sent"], near.loc[1, "rows"]) == (
+    assert (near.loc[0, "sent"], near.loc[0, "nfe"], near.loc[1, "sent"], near.loc[1, "nfe"]) == (
         0,
         0,
         1,
@@ -223,7 +223,7 @@ def test_the_curve_goes_from_the_baseline_to_the_other_score_with_the_rows_saved
                 table.loc[("digits_4_9", score), figure], abs=1e-9
             )
     assert near["sent"].is_monotonic_increasing
-    assert near["rows"].tolist() == pytest.approx(
+    assert near["nfe"].tolist() == pytest.approx(
         near["sent"].tolist()
     )  # LDM: every image takes as many
     assert (near["auroc_low"] <= near["auroc"] + 1e-9).all()
@@ -240,7 +240,7 @@ def test_a_cascade_that_skips_spends_rows_on_unsure_images_alone_and_decides_the
     calibration = frame["dataset"] == "calibration"
     assert sent[calibration].all()
     assert 0.1 < sent[~calibration].mean() < 0.6
-    assert (frame["rows"] > 0).equals(sent)
+    assert (frame["nfe"] > 0).equals(sent)
     assert frame.loc[~sent, "stop_index"].isna().all()
     np.testing.assert_allclose(frame["maps"][sent], before["maps"][sent], atol=2e-5)
     np.testing.assert_allclose(frame["msp"], before["msp"], atol=1e-6)
@@ -254,7 +254,7 @@ def test_a_cascade_that_skips_spends_rows_on_unsure_images_alone_and_decides_the
     ]
     np.testing.assert_allclose(*both, atol=1e-3)
     record = json.loads((tmp_path / "skipped" / "run.json").read_text())
-    assert record["sessions"][0]["throughput"]["useful_rows"] == frame["rows"].sum()
+    assert record["sessions"][0]["throughput"]["useful_nfe"] == frame["nfe"].sum()
     results = read_results(tmp_path / "skipped")
     assert results.header.scores == ["cascade", "msp", "max_logit", "energy"]
     assert results.curve == []
@@ -263,8 +263,8 @@ def test_a_cascade_that_skips_spends_rows_on_unsure_images_alone_and_decides_the
 def test_rows_of_images_add_up(whole):
     frame, _ = read_scores(whole)
     record = json.loads((whole / "run.json").read_text())
-    assert frame["rows"].sum() == record["sessions"][0]["throughput"]["useful_rows"]
-    assert frame["rows"].nunique() == 1
+    assert frame["nfe"].sum() == record["sessions"][0]["throughput"]["useful_nfe"]
+    assert frame["nfe"].nunique() == 1
 
 
 def test_a_run_with_a_combination_can_be_resumed(whole, tmp_path):
@@ -297,7 +297,7 @@ def test_a_combination_of_ones_own_loaders(tmp_path):
         logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
     )
     trainer.test(module, loaders, verbose=False)
-    assert [row.score for row in module.rows if row.dataset == "strange"][-4:] == [
+    assert [row.score for row in module.results if row.dataset == "strange"][-4:] == [
         "fusion",
         "msp",
         "max_logit",
@@ -353,9 +353,9 @@ def test_baselines_without_training_images(tmp_path):
     )
     with pytest.raises(InputError, match="baselines knn: need training images; set data"):
         trainer.test(module, {"a": loader, "b": loader}, verbose=False)
-    module.detector.fit(DataLoader(digits("train"), 64))
+    module.diffguard.fit(DataLoader(digits("train"), 64))
     trainer.test(module, {"a": loader, "b": loader}, verbose=False)
-    assert [row.score for row in module.rows][-1] == "knn"
+    assert [row.score for row in module.results][-1] == "knn"
 
 
 def vars_of(config: str) -> dict:

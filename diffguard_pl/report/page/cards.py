@@ -106,7 +106,7 @@ def class_name(results: Results, label: Any) -> str | None:
 
 
 def _in_turn(there: pd.DataFrame, confusing: np.ndarray, datasets: list[str]) -> Iterator[int]:
-    """Row numbers: the most confusing of each set, then the second ones."""
+    """ResultRow numbers: the most confusing of each set, then the second ones."""
     of_sets = []
     for dataset in datasets:
         rows = there.index[there["dataset"] == dataset].to_numpy()

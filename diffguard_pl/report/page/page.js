@@ -196,7 +196,7 @@ function drawComparison() {
   plot("plot-roc", [diagonal(), ...curves], layout(`${plain(line.dataset)} accepted`, "in-distribution accepted", { xaxis: shareAxis(), yaxis: whole }));
 
   const [figure, less] = by("plot-figure").value.split("-").reverse();
-  const first = new Map(data.lines.map((one) => [`${one.group}: ${one.dataset}`, one]).reverse()); // the headline's line comes first
+  const first = new Map(data.lines.map((one) => [`${one.group}: ${one.dataset}`, one]).reverse()); // the primary's line comes first
   const names = [...first.keys()];
   const runs = data.runs.slice(less ? 1 : 0);
   const apart = Math.min(0.16, 0.76 / runs.length); // rows of one set stay clear of those of the next

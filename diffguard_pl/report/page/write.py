@@ -12,8 +12,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ...metrics.bootstrap import FIGURES
-from ...metrics.table import Interval, Row
+from ...metrics.bootstrap import METRIC_NAMES
+from ...metrics.table import Interval, ResultRow
 from ...runs.files import replacing
 from ...scores.baselines import NAMES as BASELINES
 from ..plots import curve_points, plot_data, roc
@@ -71,7 +71,7 @@ def _cascade(results: Results) -> dict[str, Any] | None:
     if not results.curve:
         return None
     sets = results.header.datasets[1:]
-    rows = [{row.dataset: row for row in point.figures} for point in results.curve]
+    rows = [{row.dataset: row for row in point.metrics} for point in results.curve]
     return {
         "sent": [round(point.sent, 5) for point in results.curve],
         "own": next(i for i, point in enumerate(results.curve) if point.budget == results.budget),
@@ -79,12 +79,12 @@ def _cascade(results: Results) -> dict[str, Any] | None:
         "figures": {
             name: [
                 [
-                    [round(v, 5) for v in (getattr(of[s].figures, name), *of[s].intervals[name])]
+                    [round(v, 5) for v in (getattr(of[s].metrics, name), *of[s].intervals[name])]
                     for of in rows
                 ]
                 for s in sets
             ]
-            for name in FIGURES
+            for name in METRIC_NAMES
         },
     }
 
@@ -97,7 +97,7 @@ def _context(results: Results) -> dict[str, Any]:
         "subtitle": results.folder.resolve().name,
         "unfinished": results.unfinished,
         "headline": header.scores[0],
-        "yardsticks": BASELINES,
+        "logit_baselines": BASELINES,
         "ind": header.datasets[0],
         "facts": _facts(results),
         "tiles": _tiles(results),
@@ -164,14 +164,14 @@ def write_comparison_page(runs: Sequence[Results], lines: Sequence[Compared], pa
                 "curves": _curves(runs, line, points),
                 "figures": {
                     name: [
-                        [getattr(row.figures, name), *row.intervals.get(name, (None, None))]
+                        [getattr(row.metrics, name), *row.intervals.get(name, (None, None))]
                         for row in line.rows
                     ]
-                    for name in FIGURES
+                    for name in METRIC_NAMES
                 },
                 "less": {
                     name: [[value, *ends] for value, ends in line.less_first[name]]
-                    for name in FIGURES
+                    for name in METRIC_NAMES
                 },
             }
             for line in lines
@@ -230,7 +230,7 @@ def _templates() -> Environment:
     return found
 
 
-def _tiles(results: Results) -> list[tuple[str, str, Row, Row | None]]:
+def _tiles(results: Results) -> list[tuple[str, str, ResultRow, ResultRow | None]]:
     """For each group of sets its name, of how many sets it is, its row of the headline score and that of MSP."""
     tiles = []
     for group in dict.fromkeys(row.group for row in results.rows):
@@ -303,7 +303,7 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
         "machine": _machine(session),
         "images": session.get("images", speed.get("images")),
         "images_per_second": speed.get("images_per_second"),
-        "rows_per_second": speed.get("rows_per_second"),
+        "nfe_per_second": speed.get("nfe_per_second"),
         "peak_memory_bytes": speed.get("peak_memory_bytes"),
         "stages": [(name, seconds, 100 * seconds / total) for name, seconds in stages.items()]
         if total
@@ -331,14 +331,14 @@ def _curves(runs: Sequence[Results], line: Compared, points: int) -> list[dict[s
     return curves
 
 
-def _floors(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+def _floors(rows: Sequence[ResultRow]) -> dict[str, tuple[float, float]]:
     """Where the scale of the small intervals of a figure begins and ends, in steps of 2 %."""
     scales = {}
-    for name in FIGURES:
+    for name in METRIC_NAMES:
         values = [
             v
             for row in rows
-            for v in (getattr(row.figures, name), *row.intervals.get(name, ()))
+            for v in (getattr(row.metrics, name), *row.intervals.get(name, ()))
             if not math.isnan(v)
         ]
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -347,9 +347,9 @@ def _floors(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     return scales
 
 
-def _span(row: Row, name: str, scale: tuple[float, float]) -> dict[str, float] | None:
+def _span(row: ResultRow, name: str, scale: tuple[float, float]) -> dict[str, float] | None:
     """A figure and its interval in percent of a scale."""
-    value, interval = getattr(row.figures, name), row.intervals.get(name)
+    value, interval = getattr(row.metrics, name), row.intervals.get(name)
     if interval is None or any(math.isnan(v) for v in (value, *interval)):
         return None
     low, high, at = (

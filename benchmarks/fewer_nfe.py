@@ -1,7 +1,7 @@
 """Fewer rows of the diffusion model for the same answer: what each way to save them costs in AUROC.
 
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/fewer_rows.py    # fewer_rows.csv and docs/images/fewer_rows.png
-    python benchmarks/fewer_rows.py draw                                         # the picture alone, from fewer_rows.csv
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/fewer_nfe.py    # fewer_nfe.csv and docs/images/fewer_nfe.png
+    python benchmarks/fewer_nfe.py draw                                         # the picture alone, from fewer_nfe.csv
 
 Both pipelines of the embedded benchmark, by their headline score, on the tuning split: validation digits against ``tuning``. A row
 is one image through the UNet once. Intervals are a bootstrap over images; all settings of a pipeline share the draws, so that
@@ -30,14 +30,14 @@ import diffguard_pl
 from diffguard_pl.datamodules.digits import digits, tuning
 from diffguard_pl.diffusion import ddim
 from diffguard_pl.diffusion.ddim import Callback, Level, NoiseModel, Step
-from diffguard_pl.diffusion.guidance import Network, Protected, Rows
+from diffguard_pl.diffusion.guidance import GuidanceInputs, Network, Protected
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.metrics.table import ScoreTable
 from diffguard_pl.stages import Reconstruction
 
 TABLE = Path(__file__).with_suffix(".csv")
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "fewer_rows.png"
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "fewer_nfe.png"
 HEADLINE = {"ldm": "maps", "gdm": "kl"}
 BATCH = 128
 
@@ -96,7 +96,7 @@ class Batch:
         def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
             i = int(index[0])
             asked = len(x) if scales[i + 1 : self.start + 1].any() else n
-            wanted = Rows(
+            wanted = GuidanceInputs(
                 asked=self.null.repeat(2)[:asked],
                 labels=self.prediction.labels[: n if scales[i] else 0],
                 scale=scales[i].view(1, 1, 1, 1),
@@ -381,7 +381,7 @@ def run(pipeline: str, setting: Setting, images: Tensor) -> tuple[Tensor, float]
     done = [found for part in images.split(BATCH) for found in stream.push(part)] + stream.drain()
     return torch.cat(
         [detection.scores[HEADLINE[pipeline]] for _, detection in done]
-    ), detector.unet_rows / len(images)
+    ), detector.nfe / len(images)
 
 
 def measure(pipeline: str) -> pd.DataFrame:
@@ -404,7 +404,7 @@ def measure(pipeline: str) -> pd.DataFrame:
         scores.append(found.double())
         print(*lines[-1], f"{time.monotonic() - began:.1f} s", flush=True)
     table, names = (
-        pd.DataFrame(lines, columns=["pipeline", "curve", "setting", "rows", "auroc"]),
+        pd.DataFrame(lines, columns=["pipeline", "curve", "setting", "nfe", "auroc"]),
         [str(line) for line in lines],
     )
     found = replicates(
@@ -442,7 +442,7 @@ def draw_panel(panel: plt.Axes, table: pd.DataFrame) -> None:
     panel.axhline(100 * full.auroc, color="0.45", lw=1, ls="--")
     panel.plot(full.rows, 100 * full.auroc, "o", color="0.3", ms=9, ls="", label="full run")
     for k, (curve, (label, colour, marker)) in enumerate(LOOKS.items()):
-        points = table[table.curve == curve].sort_values("rows")
+        points = table[table.curve == curve].sort_values("nfe")
         x, y = (
             points.rows * 1.012 ** (k - 3),
             100 * points.auroc,
