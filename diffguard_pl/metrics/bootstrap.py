@@ -58,7 +58,7 @@ def replicates(
             for d, of_set in enumerate(orders):
                 found = of_set[k]
                 if found is not None:
-                    drawn[d, k, r] = found.figures(below, weights[d + 1])
+                    drawn[d, k, r] = found.metrics(below, weights[d + 1])
     groups = [table.groups.get(name, name) for name in table.datasets[1:]]
     rows: dict[Key, np.ndarray] = {}
     for k, score in enumerate(table.scores):
@@ -85,7 +85,7 @@ class _Order:
             c for c in range(int(0.05 * count) + 1, -1, -1) if (count - c) / count >= 0.95
         )
 
-    def detection_metrics(self, below: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    def metrics(self, below: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
         """AUROC and FPR@95.
 
         Args:

@@ -386,7 +386,7 @@ def test_scores_of_a_skipped_image_are_nan_and_its_label_is_known(digits_ldm):
     )
     torch.testing.assert_close(found["mixed"].scores["msp"], plain.scores["msp"])
     assert found["mixed"].stop_index[~kept].tolist() == [-1] * 6
-    assert found["mixed"].rows.tolist() == [plain.rows[0].item(), 0] * 6
+    assert found["mixed"].nfe.tolist() == [plain.nfe[0].item(), 0] * 6
     assert found["none"].scores["maps"].isnan().all()
     assert found["none"].reconstructions.isnan().all()
     assert found["none"].prediction.predicted.tolist() == plain.prediction.predicted[:2].tolist()

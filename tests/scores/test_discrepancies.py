@@ -290,7 +290,8 @@ def test_ones_own_in_a_config_from_the_command_line_and_in_a_detector_file(own):
     run = [
         sys.executable,
         "-m",
-        "diffguard_pl.commands.calibrate",
+        "diffguard_pl",
+        "calibrate",
         *flags,
         "--data.limit",
         "40",
