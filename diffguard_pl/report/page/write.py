@@ -96,7 +96,7 @@ def _context(results: Results) -> dict[str, Any]:
         "title": results.folder.resolve().parent.name,
         "subtitle": results.folder.resolve().name,
         "unfinished": results.unfinished,
-        "headline": header.scores[0],
+        "primary": header.scores[0],
         "logit_baselines": BASELINES,
         "ind": header.datasets[0],
         "facts": _facts(results),
