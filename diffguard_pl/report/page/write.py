@@ -97,7 +97,7 @@ def _context(results: Results) -> dict[str, Any]:
         "subtitle": results.folder.resolve().name,
         "unfinished": results.unfinished,
         "primary": header.scores[0],
-        "logit_baselines": BASELINES,
+        "baselines": BASELINES,
         "ind": header.datasets[0],
         "facts": _facts(results),
         "tiles": _tiles(results),
