@@ -1052,7 +1052,7 @@ def test_a_cascade_has_its_curve_in_table_page_csv_and_png(browser, tmp_path, ca
             for plot in ("auroc", "fpr95"):
                 assert page.locator(f"#plot-cascade-{plot} .main-svg").count() > 0
             assert page.locator("#cascade tbody tr").count() == len(lines)
-            assert page.locator("#cascade tr.primary_score").inner_text().split()[0] == "0.25"
+            assert page.locator("#cascade tr.primary").inner_text().split()[0] == "0.25"
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert "calibration" not in page.inner_text("#results")
 
