@@ -5,7 +5,7 @@ compose DiffGuard, calibrate it on validation digits, save, load, and see which 
 is accepted. After so little training that is no detector to trust: of 150 images each it accepted 98.7 %, 24 % and 80 % (by the
 classifier's softmax alone 99.3 %, 31 % and 91 %). What comes of an hour of training stands in the README.
 
-For your own: leave out the first two cells; give `composed` your model, its preprocessing and your pipeline's folder, and `fit`
+For your own: leave out the first two cells; give `composed` your model, its preprocessing and your pipeline's folder, and `calibrate`
 images that neither was trained on. The two have to know the same classes, by the same numbers.
 
     python examples/guard_my_classifier.py
@@ -104,7 +104,7 @@ fusion = Fusion(
 detector = Detector(
     composed(), tpr=0.95, fusion=fusion, class_names=[str(digit) for digit in CLASSES]
 )
-detector.fit(DataLoader(digits("val"), batch_size=64))
+detector.calibrate(DataLoader(digits("val"), batch_size=64))
 detector.save(OUT / "detector.json")
 print(f"{detector.score} below {detector.threshold:.3f} is rejected")
 
@@ -123,7 +123,7 @@ for name, of_set in features.items():
 # %% Would one score alone have done?
 validation = detector.features(digits("val").images)
 for score in detector.score_names:
-    alone = Detector(detector.model, score).fit_features(validation)
+    alone = Detector(detector.model, score).calibrate_features(validation)
     accepted = {
         name: alone.predict_features(of_set).accepted.float().mean()
         for name, of_set in features.items()

@@ -78,7 +78,7 @@ class CalibrateCLI(CLI):
         super().instantiate_classes()
         if not hasattr(self.datamodule, "only_calibration"):
             raise InputError(
-                f"{type(self.datamodule).__name__} has no calibration images; `Detector(...).fit(loader)` takes any"
+                f"{type(self.datamodule).__name__} has no calibration images; `Detector(...).calibrate(loader)` takes any"
             )
         self.datamodule.calibrates = self.datamodule.only_calibration = self.model.calibrating = (
             True
@@ -146,7 +146,7 @@ def _write(cli: CalibrateCLI) -> None:
         str(cli.trainer.precision),
         module.tf32,
     )
-    detector.fit_features(torch.tensor(scored[module.score_names].to_numpy("float64")))
+    detector.calibrate_features(torch.tensor(scored[module.score_names].to_numpy("float64")))
     detector.settings = cli.settings()["model"]
     contents: dict[str, Any] = data.contents() if hasattr(data, "contents") else {}
     left_out = len(frame) - len(scored)

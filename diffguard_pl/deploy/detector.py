@@ -4,7 +4,7 @@ detector = Detector.load("detector.json")            # what `diffguard-pl calibr
 decisions = detector.predict([image, "photo.jpg"])   # PIL images, paths, arrays, tensors
 decisions.accepted, decisions.label_names, decisions.p_values
 
-Or from parts of your own: ``Detector(diffguard).fit(validation_loader).save("detector.json")``. Its methods are those of
+Or from parts of your own: ``Detector(diffguard).calibrate(validation_loader).save("detector.json")``. Its methods are those of
 pytorch-ood's detectors; the features of an image are its scores, in the order of ``score_names``.
 """
 
@@ -80,7 +80,7 @@ class Detector:
         tf32: on a GPU, round factors of float32 products to TF32, see :class:`~diffguard_pl.DiffGuardModule`.
 
     Attributes:
-        calibrated: the threshold and what is known of it; None before ``fit``.
+        calibrated: the threshold and what is known of it; None before ``calibrate``.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Detector:
         self.model.to(device)
         return self
 
-    def fit(self, loader: Iterable[Any]) -> "Detector":
+    def calibrate(self, loader: Iterable[Any]) -> "Detector":
         """Set the threshold.
 
         Args:
@@ -186,8 +186,8 @@ class Detector:
             self._features(detection) for _, detection in self._detected(loader, None) if detection
         ]
         if not found:
-            raise InputError("fit: there are no images to calibrate on")
-        return self.fit_features(torch.cat(found))
+            raise InputError("calibrate: the loader has no images")
+        return self.calibrate_features(torch.cat(found))
 
     def fit_baselines(self, loader: Iterable[Any]) -> "Detector":
         """Fit baselines that need it to the classifier's training images, see :meth:`diffguard_pl.DiffGuard.fit`."""
@@ -195,7 +195,7 @@ class Detector:
             self.model.fit(loader)
         return self
 
-    def fit_features(self, features: Tensor) -> "Detector":
+    def calibrate_features(self, features: Tensor) -> "Detector":
         """Set the threshold from scores that are known.
 
         Args:
@@ -439,7 +439,7 @@ class Detector:
     def _calibrated(self) -> Threshold:
         if self.calibrated is None:
             raise InputError(
-                "the detector has no threshold yet; call fit(loader) with in-distribution validation images"
+                "the detector has no threshold yet; call calibrate(loader) with in-distribution validation images"
             )
         return self.calibrated
 

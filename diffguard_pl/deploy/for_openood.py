@@ -75,7 +75,7 @@ class DiffGuardPostprocessor:
         if baselines.needs_fit and not baselines.fitted:
             self.detector.fit_baselines(self._batches(id_loader_dict["train"]))
         if self.detector.calibrated is None:
-            self.detector.fit(self._batches(id_loader_dict["val"]))
+            self.detector.calibrate(self._batches(id_loader_dict["val"]))
 
     def postprocess(self, net: nn.Module, data: Tensor) -> tuple[Tensor, Tensor]:
         """Classes [N] and scores [N], higher = more in-distribution, of normalised images [N, 3, H, W]. ``net`` is not used."""

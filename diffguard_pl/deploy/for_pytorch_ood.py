@@ -64,7 +64,7 @@ class DiffGuardDetector(api.Detector):
             data_loader: of (images [N, 3, H, W], labels [N]): in-distribution ones that the classifier was not trained on; those
                 with labels below 0 are passed over, as all detectors of pytorch-ood do.
         """
-        self.detector.fit(
+        self.detector.calibrate(
             pictures(x[y >= 0], self.detector, self.mean, self.std)
             for x, y in data_loader
             if (y >= 0).any()
@@ -73,7 +73,7 @@ class DiffGuardDetector(api.Detector):
 
     def fit_features(self, x: Tensor, y: Tensor | None = None) -> "DiffGuardDetector":
         """As :meth:`fit`, of features [N, K] and, where some are to be passed over, labels [N]."""
-        self.detector.fit_features(x if y is None else x[y >= 0])
+        self.detector.calibrate_features(x if y is None else x[y >= 0])
         return self
 
     def predict(self, x: Tensor) -> Tensor:

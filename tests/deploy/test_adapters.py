@@ -38,7 +38,7 @@ FAST = {
 def calibrated(tmp_path_factory):
     """The file of a detector of digits."""
     detector = Detector(diffguard_pl.load("digits_ldm", **FAST, baselines=["msp"]))
-    detector.fit(DataLoader(spread(digits("val"), 40), 20))
+    detector.calibrate(DataLoader(spread(digits("val"), 40), 20))
     detector.settings = read(find_config("digits_ldm"))["model"] | FAST | {"baselines": ["msp"]}
     return detector.save(tmp_path_factory.mktemp("detector") / "detector.json")
 
@@ -120,7 +120,7 @@ def test_openood_setup_calibrates_what_is_not_yet():
     }
     method.setup(model.classifier.model, loaders, {})
     assert model.baselines.fitted
-    by_hand = Detector(model).fit([images_of(spread(digits("val"), 60))])
+    by_hand = Detector(model).calibrate([images_of(spread(digits("val"), 60))])
     assert method.detector.threshold == pytest.approx(by_hand.threshold, abs=1e-5)
     assert (method.APS_mode, method.hyperparam_search_done, method.args_dict) == (False, True, {})
 

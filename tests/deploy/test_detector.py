@@ -157,9 +157,9 @@ def test_another_tpr_from_the_same_images(file):
 def test_it_works_like_a_detector_of_pytorch_ood(digits_ldm):
     validation = DataLoader(spread(digits("val"), 60), 32)
     detector = Detector(digits_ldm, tpr=0.9)
-    with pytest.raises(InputError, match="has no threshold yet; call fit"):
+    with pytest.raises(InputError, match="has no threshold yet; call calibrate"):
         detector.predict(digits("test").images[:1])
-    assert detector.fit(validation) is detector
+    assert detector.calibrate(validation) is detector
     images = torch.cat([digits("test").images[:8], held_out().images[:8]])
     features = detector.features(images)
     assert features.shape == (16, len(detector.score_names))
@@ -167,7 +167,7 @@ def test_it_works_like_a_detector_of_pytorch_ood(digits_ldm):
     torch.testing.assert_close(found.scores, again.scores, atol=1e-5, rtol=0)
     assert found.accepted.tolist() == again.accepted.tolist()
     cached = torch.cat([detector.features(batch["image"]) for batch in validation])
-    other = Detector(digits_ldm, tpr=0.9).fit_features(cached)
+    other = Detector(digits_ldm, tpr=0.9).calibrate_features(cached)
     assert other.threshold == pytest.approx(detector.threshold, abs=1e-5)
     with pytest.raises(
         InputError, match=r"features are \[2, 3\], expected \[N, 12\]: maps, features"
@@ -178,7 +178,7 @@ def test_it_works_like_a_detector_of_pytorch_ood(digits_ldm):
 def test_a_cascade_asks_the_diffusion_model_only_where_it_is_unsure(digits_ldm, tmp_path):
     cascade = Cascade("msp", 0.3, "fusion")
     validation = DataLoader(spread(digits("val"), 81), 64)
-    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=cascade).fit(validation)
+    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=cascade).calibrate(validation)
     assert (detector.score, detector.calibrated.images) == (
         "cascade",
         41,
@@ -372,7 +372,7 @@ def test_parts_of_ones_own(tmp_path):
         tpr=0.9,
         class_names=["nought", "one", "two", "three", "five", "six", "seven", "eight"],
     )
-    detector.fit(DataLoader(spread(digits("val"), 40), 20)).save(tmp_path / "mine.json")
+    detector.calibrate(DataLoader(spread(digits("val"), 40), 20)).save(tmp_path / "mine.json")
     with pytest.raises(InputError, match="give the model"):
         Detector.load(tmp_path / "mine.json")
     again = Detector.load(tmp_path / "mine.json", model=model)
@@ -393,7 +393,7 @@ def test_the_promise_holds_for_combined_scores_whatever_the_order_of_the_images(
         detector = Detector(
             digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=Cascade("msp", 0.4, "fusion")
         )
-        detector.fit_features(torch.tensor(features[:400]))
+        detector.calibrate_features(torch.tensor(features[:400]))
         rejected.append(
             (~detector.predict_features(torch.tensor(features[400:])).accepted)
             .float()
@@ -458,7 +458,7 @@ def test_what_the_caller_has_set_stays_as_it_was_and_changes_nothing(detector):
 def test_a_nan_among_the_calibration_scores_counts_as_rejected(digits_ldm, tmp_path):
     features = torch.rand(100, len(digits_ldm.score_names), dtype=torch.float64)
     features[3, 0] = float("nan")
-    detector = Detector(digits_ldm).fit_features(features)
+    detector = Detector(digits_ldm).calibrate_features(features)
     again = Detector.load(detector.save(tmp_path / "d.json"), model=digits_ldm)
     assert again.threshold == detector.threshold == features[:, 0].nan_to_num(-1).sort()[0][4]
     found = again.predict_features(features[3:4].numpy())
@@ -468,13 +468,13 @@ def test_a_nan_among_the_calibration_scores_counts_as_rejected(digits_ldm, tmp_p
 
 def test_a_failed_fit_changes_nothing(digits_ldm):
     features = torch.rand(100, len(digits_ldm.score_names), dtype=torch.float64)
-    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"])).fit_features(features)
+    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"])).calibrate_features(features)
     before = (
         detector.threshold,
         {name: values.tolist() for name, values in detector.reference.items()},
     )
     with pytest.raises(InputError, match="at least 19"):
-        detector.fit_features(features[:10])
+        detector.calibrate_features(features[:10])
     assert (
         detector.threshold,
         {name: values.tolist() for name, values in detector.reference.items()},
@@ -637,7 +637,7 @@ def test_a_cascade_decides_by_one_rule_whether_the_run_skipped_or_not(digits_ldm
         np.random.default_rng(0).normal(size=(400, len(digits_ldm.score_names)))
     )
     plain, skipping = (
-        Detector(digits_ldm, cascade=Cascade("msp", 0.4, "maps", skip=skip)).fit_features(features)
+        Detector(digits_ldm, cascade=Cascade("msp", 0.4, "maps", skip=skip)).calibrate_features(features)
         for skip in (False, True)
     )
     assert plain.threshold == skipping.threshold
@@ -682,7 +682,7 @@ def test_any_number_of_images_is_decided_on_in_parts(detector, monkeypatch):
 def test_an_infinite_calibration_score_is_kept(digits_ldm, tmp_path):
     features = torch.rand(100, len(digits_ldm.score_names), dtype=torch.float64)
     features[3, 0], features[4, 0] = float("inf"), float("-inf")
-    detector = Detector(digits_ldm).fit_features(features)
+    detector = Detector(digits_ldm).calibrate_features(features)
     again = Detector.load(detector.save(tmp_path / "d.json"), model=digits_ldm)
     assert again.calibration.tolist() == detector.calibration.tolist()
     assert again.threshold == detector.threshold
@@ -691,11 +691,11 @@ def test_an_infinite_calibration_score_is_kept(digits_ldm, tmp_path):
 def test_a_detector_file_that_appears_meanwhile_is_not_written_over(tmp_path, monkeypatch):
     out = tmp_path / "d.json"
 
-    def fit_features(self, features):
+    def calibrate_features(self, features):
         out.write_text("another's")
         return self
 
-    monkeypatch.setattr(Detector, "fit_features", fit_features)
+    monkeypatch.setattr(Detector, "calibrate_features", calibrate_features)
     settings = [*STEPS, "--data.limit", "20", "--trainer.default_root_dir", str(tmp_path / "run")]
     with pytest.raises(
         SystemExit, match=r"d.json: is there by now; give another name, and --resume .*run"
@@ -757,7 +757,7 @@ def test_batches_come_as_loaders_give_them(detector):
         (["photo.png"], "a batch is a str"),
     ):
         with pytest.raises(InputError, match=said):
-            detector.fit(batches)
+            detector.calibrate(batches)
     model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines=["knn"])
     with pytest.raises(InputError, match="a batch has no 'label'; it has: image"):
         model.fit(DataLoader(images, 4))
