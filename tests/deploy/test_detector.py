@@ -178,7 +178,9 @@ def test_it_works_like_a_detector_of_pytorch_ood(digits_ldm):
 def test_a_cascade_asks_the_diffusion_model_only_where_it_is_unsure(digits_ldm, tmp_path):
     cascade = Cascade("msp", 0.3, "fusion")
     validation = DataLoader(spread(digits("val"), 81), 64)
-    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=cascade).calibrate(validation)
+    detector = Detector(digits_ldm, fusion=Fusion(["maps", "msp"]), cascade=cascade).calibrate(
+        validation
+    )
     assert (detector.score, detector.calibrated.images) == (
         "cascade",
         41,
@@ -637,7 +639,9 @@ def test_a_cascade_decides_by_one_rule_whether_the_run_skipped_or_not(digits_ldm
         np.random.default_rng(0).normal(size=(400, len(digits_ldm.score_names)))
     )
     plain, skipping = (
-        Detector(digits_ldm, cascade=Cascade("msp", 0.4, "maps", skip=skip)).calibrate_features(features)
+        Detector(digits_ldm, cascade=Cascade("msp", 0.4, "maps", skip=skip)).calibrate_features(
+            features
+        )
         for skip in (False, True)
     )
     assert plain.threshold == skipping.threshold
