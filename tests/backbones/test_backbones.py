@@ -363,7 +363,7 @@ def test_inversion_and_denoising_bring_the_image_back(kind, speaking):
     errors = []
     for steps in (20, 100):
         schedule = backbone.schedule(steps)
-        model = lambda x, index, level, rows, t=schedule.timesteps: backbone.eps(
+        model = lambda x, index, level, rows, t=schedule.timesteps: backbone.eps(  # noqa: E731
             x, t[index], torch.zeros_like(index)
         )
         noise, stop = invert(model, images, schedule, len(schedule))
@@ -378,7 +378,7 @@ def test_constant_noise_is_undone_exactly(speaking):
     eps = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(7)).double()
     backbone = speaking("epsilon", lambda x, t: eps.expand(len(x), -1, -1, -1))
     images, schedule = torch.rand(2, 3, 16, 16) * 2 - 1, backbone.schedule(25)
-    model = lambda x, index, level, rows: backbone.eps(
+    model = lambda x, index, level, rows: backbone.eps(  # noqa: E731
         x, schedule.timesteps[index], torch.zeros_like(index)
     )
     noise, stop = invert(model, images, schedule, 25)

@@ -368,7 +368,7 @@ def _time(iso: Any) -> str:
 
 def _percent(share: float | None, signed: bool = False) -> str:
     return (
-        "–"
+        "–"  # noqa: RUF001
         if share is None or math.isnan(share)
         else f"{100 * share:+.2f}"
         if signed
