@@ -12,7 +12,7 @@ import torch
 
 from diffguard_pl import Classifier
 from diffguard_pl.classifiers.resnets import SmallResNet
-from diffguard_pl.scores.baselines import NAMES, NEEDS_FIT, Baselines
+from diffguard_pl.scores.baselines.collection import NAMES, NEEDS_FIT, Baselines
 
 REPEATS = 15
 

@@ -19,7 +19,7 @@ from .diffusion.early_stop import PSNR, EarlyStop, Similarity
 from .diffusion.guidance import Guidance, GuidanceInputs, Protected
 from .engine.stream import Stream
 from .errors import InputError, choose
-from .scores.baselines import DEFAULT, Baselines
+from .scores.baselines.collection import DEFAULT, Baselines
 from .scores.discrepancies import Discrepancies, FeatureScore, Seen
 from .scores.training_features import training_features
 from .stages import Detection, Inversion, Prediction, Reconstruction
@@ -49,7 +49,7 @@ class DiffGuard(nn.Module):
             depend on it.
         compile: compile the diffusion model (``torch.compile``), for batches of as many rows as there are slots: for long runs.
         baselines: scores of the classifier alone, from the pass that is made anyway: names of
-            :data:`~diffguard_pl.scores.baselines.NAMES`, or settings by name, such as ``{knn: {K: 50}}``.
+            :data:`~diffguard_pl.scores.baselines.names.BASELINES`, or settings by name, such as ``{knn: {K: 50}}``.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ import torch
 import diffguard_pl
 from diffguard_pl.datamodules.digits import DigitsDataModule
 from diffguard_pl.metrics.detection import auroc
-from diffguard_pl.scores.baselines import logit_baselines
+from diffguard_pl.scores.baselines.collection import logit_baselines
 
 NAMES = ["features", "maps", "kl", "logits", "ssim", "gmsd", "mdsi", "fsim", "l2"]
 IMAGES = 200

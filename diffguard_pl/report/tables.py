@@ -17,7 +17,7 @@ from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
 from ..metrics.detection import DetectionMetrics
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
 from ..runs.files import replacing
-from ..scores.baselines import NAMES as BASELINES
+from ..scores.baselines.names import BASELINES
 from .cascade_curve import Point
 from .results import Results
 

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..runs.files import replacing
 from ..runs.record import weights_hash
 from ..stages import as_batch
-from .baselines import NEEDS_FIT
+from .baselines.collection import NEEDS_FIT
 
 if TYPE_CHECKING:
     from ..diffguard import DiffGuard

@@ -15,7 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from diffguard_pl.commands import calibrate, score
 from diffguard_pl.config import config_names
-from diffguard_pl.scores.baselines import NAMES, PARAMETERS
+from diffguard_pl.scores.baselines.collection import NAMES, PARAMETERS
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

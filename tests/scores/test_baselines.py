@@ -14,8 +14,8 @@ from diffguard_pl import Classifier, InputError
 from diffguard_pl.classifiers.classifier import View
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import digits, photos
-from diffguard_pl.scores import baselines
-from diffguard_pl.scores.baselines import (
+from diffguard_pl.scores.baselines import collection as baselines
+from diffguard_pl.scores.baselines.collection import (
     DEFAULT,
     NAMES,
     NEEDS_FIT,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ...metrics.bootstrap import METRIC_NAMES
 from ...metrics.table import Interval, ResultRow
 from ...runs.files import replacing
-from ...scores.baselines import NAMES as BASELINES
+from ...scores.baselines.names import BASELINES
 from ..plots import curve_points, plot_data, roc
 from ..results import Results
 from ..style import COLOURS

@@ -32,25 +32,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from ..classifiers.classifier import Classifier, View
-from ..errors import InputError, choose
+from ...classifiers.classifier import Classifier, View
+from ...errors import InputError, choose
+from .names import BASELINES, DEFAULT_BASELINES
 
-NAMES = [
-    "msp",
-    "max_logit",
-    "energy",
-    "entropy",
-    "gen",
-    "odin",
-    "react",
-    "ash",
-    "scale",
-    "knn",
-    "vim",
-    "mahalanobis",
-    "rmds",
-]
-DEFAULT = ["msp", "max_logit", "energy"]
+NAMES = list(BASELINES)
+DEFAULT = list(DEFAULT_BASELINES)
 NEEDS_FIT = frozenset({"react", "knn", "vim", "mahalanobis", "rmds"})
 NEEDS_LABELS = frozenset({"mahalanobis", "rmds"})
 NEEDS_HEAD = frozenset({"react", "ash", "scale", "vim"})
