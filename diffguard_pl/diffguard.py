@@ -17,6 +17,7 @@ from .classifiers.classifier import Classifier
 from .diffusion.ddim import Callback, Level, NoiseModel, denoise, first_denoising_index, invert
 from .diffusion.early_stop import PSNR, EarlyStop, Similarity
 from .diffusion.guidance import Guidance, GuidanceInputs, Protected
+from .dtypes import at_least_float32
 from .engine.stream import Stream
 from .errors import InputError, choose
 from .scores.baselines.collection import DEFAULT, Baselines
@@ -157,7 +158,8 @@ class DiffGuard(nn.Module):
     def networks_to(self, dtype: torch.dtype) -> None:
         """Classifier and diffusion model in another precision, such as ``torch.bfloat16``.
 
-        Schedule, states, guidance and discrepancies stay in float32. For mixed precision use ``torch.autocast``.
+        Schedule, states, guidance and discrepancies stay in float32. For mixed precision use
+        ``torch.autocast``. For float64 from end to end use :meth:`double` and float64 images.
         """
         self.classifier.networks_to(dtype)
         self.backbone.networks_to(dtype)
@@ -292,12 +294,13 @@ class DiffGuard(nn.Module):
         )
 
     def _encoded(self, images: Tensor) -> Tensor:
-        """What is diffused of images in [0, 1]; in float32, as all but the networks is."""
-        return self.backbone.encode(images * 2 - 1).float()
+        """What is diffused of images in [0, 1]; in float32, in float64 where the networks are."""
+        dtype = torch.promote_types(self.backbone.dtype, torch.float32)
+        return self.backbone.encode(images * 2 - 1).to(dtype)
 
     def _decoded(self, x: Tensor, count: int) -> Reconstruction:
         """The reconstructions [count, ...] under the label, and behind them those without guidance, if any."""
-        images = ((self.backbone.decode(x).float() + 1) / 2).clamp(0, 1)
+        images = ((at_least_float32(self.backbone.decode(x)) + 1) / 2).clamp(0, 1)
         return Reconstruction(
             images[:count], images[count:] if self.compare_to == "unguided" else None
         )
@@ -356,7 +359,7 @@ class DiffGuard(nn.Module):
     def _eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.nfe += len(x)
         if not self.compiled:
-            return self.backbone.eps(x, t, labels).float()
+            return at_least_float32(self.backbone.eps(x, t, labels))
         parts = zip(x.split(self.slots), t.split(self.slots), labels.split(self.slots), strict=True)
         return torch.cat([self._eps_of_full_batch(*part) for part in parts])
 
@@ -367,7 +370,7 @@ class DiffGuard(nn.Module):
             x, t, labels = (
                 torch.cat([part, part[:1].expand(more, *part.shape[1:])]) for part in (x, t, labels)
             )
-        return self.backbone.eps(x, t, labels)[:n].float()
+        return at_least_float32(self.backbone.eps(x, t, labels)[:n])
 
     def _protected(self) -> Protected:
         return Protected(self.classifier.whole, self.classifier.input_size)

@@ -39,7 +39,7 @@ class Backbone(nn.Module, ABC):
         num_classes: classes that it knows, "no class" left out; None where it takes none.
         is_pixel_space: whether x is an image.
         clip_denoised: whether predicted pictures are clamped to [-1, 1].
-        dtype: of the networks; x, images and noise are always float32.
+        dtype: of the networks; x, images and noise are float32 (float64 for networks in float64).
     """
 
     alpha_bar: Tensor

@@ -24,6 +24,7 @@ from ..diffusion.schedule import (
     uniform,
     zero_terminal_snr,
 )
+from ..dtypes import at_least_float32
 from ..errors import InputError, choose
 from .base import Backbone
 from .latent import _class_embedding, decoded
@@ -113,7 +114,7 @@ class DiffusersPipeline(Backbone):
         latents = (
             encoded.latents if isinstance(self.autoencoder, VQModel) else encoded.latent_dist.mode()
         )
-        return (latents.float() - self.shift) * self.scale
+        return (at_least_float32(latents) - self.shift) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         if self.autoencoder is None:
@@ -122,16 +123,13 @@ class DiffusersPipeline(Backbone):
         if isinstance(self.autoencoder, VQModel):
             images = decoded(self.autoencoder, latents, self.dtype)
         else:
-            images = self.autoencoder.decode(latents.to(self.dtype)).sample.float()
+            images = at_least_float32(self.autoencoder.decode(latents.to(self.dtype)).sample)
         return self.to_input_size(images.clamp(-1, 1))
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         # a learned variance, in channels of its own, is left out
-        output = (
-            self.network(x.to(self.dtype), t, **self._condition(labels))
-            .sample[:, : x.shape[1]]
-            .float()
-        )
+        output = self.network(x.to(self.dtype), t, **self._condition(labels)).sample
+        output = at_least_float32(output[:, : x.shape[1]])
         if self.prediction_type == "epsilon":
             return output
         level = Level.of(self.levels[t], x)

@@ -10,6 +10,7 @@ from ..checkpoints.architectures import LatentDiffusionArchitecture
 from ..checkpoints.converted import known_architecture, locate
 from ..checkpoints.tensors import load_tensors
 from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
+from ..dtypes import at_least_float32
 from .base import Backbone
 from .convert_latent_diffusion import first_stage_module, latent_diffusion, latent_diffusion_modules
 from .load import RANDOM, Origin, fit, load_diffusers, with_random_weights
@@ -52,10 +53,8 @@ class LatentDiffusion(Backbone):
         return uniform(self.alpha_bar, steps)
 
     def encode(self, images: Tensor) -> Tensor:
-        return (
-            self.first_stage.encode(self.to_model_size(images).to(self.dtype)).latents.float()
-            * self.scale
-        )
+        encoded = self.first_stage.encode(self.to_model_size(images).to(self.dtype))
+        return at_least_float32(encoded.latents) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         return self.to_input_size(
@@ -63,22 +62,22 @@ class LatentDiffusion(Backbone):
         )
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.unet(
-            x.to(self.dtype), t, encoder_hidden_states=self.embedding(labels)[:, None]
-        ).sample.float()
+        condition = self.embedding(labels)[:, None]
+        output = self.unet(x.to(self.dtype), t, encoder_hidden_states=condition)
+        return at_least_float32(output.sample)
 
 
 def decoded(autoencoder: VQModel, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """Latents -> images, float32. Which code is nearest is found in float32, whatever the precision of the networks."""
+    """Latents -> images. The nearest code is found in float32 at least, whatever the precision of the networks."""
     with torch.autocast(latents.device.type, enabled=False):
-        codes = autoencoder.quantize.embedding.weight.float()
-        flat = latents.float().movedim(1, -1)
+        codes = at_least_float32(autoencoder.quantize.embedding.weight)
+        flat = at_least_float32(latents).movedim(1, -1)
         # not by a matrix product, which may round to TF32
         nearest = torch.cdist(
             flat.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
         ).argmin(dim=1)
         quantised = codes[nearest].view_as(flat).movedim(-1, 1)
-    return autoencoder.decode(quantised.to(dtype), force_not_quantize=True).sample.float()
+    return at_least_float32(autoencoder.decode(quantised.to(dtype), force_not_quantize=True).sample)
 
 
 def _modules(

@@ -6,6 +6,7 @@ from torch import Tensor
 from ..checkpoints.architectures import GuidedDiffusionArchitecture
 from ..checkpoints.converted import known_architecture, locate
 from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, respaced
+from ..dtypes import at_least_float32
 from ..errors import choose
 from .base import Backbone
 from .convert_guided_diffusion import guided_diffusion_module, guided_diffusion_unet
@@ -62,11 +63,8 @@ class PixelDiffusion(Backbone):
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         classes = labels if self.unet.config.num_class_embeds else None
-        return (
-            self.unet(x.to(self.dtype), t * self.time_scale, class_labels=classes)
-            .sample[:, :3]
-            .float()
-        )
+        output = self.unet(x.to(self.dtype), t * self.time_scale, class_labels=classes).sample
+        return at_least_float32(output[:, :3])
 
 
 def _unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:

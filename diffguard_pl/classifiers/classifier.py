@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from ..dtypes import at_least_float32
 from ..errors import InputError, choose
 from .layers import _check_layer, _heads, _map_layers, feature_maps
 from .zoo import INTERPOLATIONS, find, load_weights
@@ -173,7 +174,8 @@ class Classifier(nn.Module):
         with torch.no_grad():
             weights = feature_maps(gradient).mean(dim=(2, 3), keepdim=True)
             cam = (weights * feature_maps(outputs[self.cam_layer])).sum(dim=1, keepdim=True).relu()
-            return self._view(logits, outputs, inputs), self._on_picture(cam.float(), images)
+            view = self._view(logits, outputs, inputs)
+            return view, self._on_picture(at_least_float32(cam), images)
 
     def linear_head(self) -> tuple[Tensor, Tensor] | None:
         """Weight [classes, D] and bias [classes] that give the logits of features [N, D], in float32; None where no layer does.
@@ -213,14 +215,19 @@ class Classifier(nn.Module):
         )
 
     def _view(self, logits: Tensor, outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> View:
-        outputs = {name: feature_maps(output.detach()).float() for name, output in outputs.items()}
+        outputs = {
+            name: at_least_float32(feature_maps(output.detach()))
+            for name, output in outputs.items()
+        }
         if self.heads:
             features = torch.cat(
-                [inputs[name].detach().flatten(1).float() for name in self.heads], dim=1
+                [at_least_float32(inputs[name].detach().flatten(1)) for name in self.heads], dim=1
             )
         else:
             features = outputs[self.cam_layer or ""].mean(dim=(2, 3))
-        return View(logits.detach().float(), features, [outputs[name] for name in self.map_layers])
+        return View(
+            at_least_float32(logits.detach()), features, [outputs[name] for name in self.map_layers]
+        )
 
     @contextmanager
     def _captured(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, log_softmax
 
+from ..dtypes import at_least_float32
 from ..errors import InputError
 from .ddim import Level, predict_x0
 from .guidance import Guidance, GuidanceInputs, Network, Protected, _clipped, _interval
@@ -126,7 +127,7 @@ class ClassifierGuidance(Guidance):
                 views = cut(views, crops, self.cutout_size)
                 if self.cutout_size != classifier.input_size:
                     views = interpolate(views, classifier.input_size)
-            log_p = log_softmax(classifier.logits(views).float(), dim=-1)
+            log_p = log_softmax(at_least_float32(classifier.logits(views)), dim=-1)
             chosen = log_p.gather(
                 1, labels.clone().repeat_interleave(1 if crops is None else crops.shape[1])[:, None]
             )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate, kl_div, log_softmax
 
+from ..dtypes import at_least_float32
 from ..errors import InputError, choose
 
 
@@ -123,8 +124,9 @@ class PiqScore(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> [N]."""
+        dtype = torch.float64 if a.dtype == b.dtype == torch.float64 else torch.float32
         try:
-            distance = self.loss(a.float(), b.float())
+            distance = self.loss(a.to(dtype), b.to(dtype))
         except (ValueError, AssertionError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -141,7 +143,7 @@ class FeatureScore(PiqScore):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Of images [N, 3, H, W], at every layer [N, C, h, w]."""
-        images = images.float()
+        images = at_least_float32(images)
         self.loss.model.to(images)
         shorter = min(images.shape[-2:])
         if self.name == "dists" and shorter > 256:
@@ -190,7 +192,7 @@ class Discrepancies(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Seen, b: Seen) -> dict[str, Tensor]:
-        """The scores [N] by name, in float32 whatever the precision of the networks."""
+        """The scores [N] by name, in float32 at least, whatever the precision of the networks."""
         with torch.autocast(a.images.device.type, enabled=False):
             return {name: self._score(name, a, b) for name in self.names}
 
