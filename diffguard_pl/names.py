@@ -1,6 +1,7 @@
-"""TODO."""
+"""Reserved names of datasets and groups. This module imports nothing, so that any other may import it."""
 
 IND = "ind"
-"""The group of the in-distribution set."""
+"""Group of the in-distribution dataset."""
+
 CALIBRATION = "calibration"
-"""Data set, and group, of in-distribution validation images that combinations and thresholds are calibrated on."""
+"""Dataset and group of the in-distribution validation images that combinations and thresholds are calibrated on."""

@@ -6,8 +6,8 @@ neither large scores nor close ones are blurred.
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import InputError
 
@@ -30,8 +30,9 @@ class DetectionMetrics(NamedTuple):
     fpr95_openood: float
 
 
-def detection_metrics(ind: Tensor, ood: Tensor) -> DetectionMetrics:
-    """All metrics of in-distribution scores [n] and out-of-distribution scores [m]."""
+def detection_metrics(ind: ArrayLike, ood: ArrayLike) -> DetectionMetrics:
+    """Compute all metrics of in-distribution scores [n] and out-of-distribution scores [m]."""
+    ind, ood = np.asarray(ind), np.asarray(ood)
     return DetectionMetrics(
         auroc(ind, ood),
         fpr_at_tpr(ind, ood),
@@ -41,42 +42,43 @@ def detection_metrics(ind: Tensor, ood: Tensor) -> DetectionMetrics:
     )
 
 
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve: how often a positive score [n] beats a negative one [m], ties counting half."""
+def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Compute the area under the ROC curve: how often a positive score [n] exceeds a negative one [m], ties counting half."""
     tp, fp = _counts(positive, negative)
-    steps = torch.diff(fp, prepend=fp.new_zeros(1))
-    before = torch.cat([tp.new_zeros(1), tp[:-1]])
-    return (steps * (before + tp)).sum().item() / (2 * len(positive) * len(negative))
+    # A negative beats none of the positives above it, and half of those that tie with it.
+    negatives_here = np.diff(fp, prepend=0)
+    positives_above = np.concatenate([[0], tp[:-1]])
+    beaten = (negatives_here * (positives_above + tp)).sum() / 2
+    return float(beaten / (tp[-1] * fp[-1]))
 
 
-def aupr(positive: Tensor, negative: Tensor) -> float:
-    """Area under the precision-recall curve by trapezoids, as ``sklearn.metrics.auc(recall, precision)``."""
+def aupr(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Compute the area under the precision-recall curve by trapezoids, as ``sklearn.metrics.auc(recall, precision)``."""
     tp, fp = _counts(positive, negative)
-    precision = torch.cat([tp.new_ones(1), tp / (tp + fp)])
-    recall = torch.cat([tp.new_zeros(1), tp / len(positive)])
-    return torch.trapezoid(precision, recall).item()
+    precision = np.concatenate([[1], tp / (tp + fp)])
+    recall = np.concatenate([[0], tp / tp[-1]])
+    return float(((precision[1:] + precision[:-1]) / 2 * np.diff(recall)).sum())
 
 
-def fpr_at_tpr(positive: Tensor, negative: Tensor, tpr: float = 0.95) -> float:
-    """Share of negatives at or above the highest threshold that at least ``tpr`` of the positives reach."""
+def fpr_at_tpr(positive: ArrayLike, negative: ArrayLike, tpr: float = 0.95) -> float:
+    """Compute the fraction of negatives at or above the highest threshold that at least ``tpr`` of the positives reach."""
     tp, fp = _counts(positive, negative)
-    first = int((tp / len(positive) >= tpr).nonzero()[0])
-    return fp[first].item() / len(negative)
+    first = np.argmax(tp / tp[-1] >= tpr)
+    return float(fp[first] / fp[-1])
 
 
-def _counts(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of each are at or above each distinct score, from the highest score down; in float64."""
+def _counts(positive: ArrayLike, negative: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Count the positives and the negatives at or above each distinct score, from the highest score down."""
+    positive, negative = np.asarray(positive), np.asarray(negative)
     if len(positive) == 0 or len(negative) == 0:
         missing = "in-distribution" if len(positive) == 0 else "out-of-distribution"
         raise InputError(
-            f"a detection metric needs scores of both kinds; there are none of {missing} images"
+            f"detection metrics need scores of both kinds; none of {missing} images were given"
         )
-    scores = torch.cat([positive, negative])
-    if scores.isnan().any():
-        raise InputError(f"{int(scores.isnan().sum())} of {len(scores)} scores are NaN")
-    values, place = torch.unique(scores, return_inverse=True)
-    is_positive = (torch.arange(len(scores), device=scores.device) < len(positive)).double()
-    zeros = torch.zeros(len(values), dtype=torch.float64, device=scores.device)
-    tp = zeros.index_add(0, place, is_positive)
-    fp = zeros.index_add(0, place, 1 - is_positive)
-    return tp.flip(0).cumsum(0), fp.flip(0).cumsum(0)
+    scores = np.concatenate([positive, negative])
+    if np.isnan(scores).any():
+        raise InputError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
+    values, place = np.unique(scores, return_inverse=True)
+    tp = np.bincount(place[: len(positive)], minlength=len(values))
+    fp = np.bincount(place[len(positive) :], minlength=len(values))
+    return tp[::-1].cumsum(), fp[::-1].cumsum()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ..errors import InputError
 from .detection import DetectionMetrics, detection_metrics
@@ -69,15 +68,15 @@ def result_rows(table: ScoreTable) -> list[ResultRow]:
     Raises:
         InputError: there are no in-distribution scores.
     """
-    ind = torch.from_numpy(table.of(0))
+    ind = table.of(0)
     if len(ind) == 0:
         raise InputError(f"there are no scores of the in-distribution set {table.datasets[0]}")
     rows = []
     for d, dataset in enumerate(table.datasets[1:], 1):
-        ood = torch.from_numpy(table.of(d))
+        ood = table.of(d)
         group = table.groups.get(dataset, dataset)
         for k, score in enumerate(table.scores):
-            broken = len(ood) == 0 or ind[:, k].isnan().any() or ood[:, k].isnan().any()
+            broken = len(ood) == 0 or np.isnan(ind[:, k]).any() or np.isnan(ood[:, k]).any()
             measured = (
                 DetectionMetrics(*[float("nan")] * 5)
                 if broken

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ..runs.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INK, PAPER, FAINT = (28, 28, 30), (255, 255, 255), (120, 120, 124)
 
@@ -81,7 +83,7 @@ def draw_grid(
 
 
 def draw_decision(
-    image: Tensor, reconstruction: Tensor | None, caption: str, path: Path, cell: int = 224
+    image: "Tensor", reconstruction: "Tensor | None", caption: str, path: Path, cell: int = 224
 ) -> None:
     """Draw and save an image, what it came back as, and their difference.
 
@@ -114,7 +116,7 @@ class Frame:
     """A picture in a strip: uint8 [3, H, W], and what stands above it."""
 
     caption: str
-    image: Tensor
+    image: "Tensor"
 
 
 def draw_strips(
@@ -156,7 +158,7 @@ def _fit(image: Image.Image, cell: int) -> Image.Image:
     )
 
 
-def _to_image(image: Tensor) -> Image.Image:
+def _to_image(image: "Tensor") -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
@@ -166,9 +168,9 @@ def difference(a: Image.Image, b: Image.Image) -> Image.Image:
     return Image.fromarray((matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8))
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: "Tensor") -> "Tensor":
     """[N, 3, H, W] in [0, 1] -> uint8 on the CPU."""
-    return (images * 255).round().to(torch.uint8).cpu()
+    return (images * 255).round().byte().cpu()
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:

@@ -11,11 +11,13 @@ from datetime import datetime
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
+
 from ..errors import InputError
 from .files import replacing
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RECORD, CONFIG = "run.json", "config.yaml"
 PACKAGES = (
@@ -74,13 +76,17 @@ def now() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What this process runs on."""
+    """Describe the machine that this process runs on: host, platform, CPU cores and GPUs."""
+    import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {"host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
 def versions() -> dict[str, str]:
-    """Of Python, CUDA and the packages that scores depend on."""
+    """Return the versions of Python, CUDA and the packages that scores depend on."""
+    import torch
+
     found = {"python": platform.python_version()} | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
     for name in PACKAGES:
         try:
@@ -111,18 +117,20 @@ def _revision(place: Path) -> str | None:
         return None
 
 
-def weights_hash(module: nn.Module) -> str | None:
+def weights_hash(module: "nn.Module") -> str | None:
     """SHA-256 over the tensors of a module and their names; None where it has none.
 
     The same for an original checkpoint and its converted copy.
     """
+    from torch import uint8
+
     state = module.state_dict()
     if not state:
         return None
     total = sha256()
     for name, tensor in sorted(state.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy())
     return total.hexdigest()
 
 

@@ -6,18 +6,19 @@ out-of-distribution image. They are functions of the scores of an image, so that
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from ..errors import InputError, choose
 from ..metrics.table import ScoreTable
 from ..names import CALIBRATION
 from ..runs.store import Header
 from .conformal import By, scale
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FUSION, CASCADE = "fusion", "cascade"
 SURE = 0.025
@@ -113,9 +114,11 @@ class Cascade:
             else np.full(len(rank), self.budget == 1)
         )
 
-    def gate(self, reference: np.ndarray) -> Callable[[Any], Tensor]:
+    def gate(self, reference: np.ndarray) -> Callable[[Any], "Tensor"]:
         """As :meth:`unsure`, of what a detector knows after its first stage: a :data:`~diffguard_pl.stages.Gate`."""
-        return lambda prediction: torch.from_numpy(
+        from torch import from_numpy
+
+        return lambda prediction: from_numpy(
             self.unsure(reference, prediction.baselines[self.baseline].cpu().numpy())
         )
 
