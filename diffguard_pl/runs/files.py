@@ -22,7 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written, for a full disk say.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")  # no other writer's
+    unfinished = path.with_name(
+        f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    )  # no other writer's
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
@@ -36,4 +38,3 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink()
-

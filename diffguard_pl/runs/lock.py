@@ -32,7 +32,9 @@ def claim(folder: str | Path) -> None:
         owner = "another run"
         with suppress(OSError):
             owner = (folder / OWNER).read_text().strip() or owner
-        raise InputError(f"run folder {folder}: {owner} is writing there; wait for it, or choose another folder") from error
+        raise InputError(
+            f"run folder {folder}: {owner} is writing there; wait for it, or choose another folder"
+        ) from error
     except OSError as error:
         raise InputError(
             f"run folder {folder}: could not be written ({error.strerror or error}); what was written before is kept"
@@ -40,7 +42,9 @@ def claim(folder: str | Path) -> None:
     held[place] = lock
     job = f" (SLURM job {slurm_job()})" if slurm_job() else ""
     with suppress(OSError):  # what is wrong with the disk will be said by what cannot do without it
-        (folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}{job}, begun {now()},\n")
+        (folder / OWNER).write_text(
+            f"process {os.getpid()} on {socket.gethostname()}{job}, begun {now()},\n"
+        )
 
 
 @contextmanager
@@ -53,4 +57,3 @@ def releasing() -> Iterator[None]:
             with suppress(OSError):
                 (folder / OWNER).unlink(missing_ok=True)
             held.pop(folder).release()
-

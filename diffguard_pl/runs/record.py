@@ -52,7 +52,9 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it to go on without the record") from error
+        raise InputError(
+            f"{path}: cannot be read ({error}); remove it to go on without the record"
+        ) from error
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> None:
@@ -79,15 +81,26 @@ def machine() -> dict[str, Any]:
     """Describe the machine that this process runs on: host, platform, CPU cores and GPUs."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {"host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+    }
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, CUDA and the packages that scores depend on."""
     import torch
 
-    found = {"python": platform.python_version()} | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+    found = {"python": platform.python_version()} | (
+        {"cuda": torch.version.cuda} if torch.version.cuda else {}
+    )
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
@@ -106,13 +119,23 @@ def _revision(place: Path) -> str | None:
     folder = place if place.is_dir() else place.parent
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
         return done.stdout.strip()
 
     try:
         if place.is_file():
-            git("ls-files", "--error-unmatch", place.name)  # it may be installed somewhere below another project
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+            git(
+                "ls-files", "--error-unmatch", place.name
+            )  # it may be installed somewhere below another project
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -136,7 +159,11 @@ def weights_hash(module: "nn.Module") -> str | None:
 
 def weights_hashes(detector: Any) -> dict[str, str]:
     """Of the parts of a :class:`~diffguard_pl.DiffGuard` that have weights, by name."""
-    parts = {"classifier": detector.classifier, "backbone": detector.backbone, "discrepancies": detector.discrepancies}
+    parts = {
+        "classifier": detector.classifier,
+        "backbone": detector.backbone,
+        "discrepancies": detector.discrepancies,
+    }
     return {name: found for name, part in parts.items() if (found := weights_hash(part))}
 
 
@@ -174,7 +201,11 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     data = json.loads(json.dumps(config.get("data")))
     for name in FREE:
         (data.get("init_args") or {}).pop(name, None)
-    model = {name: value for name, value in (config.get("model") or {}).items() if name not in FREE_OF_MODEL}
+    model = {
+        name: value
+        for name, value in (config.get("model") or {}).items()
+        if name not in FREE_OF_MODEL
+    }
     rest: dict[str, Any] = {"trainer": {name: trainer.get(name) for name in TRAINER}}
     rest |= {name: config.get(name) for name in ("shard", "seed_everything")}
     return _flat({"model": model, "data": data} | rest)
@@ -182,10 +213,13 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:
     if isinstance(settings, dict) and settings:
-        return {k: v for name, value in settings.items() for k, v in _flat(value, f"{key}.{name}" if key else str(name)).items()}
+        return {
+            k: v
+            for name, value in settings.items()
+            for k, v in _flat(value, f"{key}.{name}" if key else str(name)).items()
+        }
     return {key: settings}
 
 
 def _shown(value: Any) -> str:
     return "not set" if value is None else json.dumps(value)
-

@@ -82,6 +82,7 @@ def requeue() -> str | None:
     if job is None:
         return None
     name = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
-    subprocess.run(["scontrol", "requeue", name], check=True, capture_output=True, text=True, timeout=60)
+    subprocess.run(
+        ["scontrol", "requeue", name], check=True, capture_output=True, text=True, timeout=60
+    )
     return name
-

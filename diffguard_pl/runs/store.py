@@ -55,7 +55,12 @@ class Header:
 
     @property
     def schema(self) -> pa.Schema:
-        fields = BEFORE | dict.fromkeys(self.scores, pa.float64()) | AFTER | dict.fromkeys(self.arrays, pa.list_(pa.float16()))
+        fields = (
+            BEFORE
+            | dict.fromkeys(self.scores, pa.float64())
+            | AFTER
+            | dict.fromkeys(self.arrays, pa.list_(pa.float16()))
+        )
         return pa.schema(fields.items(), metadata={HEADER: json.dumps(asdict(self))})
 
 
@@ -112,7 +117,9 @@ def header(part: Path) -> Header:
     return Header(**json.loads(metadata[HEADER]))
 
 
-def read(run: str | Path, columns: Sequence[str] | None = None, only: Sequence[Path] | None = None) -> tuple[pd.DataFrame, Header]:
+def read(
+    run: str | Path, columns: Sequence[str] | None = None, only: Sequence[Path] | None = None
+) -> tuple[pd.DataFrame, Header]:
     """All results of a run, set by set and in the order of the images, and what they are of.
 
     Args:
@@ -127,7 +134,11 @@ def read(run: str | Path, columns: Sequence[str] | None = None, only: Sequence[P
     if not files:
         raise InputError(f"{run}: no run of diffguard_pl: there are no {FOLDER}/part-*.parquet")
     described = header(files[0])
-    names = list(columns) if columns else [n for n in described.schema.names if n not in described.arrays]
+    names = (
+        list(columns)
+        if columns
+        else [n for n in described.schema.names if n not in described.arrays]
+    )
     tables = []
     for file in files:
         with _readable(file):
@@ -135,9 +146,15 @@ def read(run: str | Path, columns: Sequence[str] | None = None, only: Sequence[P
     frame = pa.concat_tables(tables).to_pandas()
     frame = frame.reindex(columns=names)  # runs before 0.1 lack some
     if {"dataset", "index"} <= set(names):
-        frame = frame.drop_duplicates(["dataset", "index"])  # a rank that outlived its killed run for some seconds makes some
+        frame = frame.drop_duplicates(
+            ["dataset", "index"]
+        )  # a rank that outlived its killed run for some seconds makes some
         order = frame["dataset"].map({name: d for d, name in enumerate(described.datasets)})
-        frame = frame.assign(_order=order).sort_values(["_order", "index"], kind="stable").drop(columns="_order")
+        frame = (
+            frame.assign(_order=order)
+            .sort_values(["_order", "index"], kind="stable")
+            .drop(columns="_order")
+        )
     return frame.reset_index(drop=True), described
 
 
@@ -161,5 +178,6 @@ def _readable(part: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{part}: cannot be read ({reason}); remove it and resume: its images are computed again") from error
-
+        raise InputError(
+            f"{part}: cannot be read ({reason}); remove it and resume: its images are computed again"
+        ) from error
