@@ -5,7 +5,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
 from filelock import FileLock, Timeout
+
 from ..errors import InputError
 from .record import now, slurm_job
 

@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
+
 from ..errors import InputError
-from .files import replacing
 from ..metrics.table import ScoreTable
+from .files import replacing
 
 FOLDER = "scores"
 HEADER = b"diffguard_pl"
