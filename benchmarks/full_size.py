@@ -24,7 +24,7 @@ from diffguard_pl.backbones import (
     PixelDiffusion,
 )
 from diffguard_pl.backbones.convert_guided_diffusion import _places
-from diffguard_pl.checkpoints.converted import locate
+from diffguard_pl.checkpoints.converted import converted_or_original
 from diffguard_pl.commands.checkpoints import convert
 
 ARCHITECTURE: Any = {
@@ -70,7 +70,7 @@ def measure(kind: Any, write: Callable, path: Path) -> dict[str, str]:
     timed("load the original", kind, str(path))
     copy = timed("convert", convert, path)
     backbone = timed("load the converted copy", kind, str(path))
-    assert locate(path, ARCHITECTURE[kind]) == copy
+    assert converted_or_original(path, ARCHITECTURE[kind]) == copy
     loaded = backbone.state_dict()
     assert all(torch.equal(tensor, loaded[key]) for key, tensor in random.state_dict().items())
     del random, loaded
@@ -101,14 +101,14 @@ def pixel_file(backbone: PixelDiffusion, path: Path) -> None:
     """Save as guided-diffusion does."""
     a = ARCHITECTURE[PixelDiffusion]
     torch.save(
-        original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention), path
+        original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention_levels), path
     )
 
 
 def latent_file(backbone: LatentDiffusion, path: Path) -> None:
     """Save as CompVis' Lightning module does."""
     a = ARCHITECTURE[LatentDiffusion]
-    unet = original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention)
+    unet = original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention_levels)
     state = {f"model.diffusion_model.{key}": tensor for key, tensor in unet.items()}
     state |= {
         f"first_stage_model.{key}": t

@@ -32,7 +32,7 @@ def latent_diffusion(
     }
     unet, embedding = latent_diffusion_modules(a)
     weights = _convert_unet(
-        _under(tensors, "model.diffusion_model."), a.channel_mult, a.num_res_blocks, a.attention
+        _under(tensors, "model.diffusion_model."), a.channel_mult, a.num_res_blocks, a.attention_levels
     )
     fit(
         unet,
@@ -62,11 +62,11 @@ def latent_diffusion_modules(
             block_out_channels=channels,
             layers_per_block=a.num_res_blocks,
             down_block_types=[
-                "CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in a.attention
+                "CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in a.attention_levels
             ],
             up_block_types=[
                 "CrossAttnUpBlock2D" if attention else "UpBlock2D"
-                for attention in reversed(a.attention)
+                for attention in reversed(a.attention_levels)
             ],
             # diffusers calls it a dimension; it is the number of heads
             attention_head_dim=[
@@ -113,11 +113,11 @@ def first_stage_module(architecture: FirstStageArchitecture, scale_factor: float
             sample_size=a.resolution,
             down_block_types=[
                 "AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D"
-                for attention in a.attention
+                for attention in a.attention_levels
             ],
             up_block_types=[
                 "AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D"
-                for attention in reversed(a.attention)
+                for attention in reversed(a.attention_levels)
             ],
             block_out_channels=[a.ch * m for m in a.ch_mult],
             layers_per_block=a.num_res_blocks,

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import LatentDiffusionArchitecture
-from ..checkpoints.converted import known_architecture, locate
+from ..checkpoints.converted import known_architecture, converted_or_original
 from ..checkpoints.tensors import load_tensors
 from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
 from ..dtypes import at_least_float32
@@ -90,7 +90,7 @@ def _modules(
                 *latent_diffusion_modules(a), first_stage_module(a.first_stage, a.scale_factor)
             )
         )
-    path = locate(checkpoint, a)
+    path = converted_or_original(checkpoint, a)
     if not path.is_dir():
         return latent_diffusion(path, a)
     unet, first_stage = (

@@ -4,7 +4,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..checkpoints.architectures import GuidedDiffusionArchitecture
-from ..checkpoints.converted import known_architecture, locate
+from ..checkpoints.converted import known_architecture, converted_or_original
 from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, respaced
 from ..dtypes import at_least_float32
 from ..errors import choose
@@ -70,7 +70,7 @@ class PixelDiffusion(Backbone):
 def _unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
     if checkpoint == RANDOM:
         return with_random_weights(guided_diffusion_module(architecture))[0]
-    path = locate(checkpoint, architecture)
+    path = converted_or_original(checkpoint, architecture)
     return (
         load_diffusers(UNet2DModel, path)
         if path.is_dir()

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Architectures of the checkpoint families that can be converted, in the original authors' own terms.
+
+Plain dataclasses without torch: the registry of published weights names an architecture for each of
+its entries, and listing them must not cost an import of torch.
+"""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -6,25 +10,28 @@ from typing import TypeVar
 
 @dataclass(frozen=True)
 class GuidedDiffusionArchitecture:
-    """guided-diffusion's flags, by their own names; the defaults are those of ``256x256_diffusion_uncond.pt``.
+    """guided-diffusion's flags, under its names (Dhariwal & Nichol 2021).
+
+    The defaults are those of ``256x256_diffusion_uncond.pt``.
 
     Args:
-        image_size: side of its images.
-        num_channels: of the first level.
-        channel_mult: of each level.
-        num_res_blocks: a level.
-        attention_resolutions: sides, in pixels, of the feature maps with attention.
-        num_heads: of attention, unless num_head_channels is given.
-        num_head_channels: channels of each attention head; -1: use num_heads.
-        use_new_attention_order: queries, keys and values are split before the heads.
-        resblock_updown: residual blocks, not convolutions, change the resolution.
-        use_scale_shift_norm: the time step scales and shifts the normalised features.
-        learn_sigma: the last 3 of 6 output channels are variances.
-        class_cond: takes a class label.
-        num_classes: that it knows, if it takes one.
-        noise_schedule: linear or cosine.
-        diffusion_steps: of training.
-        rescale_timesteps: the network is told time steps as if there were 1000 of them (improved-diffusion's models).
+        image_size: Side of the images in pixels.
+        num_channels: Number of channels of the first level.
+        channel_mult: Factor on ``num_channels`` at each level.
+        num_res_blocks: Number of residual blocks per level.
+        attention_resolutions: Sides, in pixels, of the feature maps that have attention.
+        num_heads: Number of attention heads; used if ``num_head_channels`` is -1.
+        num_head_channels: Number of channels per attention head; -1 fixes ``num_heads`` instead.
+        use_new_attention_order: Whether q, k and v are split before the heads.
+        resblock_updown: Whether residual blocks, instead of convolutions, change the resolution.
+        use_scale_shift_norm: Whether the timestep scales and shifts the normalised features.
+        learn_sigma: Whether the last 3 of 6 output channels are variances.
+        class_cond: Whether the network takes a class label.
+        num_classes: Number of classes, if ``class_cond``.
+        noise_schedule: Noise schedule of the training, ``linear`` or ``cosine``.
+        diffusion_steps: Number of timesteps of the training.
+        rescale_timesteps: Whether the network expects timesteps rescaled to [0, 1000), as
+            improved-diffusion's models do.
     """
 
     image_size: int = 256
@@ -45,27 +52,28 @@ class GuidedDiffusionArchitecture:
     rescale_timesteps: bool = False
 
     @property
-    def attention(self) -> list[bool]:
+    def attention_levels(self) -> list[bool]:
         """Whether each level has attention."""
-        return [
-            self.image_size >> level in self.attention_resolutions
-            for level in range(len(self.channel_mult))
-        ]
+        # the side of the feature maps halves from level to level
+        sides = [self.image_size >> level for level in range(len(self.channel_mult))]
+        return [side in self.attention_resolutions for side in sides]
 
 
 @dataclass(frozen=True)
 class FirstStageArchitecture:
-    """The VQ first stage, by the names of CompVis' ``ddconfig``; the defaults are those of ``cin256-v2``.
+    """CompVis' ``ddconfig`` of the VQ first stage, under its names (Esser et al. 2021).
+
+    The defaults are those of ``cin256-v2``.
 
     Args:
-        resolution: side of its images.
-        ch: channels of the first level.
-        ch_mult: of each level.
-        num_res_blocks: a level.
-        attn_resolutions: sides of the feature maps with attention.
-        z_channels: of the encoder's output.
-        embed_dim: of a code.
-        n_embed: codes.
+        resolution: Side of the images in pixels.
+        ch: Number of channels of the first level.
+        ch_mult: Factor on ``ch`` at each level.
+        num_res_blocks: Number of residual blocks per level.
+        attn_resolutions: Sides, in pixels, of the feature maps that have attention.
+        z_channels: Number of channels of the encoder's output.
+        embed_dim: Dimension of a code.
+        n_embed: Number of codes.
     """
 
     resolution: int = 256
@@ -78,33 +86,35 @@ class FirstStageArchitecture:
     n_embed: int = 8192
 
     @property
-    def attention(self) -> list[bool]:
+    def attention_levels(self) -> list[bool]:
         """Whether each level has attention."""
-        return [
-            self.resolution >> level in self.attn_resolutions for level in range(len(self.ch_mult))
-        ]
+        sides = [self.resolution >> level for level in range(len(self.ch_mult))]
+        return [side in self.attn_resolutions for side in sides]
 
 
 @dataclass(frozen=True)
 class LatentDiffusionArchitecture:
-    """A class-conditional latent diffusion model, by the names of CompVis' ``unet_config``; the defaults are ``cin256-v2``'s.
+    """CompVis' ``unet_config`` of a class-conditional model, under its names (Rombach et al. 2022).
+
+    The defaults are those of ``cin256-v2``.
 
     Args:
-        image_size: side of the latents.
-        model_channels: of the first level.
-        channel_mult: of each level.
-        num_res_blocks: a level.
-        attention_resolutions: downsampling rates (not sides) of the levels with a spatial transformer.
-        num_heads: of attention, unless num_head_channels is given.
-        num_head_channels: channels of each attention head; -1: use num_heads.
-        transformer_depth: blocks of each spatial transformer.
-        context_dim: of the class embedding.
-        n_classes: classes, the last one meaning "no class".
-        scale_factor: of the latents.
-        linear_start: first beta of the noise schedule.
-        linear_end: last beta.
-        timesteps: of training.
-        first_stage: the autoencoder.
+        image_size: Side of the latents.
+        model_channels: Number of channels of the first level.
+        channel_mult: Factor on ``model_channels`` at each level.
+        num_res_blocks: Number of residual blocks per level.
+        attention_resolutions: Downsampling rates (not sides) of the levels that have a spatial
+            transformer.
+        num_heads: Number of attention heads; used if ``num_head_channels`` is -1.
+        num_head_channels: Number of channels per attention head; -1 fixes ``num_heads`` instead.
+        transformer_depth: Number of blocks per spatial transformer.
+        context_dim: Dimension of the class embedding.
+        n_classes: Number of classes, including the last one, which means "no class".
+        scale_factor: Factor on the latents before they are diffused.
+        linear_start: First beta of the noise schedule.
+        linear_end: Last beta of the noise schedule.
+        timesteps: Number of timesteps of the training.
+        first_stage: Architecture of the autoencoder.
     """
 
     image_size: int = 64
@@ -124,10 +134,11 @@ class LatentDiffusionArchitecture:
     first_stage: FirstStageArchitecture = field(default_factory=FirstStageArchitecture)
 
     @property
-    def attention(self) -> list[bool]:
+    def attention_levels(self) -> list[bool]:
         """Whether each level has a spatial transformer."""
-        return [2**level in self.attention_resolutions for level in range(len(self.channel_mult))]
+        rates = [2**level for level in range(len(self.channel_mult))]
+        return [rate in self.attention_resolutions for rate in rates]
 
 
 Architecture = GuidedDiffusionArchitecture | LatentDiffusionArchitecture
-A = TypeVar("A", bound=Architecture)
+ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)

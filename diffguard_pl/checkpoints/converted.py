@@ -1,109 +1,141 @@
-"""TODO."""
+"""Converted copies of original checkpoints, and the architecture of a checkpoint.
+
+``diffguard-pl checkpoints convert`` writes a checkpoint as diffusers modules in safetensors. Its
+``converted.json`` records the source file and the architecture, so that the copy is used in place of
+the file for as long as both are unchanged.
+"""
 
 import json
-from argparse import ArgumentError
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from ..errors import InputError
-from .architectures import A, Architecture
-from .registry import cached, checkpoint_folder, named, resolve
+from .architectures import Architecture, ArchitectureT
+from .registry import cached_path, checkpoint_folder, find_published, resolve
 
-NOTE = "converted.json"
-"""In a converted copy: of which file, at which size and time, of which architecture."""
-
-
-# ---------------------------------------------------------------------------------------------------------- architectures
+RECORD_FILE = "converted.json"
+"""File in a converted copy that records its source file and architecture."""
 
 
-def known_architecture(checkpoint: str | Path, kind: type[A]) -> A:
-    """The architecture that published weights or a converted copy have; for others the default one of that kind.
+# ---- architectures
+
+
+def known_architecture(checkpoint: str | Path, kind: type[ArchitectureT]) -> ArchitectureT:
+    """Return the architecture of published weights or of a converted copy, else the default one.
+
+    Args:
+        checkpoint: Value of a ``checkpoint`` setting.
+        kind: Class of the architecture that the caller can use.
 
     Raises:
-        InputError: published weights of another kind.
+        InputError: The published weights have an architecture of another class.
     """
-    published = named(checkpoint)
+    published = find_published(checkpoint)
     if published:
         if not isinstance(published.architecture, kind):
             raise InputError(
-                f"checkpoint {published.name} is {published.what}: not one for this backbone; change backbone.class_path"
+                f"checkpoint: {published.name} ({published.description}) does not fit this "
+                "backbone; change backbone.class_path"
             )
         return published.architecture
-    note = _read_note(Path(checkpoint).expanduser())
-    if note.get("kind") == kind.__name__:
-        return read_architecture(kind, note["architecture"], str(checkpoint))
+    record = _read_record(Path(checkpoint).expanduser())
+    if record.get("kind") == kind.__name__:
+        return parse_architecture(kind, record["architecture"], str(checkpoint))
     return kind()
 
 
-def read_architecture(kind: type[A], settings: Any, source: str) -> A:
-    """An architecture from plain data, as in a YAML file; ``source`` is for the error."""
+def parse_architecture(kind: type[ArchitectureT], settings: Any, source: str) -> ArchitectureT:
+    """Build an architecture from plain data, as read from YAML or JSON.
+
+    Args:
+        kind: Class of the architecture.
+        settings: Settings by name; those left out keep their defaults.
+        source: File or checkpoint that the settings come from, for the error message.
+
+    Raises:
+        InputError: A setting is unknown or has a wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
     if not isinstance(settings, dict):
         raise InputError(
-            f"architecture of {source}: expected settings by name, found a {type(settings).__name__}"
+            f"architecture of {source}: must be a mapping of settings, "
+            f"not a {type(settings).__name__}"
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "architecture")
     try:
-        return parser.instantiate_classes(
-            parser.parse_object({"architecture": settings})
-        ).architecture
+        parsed = parser.parse_object({"architecture": settings})
+        return parser.instantiate_classes(parsed).architecture
     except ArgumentError as error:
         raise InputError(f"architecture of {source}: {' '.join(str(error).split())}") from error
 
 
-# ------------------------------------------------------------------------------------------------------- converted copies
+def architecture_record(architecture: Architecture) -> dict:
+    """Return an architecture and the name of its class as JSON data (lists instead of tuples)."""
+    settings = json.loads(json.dumps(asdict(architecture)))
+    return {"kind": type(architecture).__name__, "architecture": settings}
 
 
-def locate(checkpoint: str | Path, architecture: Architecture) -> Path:
-    """As :func:`resolve`, but the converted copy where there is one of that architecture and of the file as it is now."""
-    published = named(checkpoint)
+# ---- converted copies
+
+
+def converted_or_original(checkpoint: str | Path, architecture: Architecture) -> Path:
+    """Return the converted copy of a checkpoint if it is up to date, else the checkpoint itself.
+
+    Args:
+        checkpoint: Value of a ``checkpoint`` setting; downloaded if needed, see :func:`resolve`.
+        architecture: Architecture that the copy must have been converted with.
+    """
+    # A copy of published weights is enough by itself: the original may have been deleted.
+    published = find_published(checkpoint)
     if published:
-        copy = copy_folder(checkpoint)
-        if is_current(copy, cached(published), architecture):
+        copy = converted_folder(checkpoint)
+        if is_up_to_date(copy, cached_path(published), architecture):
             return copy
+
     path = resolve(checkpoint)
-    if path.is_file() and is_current(copy_folder(path), path, architecture):
-        return copy_folder(path)
+    if path.is_file() and is_up_to_date(converted_folder(path), path, architecture):
+        return converted_folder(path)
     return path
 
 
-def copy_folder(checkpoint: str | Path) -> Path:
-    """Where the converted copy belongs: of a name, into the cache; of a file, beside it."""
-    published = named(checkpoint)
+def converted_folder(checkpoint: str | Path) -> Path:
+    """Return the default folder of a converted copy: in the cache for a name, else beside the file."""
+    published = find_published(checkpoint)
     if published:
         return checkpoint_folder() / published.name
     path = resolve(checkpoint)
     return path.with_name(f"{path.stem}-diffusers")
 
 
-def note_of(source: Path, architecture: Architecture) -> dict:
-    """What a converted copy says about the file that it was made of."""
-    found = source.stat()
-    return {"source": source.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns} | plain(
-        architecture
-    )
+def conversion_record(source: Path, architecture: Architecture) -> dict:
+    """Return the content of ``converted.json`` for a source file and its architecture."""
+    status = source.stat()
+    identity = {"source": source.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return identity | architecture_record(architecture)
 
 
-def plain(architecture: Architecture) -> dict:
-    """An architecture and its kind as JSON has them: with lists for tuples."""
-    return {
-        "kind": type(architecture).__name__,
-        "architecture": json.loads(json.dumps(asdict(architecture))),
-    }
+def is_up_to_date(copy: Path, source: Path | None, architecture: Architecture) -> bool:
+    """Return whether a converted copy is complete and matches its source and architecture.
+
+    Args:
+        copy: Folder of the converted copy.
+        source: Original file; None if it has been deleted, then only the architecture is compared.
+        architecture: Architecture that the copy must have been converted with.
+    """
+    if source:
+        expected = conversion_record(source, architecture)
+    else:
+        expected = architecture_record(architecture)
+    record = _read_record(copy)
+    return all(record.get(key) == value for key, value in expected.items())
 
 
-def is_current(copy: Path, source: Path | None, architecture: Architecture) -> bool:
-    """Whether a converted copy is whole, of that architecture, and of ``source`` as it is now (of whatever it was, without one)."""
-    note = _read_note(copy)
-    wanted = note_of(source, architecture) if source else plain(architecture)
-    return all(note.get(key) == value for key, value in wanted.items())
-
-
-def _read_note(folder: Path) -> dict:
+def _read_record(folder: Path) -> dict:
+    """Return the content of ``converted.json``; empty if the file is missing or damaged."""
     try:
-        return json.loads((folder / NOTE).read_text())
+        return json.loads((folder / RECORD_FILE).read_text())
     except (OSError, ValueError):
         return {}

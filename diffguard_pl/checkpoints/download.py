@@ -1,4 +1,7 @@
-"""Files from the network: fetched once, resumed where they broke off, checked, unpacked."""
+"""Downloads: each file is fetched once, resumed after an interruption, verified and unpacked.
+
+pooch, requests and rich are imported where they are used, so that importing this module is cheap.
+"""
 
 import json
 import os
@@ -11,48 +14,45 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-
-import pooch
-import requests
-from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError
 
-TRIES = 4
-"""Connections that may bring nothing new, one after the other, before a download is given up."""
-PAUSE = 0.5
-"""Seconds to wait after a connection that brought something; twice as long after each that did not."""
-TIMEOUT = (15, 60)
-"""Seconds to connect, and between two pieces of the answer."""
-PIECE = 2**16
-LARGE = 100 * 2**20
-"""Bytes of an archive from which on unpacking shows its progress."""
-DRIVE = "https://drive.usercontent.google.com/download?id="
+if TYPE_CHECKING:
+    import requests
 
-pooch.get_logger().setLevel("WARNING")  # it would tell users to put a hash into their code
+MAX_FAILURES = 4
+"""Number of consecutive connections without a new byte after which a download is given up."""
+PAUSE = 0.5
+"""Seconds before the next connection; doubled after each one without a new byte."""
+TIMEOUT = (15, 60)
+"""Seconds to wait for a connection, and for the next bytes of a response."""
+CHUNK_SIZE = 2**16
+"""Number of bytes that are read and written at a time."""
+PROGRESS_FROM = 100 * 2**20
+"""Unpacked size in bytes from which on unpacking shows its progress."""
+GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id="
+
+ShowProgress = Callable[[int, int | None], None]
+"""Function of the number of bytes done and the total number of bytes, if known."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: the environment variable ``DIFFGUARD_CACHE``, or this system's folder for caches."""
-    return Path(os.environ.get("DIFFGUARD_CACHE") or pooch.os_cache("diffguard_pl")).expanduser()
+    """Return the folder of downloads: ``DIFFGUARD_CACHE``, or the system's cache folder."""
+    if folder := os.environ.get("DIFFGUARD_CACHE"):
+        return Path(folder).expanduser()
+
+    import pooch
+
+    return Path(pooch.os_cache("diffguard_pl"))
 
 
 def google_drive(file_id: str) -> str:
-    """The URL that a public file on Google Drive can be fetched from."""
-    return f"{DRIVE}{file_id}&export=download&confirm=t"
+    """Return the download URL of a public file on Google Drive."""
+    return f"{GOOGLE_DRIVE}{file_id}&export=download&confirm=t"
 
 
-# -------------------------------------------------------------------------------------------------------------- download
+# ---- download
 
 
 def fetch(
@@ -63,71 +63,86 @@ def fetch(
     sha256: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """A file from the network. One that is in the folder already is taken as it is, without asking the network.
+    """Download a file, unless it is in the folder already; then the network is not used.
 
-    What arrives goes to ``<filename>.part``, stays there if the download breaks off, and is continued the next time. Of several
-    processes that want the same file one downloads it and the others wait.
+    Data goes to ``<filename>.part``, which stays if the download is interrupted and is resumed the
+    next time. If several processes need the same file, one downloads it and the others wait.
 
     Args:
-        url: http or https; see :func:`google_drive`.
-        folder: where the file is put; made if need be.
-        filename: its name there.
-        size: bytes that it has to have, if known.
-        sha256: of its content, if known; checked once, after the download.
-        progress: show bytes, rate and time left on stderr; one line where that is not a terminal.
+        url: An ``http(s)://`` URL; see also :func:`google_drive`.
+        folder: Folder of the file; created if it does not exist.
+        filename: Name of the file in the folder.
+        size: Expected size in bytes, if known.
+        sha256: Expected hash of the content, if known; verified once, after the download.
+        progress: Whether to show bytes, rate and remaining time on stderr; one line if stderr is
+            not a terminal. Defaults to True.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        InputError: no network, no such file, a web page in its place, another size or hash, or a folder that cannot be written.
+        InputError: The file cannot be downloaded or written, the server sends a web page instead,
+            or size or hash differ.
     """
+    import pooch
+
     path = Path(folder).expanduser() / filename
     part = path.with_name(f"{filename}.part")
 
     def download(url: str, output: str, _: object) -> None:
         _download(url, part, size, progress)
         part.replace(output)
-        _note(part).unlink(missing_ok=True)
+        _state_file(part).unlink(missing_ok=True)
 
+    # pooch advises at INFO to copy the hash into the code
+    pooch.get_logger().setLevel("WARNING")
     try:
-        if _is_there(path, size):
+        if _is_complete(path, size):
             return path
         with locked(path, progress):
-            if not _is_there(path, size):  # it may be, after the wait
-                pooch.retrieve(
-                    url,
-                    sha256 and f"sha256:{sha256.lower()}",
-                    filename,
-                    path.parent,
-                    downloader=download,
-                )
+            # another process may have downloaded the file while this one waited
+            if not _is_complete(path, size):
+                expected_hash = f"sha256:{sha256.lower()}" if sha256 else None
+                pooch.retrieve(url, expected_hash, filename, path.parent, downloader=download)
     except InputError:
         raise
-    except ValueError as error:  # pooch's, of a wrong hash, which it names; it has removed the file
-        what = " ".join(str(error).partition("Deleted")[0].split()).rstrip(".")
+    # from pooch, for a wrong hash; it has deleted the file
+    except ValueError as error:
+        reason = " ".join(str(error).partition("Deleted")[0].split()).rstrip(".")
         raise InputError(
-            f"{url}: {what}; removed: download it again, if that stays, it was replaced"
+            f"{url}: {reason}; the file was removed, download it again, or check the URL if the "
+            "error stays"
         ) from error
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): free space there or choose another folder (DIFFGUARD_CACHE for "
-            f"the cache); what has arrived stays in {part.name} and is continued"
+            f"{path}: cannot be written ({error.strerror or error}); free space, or choose another "
+            f"folder (DIFFGUARD_CACHE for the cache); {part.name} is kept and resumed"
         ) from error
     return path
 
 
-def _is_there(path: Path, size: int | None) -> bool:
+def _is_complete(path: Path, size: int | None) -> bool:
+    """Return whether a file exists; raise if its size is not the expected one."""
     if not path.is_file():
         return False
     found = path.stat().st_size
     if size is not None and found != size:
         raise InputError(
-            f"{path} has {found:,} bytes, expected {size:,}; remove it, and it is downloaded again"
+            f"{path}: has {found:,} bytes, expected {size:,}; remove it to download it again"
         )
     return True
 
 
 @contextmanager
 def locked(path: Path, progress: bool = True) -> Iterator[None]:
-    """One process at a time makes ``path``; the others wait here, and then find it made."""
+    """Let one process at a time create ``path``; the others wait here.
+
+    Args:
+        path: File or folder to create; its parent folder is created if it does not exist.
+        progress: Whether to report on stderr that the process waits. Defaults to True.
+    """
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -143,85 +158,103 @@ def locked(path: Path, progress: bool = True) -> Iterator[None]:
 
 
 def _download(url: str, part: Path, size: int | None, progress: bool) -> None:
-    """Bring ``part`` to its full length, over as many connections as that takes."""
+    """Complete ``part``, over as many connections as needed."""
+    import requests
+
     path = part.with_suffix("")
     longest, failures = _length(part), 0
-    with _shown(f"downloading {path.name}", longest, size, progress) as show:
+    with _progress_bar(f"downloading {path.name}", longest, size, progress) as show:
         while True:
             try:
                 return _append(url, part, size, show)
             except requests.RequestException as error:
+                # only a connection that adds nothing beyond the longest part so far is a failure
                 failures = failures + 1 if _length(part) <= longest else 0
                 longest = max(longest, _length(part))
-                if failures == TRIES:
+                if failures == MAX_FAILURES:
                     raise InputError(
-                        f"{url} could not be downloaded ({_reason(error)}): check the network and try again, it continues where it "
-                        f"broke off; or put the file there by hand: {path}"
+                        f"{url}: cannot be downloaded ({_root_cause(error)}); check the network and "
+                        f"try again, the download is resumed; or save the file as {path}"
                     ) from error
                 time.sleep(PAUSE * 2**failures)
 
 
-def _append(
-    url: str, part: Path, size: int | None, show: Callable[[int, int | None], None]
-) -> None:
-    """Add to ``part`` what one connection brings; a RequestException says that it was not all."""
-    have, before = _length(part), _offer_before(part)
-    if have and have == (before["total"] or size):
+def _append(url: str, part: Path, size: int | None, show: ShowProgress) -> None:
+    """Append the data of one connection to ``part``.
+
+    Raises:
+        requests.RequestException: ``part`` is still incomplete; another connection may help.
+        InputError: Another connection would not help.
+    """
+    import requests
+
+    # Nothing is left to do for a complete part whose process ended before renaming it.
+    done, begun = _length(part), _read_state(part)
+    if done and done == (begun["total"] or size):
         return
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+
+    # Ask for the rest of the file; the server may answer with the rest (206) or with all of it.
+    headers = {"Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        offer, partial = _offer(response), response.status_code == 206
-        continues = before in (offer, NO_OFFER) and response.headers.get(
-            "Content-Range", ""
-        ).startswith(f"bytes {have}-")
-        if response.status_code == 416 or (partial and not continues):
+        # The rest only counts if it starts where the part ends and the file has not changed.
+        state, is_rest = _server_state(response), response.status_code == 206
+        starts_at_end = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        fits = begun in (state, UNKNOWN_STATE) and starts_at_end
+        if response.status_code == 416 or (is_rest and not fits):
             _discard(part)
-            raise requests.ConnectionError("the file there is another than when the download began")
-        _refuse(response, url, part.with_suffix(""))
-        _check_size(url, part, offer["total"], size)
-        _note(part).write_text(json.dumps(offer))
-        have = have if partial else 0
-        with part.open("ab" if partial else "wb") as file:
-            for piece in response.iter_content(PIECE):
-                file.write(piece)
-                have += len(piece)
-                show(have, offer["total"] or size)
-    total = offer["total"] or size or have
-    if have < total:
-        raise requests.ConnectionError(f"it ended after {have:,} of {total:,} bytes")
-    _check_size(url, part, have, total)
+            raise requests.ConnectionError("the file has changed since the download began")
+        _check_response(response, url, part.with_suffix(""))
+        _check_size(url, part, state["total"], size)
+
+        # Record the file's version before the first byte, so that the part can be resumed.
+        _state_file(part).write_text(json.dumps(state))
+        if not is_rest:
+            done = 0
+        with part.open("ab" if is_rest else "wb") as file:
+            for chunk in response.iter_content(CHUNK_SIZE):
+                file.write(chunk)
+                done += len(chunk)
+                show(done, state["total"] or size)
+
+    total = state["total"] or size or done
+    if done < total:
+        raise requests.ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+    _check_size(url, part, done, total)
 
 
-NO_OFFER = {"total": None, "version": None}
+# A server's file is identified by its total size in bytes and its version (ETag or date).
+UNKNOWN_STATE = {"total": None, "version": None}
 
 
-def _offer(response: requests.Response) -> dict:
-    """How many bytes the file has, and how the server marks this version of it."""
+def _server_state(response: "requests.Response") -> dict:
+    """Return total size and version of the file that a response belongs to."""
     headers = response.headers
-    total = headers.get(
-        "Content-Range" if response.status_code == 206 else "Content-Length", ""
-    ).rpartition("/")[2]
+    name = "Content-Range" if response.status_code == 206 else "Content-Length"
+    total = headers.get(name, "").rpartition("/")[2]
     return {
         "total": int(total) if total.isdigit() else None,
         "version": headers.get("ETag") or headers.get("Last-Modified"),
     }
 
 
-def _offer_before(part: Path) -> dict:
-    """The offer that ``part`` was begun with."""
+def _read_state(part: Path) -> dict:
+    """Return total size and version of the file when the download of ``part`` began."""
     try:
-        return json.loads(_note(part).read_text())
+        return json.loads(_state_file(part).read_text())
     except (OSError, ValueError):
-        return NO_OFFER
+        return UNKNOWN_STATE
 
 
-def _note(part: Path) -> Path:
+def _state_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
 def _discard(part: Path) -> None:
+    """Delete an incomplete download."""
     part.unlink(missing_ok=True)
-    _note(part).unlink(missing_ok=True)
+    _state_file(part).unlink(missing_ok=True)
 
 
 def _length(part: Path) -> int:
@@ -229,53 +262,83 @@ def _length(part: Path) -> int:
 
 
 def _check_size(url: str, part: Path, found: int | None, expected: int | None) -> None:
-    if None not in (found, expected) and found != expected:
-        _discard(part)
-        raise InputError(
-            f"{url}: it has {found:,} bytes, expected {expected:,}; removed: download it again, if that stays, it was replaced"
-        )
-
-
-def _refuse(response: requests.Response, url: str, path: Path) -> None:
-    """Raise unless the answer is the file: an InputError where asking again is of no use."""
-    status = response.status_code
-    if status == 429 or status >= 500:
-        raise requests.HTTPError(f"the server answers {status} {response.reason}")
-    if not response.ok:
-        what = f"the server answers {status} {response.reason}"
-        raise InputError(f"{url}: {what}; check the address, or put the file there by hand: {path}")
-    if "text/html" not in response.headers.get("Content-Type", "") or path.suffix in (
-        ".html",
-        ".htm",
-    ):
+    """Discard ``part`` and raise if two known sizes differ."""
+    if found is None or expected is None or found == expected:
         return
-    if url.startswith(DRIVE):
-        page = f"https://drive.google.com/file/d/{url.removeprefix(DRIVE).partition('&')[0]}/view"
-        what = "Google Drive sends a web page in place of the file, as its quota for today is used up or it is not public"
-        raise InputError(f"{url}: {what}; open {page} in a browser, and put the file there: {path}")
+    _discard(part)
     raise InputError(
-        f"{url}: the server sends a web page in place of a file; open it in a browser, and put the file there: {path}"
+        f"{url}: has {found:,} bytes, expected {expected:,}; the file was removed, download it "
+        "again, or check the URL if the error stays"
     )
 
 
-def _reason(error: BaseException) -> str:
-    """What is at the bottom of an error, in a few words."""
-    while below := error.__cause__ or error.__context__:
-        error = below
+def _check_response(response: "requests.Response", url: str, path: Path) -> None:
+    """Raise unless a response holds the file: an InputError if another attempt would not help."""
+    import requests
+
+    status = f"{response.status_code} {response.reason}"
+    if response.status_code == 429 or response.status_code >= 500:
+        raise requests.HTTPError(f"the server answers {status}")
+    if not response.ok:
+        raise InputError(
+            f"{url}: the server answers {status}; check the URL, or save the file as {path}"
+        )
+
+    # a login or quota page instead of the file
+    is_page = "text/html" in response.headers.get("Content-Type", "")
+    if not is_page or path.suffix in (".html", ".htm"):
+        return
+    if url.startswith(GOOGLE_DRIVE):
+        file_id = url.removeprefix(GOOGLE_DRIVE).partition("&")[0]
+        raise InputError(
+            f"{url}: Google Drive sends a web page instead of the file (daily quota used up, or not "
+            f"public); open https://drive.google.com/file/d/{file_id}/view in a browser and save "
+            f"the file as {path}"
+        )
+    raise InputError(
+        f"{url}: the server sends a web page instead of the file; open it in a browser and save "
+        f"the file as {path}"
+    )
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the message of the innermost error."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 @contextmanager
-def _shown(
-    what: str, done: int, total: int | None, progress: bool
-) -> Iterator[Callable[[int, int | None], None]]:
-    """A function that is told the bytes done and the bytes in all, and shows them."""
+def _progress_bar(
+    description: str, done: int, total: int | None, enabled: bool
+) -> Iterator[ShowProgress]:
+    """Show a progress bar on stderr, or a single line if stderr is not a terminal.
+
+    Args:
+        description: Text before the bar.
+        done: Number of bytes done at the start.
+        total: Total number of bytes, if known.
+        enabled: Whether to show anything.
+    """
+    from rich.console import Console
+    from rich.filesize import decimal
+
     console = Console(stderr=True)
-    if not progress or not console.is_terminal:
-        if progress:
-            print(f"{what}{f' ({decimal(total)})' if total else ''}", file=sys.stderr)
+    if not enabled or not console.is_terminal:
+        if enabled:
+            print(f"{description}{f' ({decimal(total)})' if total else ''}", file=sys.stderr)
         yield lambda done, total: None
         return
+
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -284,11 +347,11 @@ def _shown(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, completed=done, total=total)
+        task = bar.add_task(description, completed=done, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-# ---------------------------------------------------------------------------------------------------------------- unpack
+# ---- unpack
 
 
 def unzip(
@@ -297,87 +360,93 @@ def unzip(
     members: Collection[str] | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Unpack an archive; each file appears under its name only when it is whole and its CRC is right.
+    """Unpack an archive; each file gets its name only once it is complete and its CRC is right.
 
     Args:
-        archive: a .zip.
-        folder: where to.
-        members: names of those to unpack; none: all.
-        progress: show it, if the archive is large.
+        archive: A .zip file.
+        folder: Folder to unpack into.
+        members: Names of the members to unpack. Defaults to all.
+        progress: Whether to show the progress, if the archive is large. Defaults to True.
 
     Returns:
-        The files, in the archive's order.
+        Paths of the unpacked files, in the archive's order.
 
     Raises:
-        InputError: damaged, encrypted, or with a member that would leave the folder (then nothing is unpacked); or a folder that
-            cannot be written.
+        InputError: The archive is damaged or encrypted, a member would leave the folder (then
+            nothing is unpacked), or the folder cannot be written.
     """
     archive, folder = Path(archive).expanduser(), Path(folder).expanduser()
     done, targets = 0, []
     try:
-        with _opened(archive) as file:
-            infos = [
-                info
-                for info in file.infolist()
-                if not info.is_dir() and (members is None or info.filename in members)
-            ]
-            targets = [_place(archive, info, folder) for info in infos]
+        with _open_archive(archive) as file:
+            infos = [info for info in file.infolist() if not info.is_dir()]
+            if members is not None:
+                infos = [info for info in infos if info.filename in members]
+
+            # all members are checked before the first one is written
+            targets = [_member_path(archive, info, folder) for info in infos]
+
             total = sum(info.file_size for info in infos)
-            with _shown(f"unpacking {archive.name}", 0, total, progress and total >= LARGE) as show:
+            show_progress = progress and total >= PROGRESS_FROM
+            with _progress_bar(f"unpacking {archive.name}", 0, total, show_progress) as show:
                 for info, target in zip(infos, targets, strict=True):
-                    with _whole(target) as output, file.open(info) as source:
-                        while piece := source.read(PIECE):
-                            output.write(piece)
-                            done += len(piece)
+                    with _atomic_file(target) as output, file.open(info) as source:
+                        while chunk := source.read(CHUNK_SIZE):
+                            output.write(chunk)
+                            done += len(chunk)
                             show(done, total)
     except OSError as error:
         raise InputError(
-            f"{archive} cannot be unpacked into {folder} ({error.strerror or error}): free space or choose another"
+            f"archive {archive}: cannot be unpacked into {folder} ({error.strerror or error}); free "
+            "space or choose another folder"
         ) from error
     return targets
 
 
-def members(archive: str | Path) -> list[str]:
-    """The names of the files in an archive; an InputError as for :func:`unzip`."""
-    with _opened(Path(archive)) as file:
-        return [
-            info.filename
-            for info in file.infolist()
-            if not info.is_dir() and _place(Path(archive), info)
-        ]
+def list_members(archive: str | Path) -> list[str]:
+    """Return the names of the files in an archive.
+
+    Raises:
+        InputError: As for :func:`unzip`.
+    """
+    archive = Path(archive)
+    with _open_archive(archive) as file:
+        infos = [info for info in file.infolist() if not info.is_dir()]
+        for info in infos:
+            _member_path(archive, info, Path())
+        return [info.filename for info in infos]
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+def _open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a .zip file; an InputError if it turns out to be damaged while it is open."""
     try:
         with zipfile.ZipFile(archive) as file:
             yield file
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(
-            f"archive {archive}: damaged, encrypted or no zip file ({error}); remove it and get it again"
+            f"archive {archive}: damaged, encrypted or not a .zip file ({error}); remove it and "
+            "download it again"
         ) from error
 
 
-def _place(archive: Path, info: zipfile.ZipInfo, folder: Path = Path()) -> Path:
-    """Where a member belongs."""
+def _member_path(archive: Path, info: zipfile.ZipInfo, folder: Path) -> Path:
+    """Return where a member is unpacked to; an InputError if that is outside the folder."""
     name = PurePosixPath(info.filename.replace("\\", "/"))
-    place = folder / name
-    link = stat.S_ISLNK(info.external_attr >> 16)
-    if (
-        link
-        or name.is_absolute()
-        or ".." in name.parts
-        or not place.resolve().is_relative_to(folder.resolve())
-    ):
+    path = folder / name
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    leaves = name.is_absolute() or ".." in name.parts
+    if is_link or leaves or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"archive {archive}: refused, its member {info.filename!r} would leave the folder; do not trust it"
+            f"archive {archive}: its member {info.filename!r} would leave the folder; nothing was "
+            "unpacked, do not trust this archive"
         )
-    return place
+    return path
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator:
-    """A file to write that takes its name when it is written."""
+def _atomic_file(target: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:

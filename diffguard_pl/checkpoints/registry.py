@@ -1,4 +1,7 @@
-"""Checkpoints by name: where published weights are fetched from, where their files lie, and which architecture they have."""
+"""Checkpoints by name: resolves a ``checkpoint`` setting to a file or folder, downloading if needed.
+
+Knows the published weights, their URLs and their architectures. Imports neither torch nor diffusers.
+"""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -7,30 +10,34 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from ..errors import InputError
 from .architectures import Architecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
-from .download import cache_folder, fetch, locked, members, unzip
+from .download import cache_folder, fetch, list_members, locked, unzip
 
 SHIPPED = Path(__file__).parents[1] / "weights"
-"""Where the weights of the embedded benchmark lie."""
-SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+"""Folder of the weights that come with the package."""
+CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+"""Endings of the file names that count as a checkpoint inside an archive."""
+HUGGING_FACE_FILES = ["*.json", "*.safetensors", "*.bin"]
+"""Files of a Hugging Face repository that are downloaded."""
 
 
 @dataclass(frozen=True)
-class Published:
-    """Weights that somebody published.
+class PublishedCheckpoint:
+    """Published weights and where to download them.
 
     Args:
-        name: theirs here.
-        what: in a few words.
-        filename: of the download.
-        url: http(s), or ``hf://owner/name`` for a Hugging Face repository, which becomes a folder.
-        size: bytes of the download, where known.
-        sha256: of the download, where known.
-        member: name of the checkpoint inside a .zip; none: the only one there is.
-        architecture: that the weights have.
+        name: Name for the ``checkpoint`` setting.
+        description: A few words on the model and its data.
+        filename: Path of the download, relative to :func:`checkpoint_folder`.
+        url: An ``http(s)://`` URL, or ``hf://owner/name`` for a Hugging Face repository, which
+            becomes a folder.
+        size: Size of the download in bytes, if known.
+        sha256: Hash of the download, if known.
+        member: Base name of the checkpoint inside a .zip. Defaults to the only checkpoint in it.
+        architecture: Architecture of the weights; None for a folder that describes its own.
     """
 
     name: str
-    what: str
+    description: str
     filename: str
     url: str
     size: int | None = None
@@ -44,7 +51,7 @@ OMMER = "https://ommer-lab.com/files/latent-diffusion"
 PUBLISHED = {
     published.name: published
     for published in (
-        Published(
+        PublishedCheckpoint(
             "gdm-imagenet256",
             "guided-diffusion, ImageNet 256, unconditional: the paper's GDM",
             "256x256_diffusion_uncond.pt",
@@ -53,7 +60,7 @@ PUBLISHED = {
             sha256="a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1",
             architecture=GuidedDiffusionArchitecture(),
         ),
-        Published(
+        PublishedCheckpoint(
             "gdm-imagenet64-cond",
             "guided-diffusion, ImageNet 64, class-conditional",
             "64x64_diffusion.pt",
@@ -68,7 +75,7 @@ PUBLISHED = {
                 noise_schedule="cosine",
             ),
         ),
-        Published(
+        PublishedCheckpoint(
             "gdm-imagenet128-cond",
             "guided-diffusion, ImageNet 128, class-conditional",
             "128x128_diffusion.pt",
@@ -81,15 +88,16 @@ PUBLISHED = {
                 class_cond=True,
             ),
         ),
-        # that for 512 pixels is not here: its first level has half of num_channels, which UNet2DModel's time embedding cannot have
-        Published(
+        # 512x512_diffusion.pt is missing: its first level has half of num_channels, which
+        # UNet2DModel's time embedding does not support
+        PublishedCheckpoint(
             "gdm-imagenet256-cond",
             "guided-diffusion, ImageNet 256, class-conditional",
             "256x256_diffusion.pt",
             f"{OPENAI}/jul-2021/256x256_diffusion.pt",
             architecture=GuidedDiffusionArchitecture(class_cond=True),
         ),
-        Published(
+        PublishedCheckpoint(
             "gdm-cifar10",
             "improved-diffusion, CIFAR-10, unconditional",
             "cifar10_uncond_50M_500K.pt",
@@ -108,14 +116,14 @@ PUBLISHED = {
                 rescale_timesteps=True,
             ),
         ),
-        Published(
+        PublishedCheckpoint(
             "ldm-cin256",
             "latent diffusion, ImageNet 256, class-conditional: the paper's LDM",
             "cin256-v2.ckpt",
             f"{OMMER}/nitro/cin/model.ckpt",
             architecture=LatentDiffusionArchitecture(),
         ),
-        Published(
+        PublishedCheckpoint(
             "ldm-cin256-zip",
             "latent diffusion, ImageNet 256, class-conditional: the older one",
             "cin.zip",
@@ -123,7 +131,7 @@ PUBLISHED = {
             member="model.ckpt",
             architecture=LatentDiffusionArchitecture(),
         ),
-        Published(
+        PublishedCheckpoint(
             "dit-xl2-256",
             "DiT-XL/2, ImageNet 256, class-conditional",
             "DiT-XL-2-256",
@@ -133,143 +141,149 @@ PUBLISHED = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------------ files
+# ---- files
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """The file or folder that a ``checkpoint`` setting names; fetched into the cache if it is not there yet.
+    """Return the file or folder of a ``checkpoint`` setting; download it into the cache if needed.
 
     Args:
-        checkpoint: a path; the name of shipped or of published weights; an ``http(s)://`` address, which may end in
-            ``#sha256=...`` and may be that of a .zip with one checkpoint in it; or ``hf://owner/name``.
+        checkpoint: A path; the name of shipped or published weights; an ``http(s)://`` URL, which may
+            end in ``#sha256=...`` and may point to a .zip with one checkpoint in it; or
+            ``hf://owner/name``.
 
     Raises:
-        InputError: nothing of the kind, or it cannot be fetched.
+        InputError: The checkpoint is unknown or cannot be downloaded.
     """
     name = str(checkpoint)
     if name.startswith(("http://", "https://")):
-        return _obtain(_at(name))
+        return _download(_from_url(name))
     if name.startswith("hf://"):
-        return _snapshot(name)
+        return _hugging_face_snapshot(name)
+
+    # a file or folder takes precedence over a name
     path = Path(name).expanduser()
     if path.exists():
         return path
     if name in shipped_names():
         return SHIPPED / name
     if name in PUBLISHED:
-        return _obtain(PUBLISHED[name])
+        return _download(PUBLISHED[name])
     raise InputError(
-        f"checkpoint {name!r}: no such file or folder, and the weights that come with the package are: "
-        f"{', '.join(shipped_names())}; those that can be fetched: {', '.join(PUBLISHED)}, a URL, hf://owner/name"
+        f"checkpoint {name!r}: file not found; choose from: {', '.join(shipped_names())} (shipped), "
+        f"{', '.join(PUBLISHED)} (downloaded), a URL, hf://owner/name"
     )
 
 
 def shipped_names() -> list[str]:
-    """Of the weights that come with the package."""
-    return sorted(
-        folder.name
-        for folder in SHIPPED.iterdir()
-        if folder.is_dir() and folder.name.startswith("digits")
-    )
+    """Return the names of the weights that come with the package."""
+    folders = [folder for folder in SHIPPED.iterdir() if folder.is_dir()]
+    return sorted(folder.name for folder in folders if folder.name.startswith("digits"))
 
 
-def named(checkpoint: str | Path) -> Published | None:
-    """The published weights of that name; none: there are none, or a file or folder of that name comes before them."""
+def find_published(checkpoint: str | Path) -> PublishedCheckpoint | None:
+    """Return the published weights of a name; None if unknown or if a file of that name exists."""
     published = PUBLISHED.get(str(checkpoint))
-    return published if published and not Path(published.name).exists() else None
+    if published is None or Path(published.name).exists():
+        return None
+    return published
 
 
-def _at(address: str) -> Published:
-    url, fragment = urldefrag(address)
-    parts = urlsplit(url)
-    filename = PurePosixPath(unquote(parts.path)).name
-    if filename in ("", ".."):
-        raise InputError(f"checkpoint {address!r}: the address names no file")
-    if fragment and not fragment.startswith("sha256="):
-        raise InputError(f"checkpoint {address!r}: expected nothing or #sha256=... at its end")
-    # a folder for each address, as many a checkpoint is called model.ckpt
-    folder = f"{parts.hostname}-{sha256(url.encode()).hexdigest()[:8]}"
-    return Published(
-        address, "", f"{folder}/{filename}", url, sha256=fragment.removeprefix("sha256=") or None
-    )
-
-
-def _obtain(published: Published) -> Path:
-    if published.url.startswith("hf://"):
-        return _snapshot(published.url)
-    path = _download_path(published)
-    fetch(published.url, path.parent, path.name, published.size, published.sha256)
-    return _unpacked(path, published.member) if path.suffix == ".zip" else path
-
-
-def cached(published: Published) -> Path | None:
-    """The file or folder of published weights if it is here; never asks the network."""
+def cached_path(published: PublishedCheckpoint) -> Path | None:
+    """Return the file or folder of published weights if it is in the cache; never uses the network."""
     if published.url.startswith("hf://"):
         try:
-            return _snapshot(published.url, local_files_only=True)
+            return _hugging_face_snapshot(published.url, local_files_only=True)
         except InputError:
             return None
-    path = _download_path(published)
+    path = checkpoint_folder() / published.filename
     if path.suffix == ".zip" and path.is_file():
-        path = path.with_suffix("") / _member(path, published.member)
+        path = path.with_suffix("") / _find_member(path, published.member)
     return path if path.is_file() else None
 
 
 def checkpoint_folder() -> Path:
-    """Where fetched checkpoints lie, and the converted copies of those with a name."""
+    """Return the cache folder of downloaded checkpoints and of converted copies of named ones."""
     return cache_folder() / "checkpoints"
 
 
-def _download_path(published: Published) -> Path:
-    return checkpoint_folder() / published.filename
+def _from_url(address: str) -> PublishedCheckpoint:
+    """Describe the checkpoint at a URL, which may end in ``#sha256=...``."""
+    url, fragment = urldefrag(address)
+    parts = urlsplit(url)
+    filename = PurePosixPath(unquote(parts.path)).name
+    if filename in ("", ".."):
+        raise InputError(f"checkpoint {address!r}: the URL must end in a file name")
+    if fragment and not fragment.startswith("sha256="):
+        raise InputError(f"checkpoint {address!r}: the part after # must be sha256=...")
+    # one folder per URL, because many checkpoints are called model.ckpt
+    folder = f"{parts.hostname}-{sha256(url.encode()).hexdigest()[:8]}"
+    return PublishedCheckpoint(
+        name=address,
+        description="",
+        filename=f"{folder}/{filename}",
+        url=url,
+        sha256=fragment.removeprefix("sha256=") or None,
+    )
 
 
-def _unpacked(archive: Path, member: str | None) -> Path:
-    folder, name = archive.with_suffix(""), _member(archive, member)
+def _download(published: PublishedCheckpoint) -> Path:
+    """Return the file or folder of published weights; download and unpack it if needed."""
+    if published.url.startswith("hf://"):
+        return _hugging_face_snapshot(published.url)
+    path = checkpoint_folder() / published.filename
+    fetch(published.url, path.parent, path.name, published.size, published.sha256)
+    return _unpack(path, published.member) if path.suffix == ".zip" else path
+
+
+def _unpack(archive: Path, member: str | None) -> Path:
+    """Unpack the checkpoint of an archive into a folder beside it, once."""
+    folder, name = archive.with_suffix(""), _find_member(archive, member)
     path = folder / name
     if not path.is_file():
         with locked(folder):
-            if not path.is_file():  # it may be, after the wait
+            # another process may have unpacked it while this one waited
+            if not path.is_file():
                 unzip(archive, folder, [name])
     return path
 
 
-def _member(archive: Path, basename: str | None) -> str:
-    """The checkpoint in an archive: that of the name, or the only one."""
-    names = members(archive)
-    found = [
-        n
-        for n in names
-        if (PurePosixPath(n).name == basename if basename else n.endswith(SUFFIXES))
-    ]
+def _find_member(archive: Path, basename: str | None) -> str:
+    """Return the name of the checkpoint in an archive: the one of that base name, or the only one."""
+    names = list_members(archive)
+    if basename:
+        found = [name for name in names if PurePosixPath(name).name == basename]
+    else:
+        found = [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
     if len(found) != 1:
-        wanted = basename or " or ".join(SUFFIXES)
+        expected = basename or " or ".join(CHECKPOINT_SUFFIXES)
         raise InputError(
-            f"archive {archive}: expected one {wanted}, it holds: {', '.join(names[:20]) or 'nothing'}; unpack it by hand"
+            f"archive {archive}: must hold exactly one {expected}, holds: "
+            f"{', '.join(names[:20]) or 'nothing'}; unpack it and set checkpoint to the file"
         )
     return found[0]
 
 
-def _snapshot(url: str, local_files_only: bool = False) -> Path:
-    """The folder of a Hugging Face repository, in that library's own cache."""
+def _hugging_face_snapshot(url: str, local_files_only: bool = False) -> Path:
+    """Return the folder of a Hugging Face repository in huggingface_hub's own cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     name = url.removeprefix("hf://")
-    patterns = ["*.json", "*.safetensors", "*.bin"]
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only)
+        folder = snapshot_download(
+            name, allow_patterns=HUGGING_FACE_FILES, local_files_only=local_files_only
         )
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise InputError(
-            f"checkpoint {url}: Hugging Face has no public repository of that name; expected hf://owner/name"
+            f"checkpoint {url}: public repository not found on Hugging Face; "
+            "expected hf://owner/name"
         ) from error
-    except (
-        Exception
-    ) as error:  # of whatever HTTP library it uses; that changes between its versions
+    # huggingface_hub's HTTP library, and so its exceptions, change between versions
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"checkpoint {url} could not be downloaded ({reason}): check the network, or get its files in another way "
-            "and give their folder as the checkpoint"
+            f"checkpoint {url}: cannot be downloaded ({reason}); check the network, or set "
+            "checkpoint to a folder with the repository's files"
         ) from error
+    return Path(folder)

@@ -22,17 +22,16 @@ from safetensors.torch import save_file
 from .. import __version__
 from ..backbones.convert_guided_diffusion import guided_diffusion_unet
 from ..backbones.convert_latent_diffusion import latent_diffusion
-from ..checkpoints.architectures import GuidedDiffusionArchitecture, LatentDiffusionArchitecture
+from ..checkpoints.architectures import Architecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
 from ..checkpoints.converted import (
-    NOTE,
-    Architecture,
-    copy_folder,
-    is_current,
+    RECORD_FILE,
+    converted_folder,
+    is_up_to_date,
     known_architecture,
-    note_of,
-    read_architecture,
+    conversion_record,
+    parse_architecture,
 )
-from ..checkpoints.registry import PUBLISHED, cached, resolve
+from ..checkpoints.registry import PUBLISHED, cached_path, resolve
 from ..checkpoints.tensors import load_tensors
 from ..errors import InputError
 from ..runs.files import as_readable_as_others
@@ -81,13 +80,13 @@ def main(args: list[str] | None = None) -> None:
 def _table() -> Table:
     table = Table("name", "what", "size", "in the cache", "converted")
     for published in PUBLISHED.values():
-        path = cached(published)
+        path = cached_path(published)
         size = path.stat().st_size if path and path.is_file() else published.size
-        converted = published.architecture and is_current(
-            copy_folder(published.name), path, published.architecture
+        converted = published.architecture and is_up_to_date(
+            converted_folder(published.name), path, published.architecture
         )
         marks = ("yes" if there else "" for there in (path, converted))
-        table.add_row(published.name, published.what, decimal(size) if size else "?", *marks)
+        table.add_row(published.name, published.description, decimal(size) if size else "?", *marks)
     return table
 
 
@@ -112,8 +111,8 @@ def convert(
         raise InputError(f"checkpoint {path}: a folder already, there is nothing to convert")
     kind = _kind(path)
     a = _read(kind, architecture) if architecture else known_architecture(checkpoint, kind)
-    note = note_of(path, a) | {"diffguard_pl": __version__}
-    out = out or copy_folder(checkpoint)
+    note = conversion_record(path, a) | {"diffguard_pl": __version__}
+    out = out or converted_folder(checkpoint)
     with _whole_folder(out) as folder:
         if isinstance(a, GuidedDiffusionArchitecture):
             guided_diffusion_unet(path, a).save_pretrained(folder)
@@ -123,7 +122,7 @@ def convert(
             first_stage.save_pretrained(folder / "vqvae")
             (folder / "class_embedding").mkdir()
             save_file(embedding.state_dict(), folder / "class_embedding" / "model.safetensors")
-        (folder / NOTE).write_text(json.dumps(note, indent=2))
+        (folder / RECORD_FILE).write_text(json.dumps(note, indent=2))
     return out
 
 
@@ -142,7 +141,7 @@ def _kind(path: Path) -> type[Architecture]:
 
 def _read(kind: type[Architecture], file: Path) -> Architecture:
     try:
-        return read_architecture(kind, yaml.safe_load(file.read_text()), str(file))
+        return parse_architecture(kind, yaml.safe_load(file.read_text()), str(file))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(
             f"architecture {file}: cannot be read as YAML or JSON ({' '.join(str(error).split())})"
@@ -152,7 +151,7 @@ def _read(kind: type[Architecture], file: Path) -> Architecture:
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
     """A folder to fill that takes its name when it is full."""
-    if out.exists() and not (out / NOTE).is_file():
+    if out.exists() and not (out / RECORD_FILE).is_file():
         raise InputError(
             f"{out} is there already and is no converted checkpoint; remove it, or give another folder to write"
         )

@@ -14,7 +14,7 @@ from helpers.results import scores_of
 from PIL import Image
 from torchvision.models import ResNet50_Weights, resnet50, vgg16
 
-from diffguard_pl.checkpoints.converted import plain
+from diffguard_pl.checkpoints.converted import architecture_record
 from diffguard_pl.checkpoints.registry import PUBLISHED
 from diffguard_pl.commands import analyze
 from diffguard_pl.commands.evaluate import main
@@ -225,7 +225,7 @@ def test_cifar10_at_full_size(run, tmp_path):
         yaml.safe_dump(
             {
                 "model": {
-                    "backbone": {"init_args": {"architecture": plain(architecture)["architecture"]}}
+                    "backbone": {"init_args": {"architecture": architecture_record(architecture)["architecture"]}}
                 }
             }
         )
