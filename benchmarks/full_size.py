@@ -101,7 +101,8 @@ def pixel_file(backbone: PixelDiffusion, path: Path) -> None:
     """Save as guided-diffusion does."""
     a = ARCHITECTURE[PixelDiffusion]
     torch.save(
-        original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention_levels), path
+        original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention_levels),
+        path,
     )
 
 

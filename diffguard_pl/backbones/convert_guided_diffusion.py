@@ -32,7 +32,9 @@ def guided_diffusion_unet(path: Path, architecture: GuidedDiffusionArchitecture)
         r".": "backbone.architecture.channel_mult and num_res_blocks",
     }
     unet = guided_diffusion_module(a)
-    weights = _convert_unet(load_tensors(path), a.channel_mult, a.num_res_blocks, a.attention_levels)
+    weights = _convert_unet(
+        load_tensors(path), a.channel_mult, a.num_res_blocks, a.attention_levels
+    )
     return fit(unet, _split_qkv(weights, unet, a.use_new_attention_order), path, settings)
 
 
@@ -56,7 +58,8 @@ def guided_diffusion_module(architecture: GuidedDiffusionArchitecture) -> UNet2D
                 "AttnDownBlock2D" if attention else plain_down for attention in a.attention_levels
             ],
             up_block_types=[
-                "AttnUpBlock2D" if attention else plain_up for attention in reversed(a.attention_levels)
+                "AttnUpBlock2D" if attention else plain_up
+                for attention in reversed(a.attention_levels)
             ],
             downsample_type=change,
             upsample_type=change,

@@ -32,7 +32,10 @@ def latent_diffusion(
     }
     unet, embedding = latent_diffusion_modules(a)
     weights = _convert_unet(
-        _under(tensors, "model.diffusion_model."), a.channel_mult, a.num_res_blocks, a.attention_levels
+        _under(tensors, "model.diffusion_model."),
+        a.channel_mult,
+        a.num_res_blocks,
+        a.attention_levels,
     )
     fit(
         unet,
@@ -62,7 +65,8 @@ def latent_diffusion_modules(
             block_out_channels=channels,
             layers_per_block=a.num_res_blocks,
             down_block_types=[
-                "CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in a.attention_levels
+                "CrossAttnDownBlock2D" if attention else "DownBlock2D"
+                for attention in a.attention_levels
             ],
             up_block_types=[
                 "CrossAttnUpBlock2D" if attention else "UpBlock2D"

@@ -22,7 +22,11 @@ from safetensors.torch import save_file
 from .. import __version__
 from ..backbones.convert_guided_diffusion import guided_diffusion_unet
 from ..backbones.convert_latent_diffusion import latent_diffusion
-from ..checkpoints.architectures import Architecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
+from ..checkpoints.architectures import (
+    Architecture,
+    GuidedDiffusionArchitecture,
+    LatentDiffusionArchitecture,
+)
 from ..checkpoints.converted import (
     RECORD_FILE,
     converted_folder,

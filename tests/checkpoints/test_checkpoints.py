@@ -24,7 +24,11 @@ from diffguard_pl import InputError
 from diffguard_pl.backbones import LatentDiffusion, PixelDiffusion
 from diffguard_pl.backbones.convert_guided_diffusion import guided_diffusion_module
 from diffguard_pl.checkpoints import download, registry
-from diffguard_pl.checkpoints.converted import known_architecture, converted_or_original, architecture_record
+from diffguard_pl.checkpoints.converted import (
+    known_architecture,
+    converted_or_original,
+    architecture_record,
+)
 from diffguard_pl.checkpoints.download import fetch, google_drive, unzip
 from diffguard_pl.checkpoints.registry import PUBLISHED, PublishedCheckpoint, resolve
 from diffguard_pl.commands import checkpoints
@@ -593,7 +597,9 @@ def converted(request, tmp_path):
     }[request.param]
     path = tmp_path / f"model{file.suffix}"
     path.write_bytes(file.read_bytes())
-    (tmp_path / "architecture.yaml").write_text(yaml.safe_dump(architecture_record(a)["architecture"]))
+    (tmp_path / "architecture.yaml").write_text(
+        yaml.safe_dump(architecture_record(a)["architecture"])
+    )
     checkpoints.main(["convert", str(path), "--architecture", str(tmp_path / "architecture.yaml")])
     return kind, path, a, tmp_path / "model-diffusers"
 

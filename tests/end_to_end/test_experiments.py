@@ -225,7 +225,11 @@ def test_cifar10_at_full_size(run, tmp_path):
         yaml.safe_dump(
             {
                 "model": {
-                    "backbone": {"init_args": {"architecture": architecture_record(architecture)["architecture"]}}
+                    "backbone": {
+                        "init_args": {
+                            "architecture": architecture_record(architecture)["architecture"]
+                        }
+                    }
                 }
             }
         )
