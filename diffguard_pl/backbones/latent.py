@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import LatentDiffusionArchitecture
-from ..checkpoints.converted import known_architecture, converted_or_original
+from ..checkpoints.converted import converted_or_original, known_architecture
 from ..checkpoints.tensors import load_tensors
 from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
 from ..dtypes import at_least_float32

@@ -4,7 +4,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..checkpoints.architectures import GuidedDiffusionArchitecture
-from ..checkpoints.converted import known_architecture, converted_or_original
+from ..checkpoints.converted import converted_or_original, known_architecture
 from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, respaced
 from ..dtypes import at_least_float32
 from ..errors import choose

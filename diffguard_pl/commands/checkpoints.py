@@ -29,10 +29,10 @@ from ..checkpoints.architectures import (
 )
 from ..checkpoints.converted import (
     RECORD_FILE,
+    conversion_record,
     converted_folder,
     is_up_to_date,
     known_architecture,
-    conversion_record,
     parse_architecture,
 )
 from ..checkpoints.registry import PUBLISHED, cached_path, resolve

@@ -244,7 +244,7 @@ def test_a_truncated_file_is_called_that(suffix, keep, tmp_path):
 
 
 def test_missing_files_and_unknown_names():
-    with pytest.raises(InputError, match=r"no such file or folder.*digits_gdm, digits_ldm"):
+    with pytest.raises(InputError, match=r"file not found.*digits_gdm, digits_ldm"):
         resolve("nowhere/model.pt")
     with pytest.raises(InputError, match="save_pretrained"):
         PixelDiffusion("digits_ldm")

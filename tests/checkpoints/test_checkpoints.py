@@ -25,9 +25,9 @@ from diffguard_pl.backbones import LatentDiffusion, PixelDiffusion
 from diffguard_pl.backbones.convert_guided_diffusion import guided_diffusion_module
 from diffguard_pl.checkpoints import download, registry
 from diffguard_pl.checkpoints.converted import (
-    known_architecture,
-    converted_or_original,
     architecture_record,
+    converted_or_original,
+    known_architecture,
 )
 from diffguard_pl.checkpoints.download import fetch, google_drive, unzip
 from diffguard_pl.checkpoints.registry import PUBLISHED, PublishedCheckpoint, resolve
@@ -471,7 +471,7 @@ def test_a_url_is_a_checkpoint_and_its_hash_is_checked(server):
     PixelDiffusion(f"{url}#sha256={digest}", GDM_ARCHITECTURE)
     assert resolve(url).name == "gdm.pt"
     assert len(server.asked) == 2
-    with pytest.raises(InputError, match="#.*sha256="):
+    with pytest.raises(InputError, match=r"#.*sha256="):
         resolve(f"{url}#md5=1")
     with pytest.raises(InputError, match="end in a file name"):
         resolve(f"{server.url}/")
