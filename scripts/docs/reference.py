@@ -1,6 +1,6 @@
-"""A hook of mkdocs: the pages settings.md and configs.md, made from the code at each build, and where to find the package.
+"""MkDocs hook that generates settings.md and configs.md from the code at each build and locates the package.
 
-What the pages say is what ``python -m diffguard_pl.test`` would accept: its own parser is asked, and the docstrings of the classes.
+The settings come from the parser of ``python -m diffguard_pl.test`` itself, their descriptions from the docstrings.
 """
 
 import collections.abc
@@ -42,7 +42,7 @@ TRAINER = (
     "benchmark",
     "profiler",
 )
-"""Of Lightning's settings those that matter to a test."""
+"""Settings of Lightning's Trainer that matter for a test."""
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|video|source|link rel="stylesheet")[^>]*(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
 )
@@ -53,7 +53,7 @@ package = tempfile.TemporaryDirectory(prefix="diffguard-docs-")
 
 @event_priority(100)  # before mkdocstrings reads it
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The package as it is installed: in the repository, datamodules, callbacks and configs lie beside it."""
+    """Assemble the package as installed: in the repository, datamodules, callbacks and configs are outside it."""
     below = Path(package.name) / "diffguard_pl"
     if not below.exists():
         below.mkdir()
@@ -65,14 +65,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made."""
+    """Add the generated pages."""
     for name, content in (("settings.md", settings_page()), ("configs.md", configs_page())):
         files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """A page that would fetch something from elsewhere is an error in a strict build."""
+    """Warn about pages that load resources from other servers; an error in a strict build."""
     for address in FETCHED.findall(output):
         log.warning("%s fetches %s", page.file.src_uri, address)
     return output
@@ -82,11 +82,11 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 class Ready(Exception):
-    """Ends the command when its parser is complete, and before it begins a run."""
+    """Raised when the command's parser is complete, before it starts a run."""
 
 
 def command_parser() -> ArgumentParser:
-    """The parser of ``python -m diffguard_pl.test``."""
+    """Return the parser of ``python -m diffguard_pl.test``."""
     from diffguard_pl.commands.cli import CLI, command_line
 
     class ParserOnly(CLI):
@@ -104,7 +104,7 @@ def command_parser() -> ArgumentParser:
 
 
 def settings_page() -> str:
-    """All settings of the test command, section by section."""
+    """Return settings.md: all settings of the test command, section by section."""
     from pytorch_lightning import LightningDataModule
 
     from diffguard_pl import callbacks, datamodules
@@ -124,7 +124,7 @@ def settings_page() -> str:
             if name in TRAINER if section == "trainer" else action.dest != "data":
                 sections.setdefault(section, []).append(action)
     if missing := set(TRAINER) - {action.dest.partition(".")[2] for action in sections["trainer"]}:
-        raise ValueError(f"scripts/docs/reference.py: Lightning has no settings {missing} any more")
+        raise ValueError(f"scripts/docs/reference.py: Lightning no longer has the settings {missing}")
 
     choices = {
         "model.backbone": _choices(Backbone),
@@ -165,38 +165,38 @@ def settings_page() -> str:
     def of_class(kind: type, level: str = "###") -> str:
         of = _parser_of(kind)
         actions = [action for action in of._actions if action.default != "==SUPPRESS=="]
-        takes = table(actions) if actions else "It has no settings."
+        takes = table(actions) if actions else "No settings."
         return f"{level} {kind.__name__}\n\n{_summary(kind)}\n\n{takes}"
 
     lines = [
         "# Settings",
-        "Everything that `python -m diffguard_pl.test` can be told: in a YAML file, given by `--config`, or on the command line as "
-        "`--section.setting value`, which goes before the file. This page is made from the command's own parser whenever the site "
-        "is built. The same on a terminal: `--help`; what a run would use, as YAML: `--print_config`; the settings of one class: "
-        "`--model.guidance.help ClassifierGuidance`.",
-        "Where a setting is a class, a file names it by its class path and its settings, a command line by its name:",
+        "All settings of `python -m diffguard_pl.test`. They are set in a YAML file, given by `--config`, or on the command line "
+        "as `--section.setting value`, which overrides the file. This page is generated from the command's parser. In a "
+        "terminal, `--help` shows the same, `--print_config` prints the settings of a run as YAML, and "
+        "`--model.guidance.help ClassifierGuidance` the settings of one class.",
+        "A setting whose value is a class is given by class path and arguments in a file, and by name on the command line:",
         "```yaml\nmodel:\n  guidance:\n    class_path: diffguard_pl.diffusion.classifier_free_guidance.ClassifierFreeGuidance\n"
         "    init_args:\n      scale: 3.0\n```",
         "    python -m diffguard_pl.test --model.guidance ClassifierFreeGuidance --model.guidance.scale 3",
-        "A class of your own is named by its class path, such as `my_package.MyDiffusion`. *required* settings have no default; "
-        "the [shipped configs](configs.md) give them.",
+        "Your own classes are given by their class path, such as `my_package.MyDiffusion`. *required* settings have no default; "
+        "the [shipped configs](configs.md) set them.",
         "## The command",
         table(sections[""]),
         "## model",
         _summary(DiffGuardModule),
         table(sections["model"]),
         of_class(Classifier),
-        *(of_class(kind) for kind in nested if kind.__module__.endswith("combine")),
+        *(of_class(kind) for kind in nested if kind.__module__.endswith("combination")),
         "## Backbones",
         *(of_class(kind) for kind in choices["model.backbone"]),
-        *(of_class(kind) for kind in nested if kind.__module__.endswith("convert")),
+        *(of_class(kind) for kind in nested if kind.__module__.endswith("architectures")),
         "## Guidances",
         *(of_class(kind) for kind in choices["model.guidance"]),
         "## Data modules",
-        "`data` is one of these, or any `LightningDataModule` of your own.",
+        "`data` is one of these or your own `LightningDataModule`.",
         *(of_class(kind) for kind in choices["data"]),
         "## Sources",
-        "What `OODDataModule` takes images from: one of these, one of torchvision's, or any torch data set.",
+        "The sources of `OODDataModule`: one of these, a torchvision dataset, or any torch `Dataset`.",
         *(of_class(kind) for kind in sources),
         "## Output",
     ]
@@ -206,21 +206,21 @@ def settings_page() -> str:
         lines += [f"### {name}", _summary(parser.groups[name].group_class), table(actions)]
     lines += [
         "## trainer",
-        "All settings of Lightning's `Trainer` are accepted; these matter to a test. "
-        "The default is that of this command, where it differs from Lightning's.",
+        "All settings of Lightning's `Trainer` are accepted; these matter for a test. "
+        "Defaults are those of this command.",
         table(sections["trainer"]),
         "## Loggers",
-        "`trainer.logger: true` is TensorBoard, `--config wandb` is this one; Lightning's others are named by their class path.",
+        "`trainer.logger: true` is TensorBoard, `--config wandb` is this one; other Lightning loggers are given by class path.",
         of_class(callbacks.WandbRun),
     ]
-    others = [kind for kind in nested if not kind.__module__.endswith(("combine", "convert"))]
+    others = [kind for kind in nested if not kind.__module__.endswith(("combination", "architectures"))]
     if others:
-        raise ValueError(f"scripts/docs/reference.py: say in which section {others} belong")
+        raise ValueError(f"scripts/docs/reference.py: assign {others} to a section")
     return "\n\n".join(lines) + "\n"
 
 
 def _choices(base: type) -> list[type]:
-    """The classes of this package that a setting of this type can name."""
+    """Return the classes of this package that a setting of this type accepts."""
     from diffguard_pl.config_errors import subclasses
 
     return [
@@ -237,7 +237,7 @@ def _parser_of(kind: type) -> ArgumentParser:
 
 
 def _parts(parser: ArgumentParser) -> Iterator[type]:
-    """Data classes that settings are made of, and those inside of them."""
+    """Yield the data classes that settings consist of, recursively."""
     for action in parser._actions:
         for kind in _inside(getattr(action, "_typehint", None)):
             if (
@@ -264,7 +264,7 @@ def _row(action: Any, links: dict[str, str]) -> str:
 
 
 def _text(text: str) -> str:
-    """A help text as a cell of a table."""
+    """Return a help text as a table cell."""
     text = re.sub(r"\s*Default: .*", "", markdown(text), flags=re.DOTALL)
     text = re.sub(r"``([^`]*)``", r"`\1`", " ".join(text.split()))
     return text.replace("|", r"\|")
@@ -277,7 +277,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def spelled(hint: Any, links: dict[str, str]) -> str:
-    """A type in Markdown, without the modules that it is from: ``list[str] or null``."""
+    """Return a type in Markdown without module names: ``list[str] or null``."""
     if hint is None:
         return ""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -312,7 +312,7 @@ def _plain(hint: Any) -> str:
 
 
 def _summary(kind: type) -> str:
-    """The first paragraph of a docstring."""
+    """Return the first paragraph of a docstring."""
     return _paragraph(inspect.getdoc(kind) or "")
 
 
@@ -324,15 +324,15 @@ def _paragraph(text: str) -> str:
 
 
 def configs_page() -> str:
-    """The shipped configs: their first lines, what they build on, and the files."""
+    """Return configs.md: the shipped configs with their first sentences, bases and contents."""
     from diffguard_pl.config import config_names, find_config
 
     files = {name: find_config(name) for name in config_names()}
     lines = [
         "# Shipped configs",
-        "Each is a file of `configs/`, and comes with the package. `python -m diffguard_pl.test --config NAME` runs it, but for "
-        "`wandb` and `small/`, which go on top of another one, and `sweeps/`, which `diffguard-pl sweep` runs. "
-        "What a file does not say, its `base` does.",
+        "Each is a file of `configs/` and part of the package. `python -m diffguard_pl.test --config NAME` runs it, except for "
+        "`wandb` and `small/`, which modify another config, and `sweeps/`, which are W&B sweep files. "
+        "Settings that a file omits come from its `base`.",
         "\n".join(
             [
                 "| config | base | |",
