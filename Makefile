@@ -1,17 +1,17 @@
-# make demo: see DiffGuard find out-of-distribution digits.  make test: everything that CI runs.
+# `make demo` detects out-of-distribution digits; `make test` runs lint, docs and all tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test lint docs recipes clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
 	$(BIN)/python -m diffguard_pl.test
 
-test: $(VENV)/dev lint docs ## install the development extras too, check the code, build the site, run all tests
+test: $(VENV)/dev lint docs ## install the development extras, lint, build the docs, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev
@@ -19,10 +19,10 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/dev ## build the documentation site into site/; a warning is an error
+docs: $(VENV)/dev ## build the documentation site into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-recipes: $(VENV)/demo ## train the weights of the embedded benchmark again
+recipes: $(VENV)/demo ## retrain the weights of the embedded benchmark
 	$(BIN)/python recipes/digits.py
 
 clean: ## remove the environment

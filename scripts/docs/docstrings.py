@@ -1,4 +1,4 @@
-"""A griffe extension: docstrings as Markdown. Sphinx roles, such as ``:class:`~a.b.C```, become code: ``C``."""
+"""Griffe extension that turns docstrings into Markdown: Sphinx roles such as ``:class:`~a.b.C``` become code, ``C``."""
 
 import re
 from typing import Any
@@ -11,8 +11,7 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
 def markdown(text: str) -> str:
-    """``:func:`~a.b.c``` -> `` `c` ``, ``:func:`a.b.c``` -> `` `a.b.c` ``; and what griffe does not know: two names with
-    one description, and ``Example:``."""
+    """Convert Sphinx roles to code, and what griffe does not know: two names with one description, and ``Example:``."""
     text = ROLE.sub(
         lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text
     )
@@ -21,7 +20,7 @@ def markdown(text: str) -> str:
 
 
 class Markdown(Extension):
-    """On every docstring."""
+    """Applies the conversion to every docstring."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring:

@@ -124,7 +124,9 @@ def settings_page() -> str:
             if name in TRAINER if section == "trainer" else action.dest != "data":
                 sections.setdefault(section, []).append(action)
     if missing := set(TRAINER) - {action.dest.partition(".")[2] for action in sections["trainer"]}:
-        raise ValueError(f"scripts/docs/reference.py: Lightning no longer has the settings {missing}")
+        raise ValueError(
+            f"scripts/docs/reference.py: Lightning no longer has the settings {missing}"
+        )
 
     choices = {
         "model.backbone": _choices(Backbone),
@@ -213,7 +215,9 @@ def settings_page() -> str:
         "`trainer.logger: true` is TensorBoard, `--config wandb` is this one; other Lightning loggers are given by class path.",
         of_class(callbacks.WandbRun),
     ]
-    others = [kind for kind in nested if not kind.__module__.endswith(("combination", "architectures"))]
+    others = [
+        kind for kind in nested if not kind.__module__.endswith(("combination", "architectures"))
+    ]
     if others:
         raise ValueError(f"scripts/docs/reference.py: assign {others} to a section")
     return "\n\n".join(lines) + "\n"
