@@ -1,4 +1,4 @@
-"""Griffe extension that turns docstrings into Markdown: Sphinx roles such as ``:class:`~a.b.C``` become code, ``C``."""
+"""Griffe extension that turns docstrings into Markdown: ``:class:`~a.b.C``` becomes ``C``."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
 def markdown(text: str) -> str:
-    """Convert Sphinx roles to code, and what griffe does not know: two names with one description, and ``Example:``."""
+    """Convert Sphinx roles, pairs of names with one description, and ``Example:`` sections."""
     text = ROLE.sub(
         lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text
     )

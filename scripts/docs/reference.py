@@ -1,6 +1,7 @@
-"""MkDocs hook that generates settings.md and configs.md from the code at each build and locates the package.
+"""MkDocs hook: generates settings.md and configs.md from the code, and locates the package.
 
-The settings come from the parser of ``python -m diffguard_pl.test`` itself, their descriptions from the docstrings.
+The settings come from the parser of ``python -m diffguard_pl.test``, their descriptions from
+the docstrings.
 """
 
 import collections.abc
@@ -44,7 +45,8 @@ TRAINER = (
 )
 """Settings of Lightning's Trainer that matter for a test."""
 FETCHED = re.compile(
-    r"""<(?:script|img|iframe|video|source|link rel="stylesheet")[^>]*(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
+    r"""<(?:script|img|iframe|video|source|link rel="stylesheet")[^>]*"""
+    r"""(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
 )
 
 log = logging.getLogger("mkdocs.plugins.reference")
@@ -53,7 +55,7 @@ package = tempfile.TemporaryDirectory(prefix="diffguard-docs-")
 
 @event_priority(100)  # before mkdocstrings reads it
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Assemble the package as installed: in the repository, datamodules, callbacks and configs are outside it."""
+    """Assemble the package as installed; the repository has some of its folders at top level."""
     below = Path(package.name) / "diffguard_pl"
     if not below.exists():
         below.mkdir()
@@ -78,7 +80,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     return output
 
 
-# ---------------------------------------------------------------------------------------------------------------- settings.md
+# -------------------------------------------------------------------------------------- settings.md
 
 
 class Ready(Exception):
@@ -172,15 +174,22 @@ def settings_page() -> str:
 
     lines = [
         "# Settings",
-        "All settings of `python -m diffguard_pl.test`. They are set in a YAML file, given by `--config`, or on the command line "
-        "as `--section.setting value`, which overrides the file. This page is generated from the command's parser. In a "
-        "terminal, `--help` shows the same, `--print_config` prints the settings of a run as YAML, and "
+        "All settings of `python -m diffguard_pl.test`. They are set in a YAML file, given by "
+        "`--config`, or on the command line "
+        "as `--section.setting value`, which overrides the file. This page is generated from the "
+        "command's parser. In a "
+        "terminal, `--help` shows the same, `--print_config` prints the settings of a run as "
+        "YAML, and "
         "`--model.guidance.help ClassifierGuidance` the settings of one class.",
-        "A setting whose value is a class is given by class path and arguments in a file, and by name on the command line:",
-        "```yaml\nmodel:\n  guidance:\n    class_path: diffguard_pl.diffusion.classifier_free_guidance.ClassifierFreeGuidance\n"
+        "A setting whose value is a class is given by class path and arguments in a file, and by "
+        "name on the command line:",
+        "```yaml\nmodel:\n  guidance:\n    class_path: "
+        "diffguard_pl.diffusion.classifier_free_guidance.ClassifierFreeGuidance\n"
         "    init_args:\n      scale: 3.0\n```",
-        "    python -m diffguard_pl.test --model.guidance ClassifierFreeGuidance --model.guidance.scale 3",
-        "Your own classes are given by their class path, such as `my_package.MyDiffusion`. *required* settings have no default; "
+        "    python -m diffguard_pl.test --model.guidance ClassifierFreeGuidance "
+        "--model.guidance.scale 3",
+        "Your own classes are given by their class path, such as `my_package.MyDiffusion`. "
+        "*required* settings have no default; "
         "the [shipped configs](configs.md) set them.",
         "## The command",
         table(sections[""]),
@@ -198,7 +207,8 @@ def settings_page() -> str:
         "`data` is one of these or your own `LightningDataModule`.",
         *(of_class(kind) for kind in choices["data"]),
         "## Sources",
-        "The sources of `OODDataModule`: one of these, a torchvision dataset, or any torch `Dataset`.",
+        "The sources of `OODDataModule`: one of these, a torchvision dataset, or any torch "
+        "`Dataset`.",
         *(of_class(kind) for kind in sources),
         "## Output",
     ]
@@ -212,7 +222,8 @@ def settings_page() -> str:
         "Defaults are those of this command.",
         table(sections["trainer"]),
         "## Loggers",
-        "`trainer.logger: true` is TensorBoard, `--config wandb` is this one; other Lightning loggers are given by class path.",
+        "`trainer.logger: true` is TensorBoard, `--config wandb` is this one; other Lightning "
+        "loggers are given by class path.",
         of_class(callbacks.WandbRun),
     ]
     others = [
@@ -312,7 +323,9 @@ def _plain(hint: Any) -> str:
         collections.abc.Mapping: "dict",
         collections.abc.Iterable: "list",
     }
-    return f"{names.get(origin, getattr(origin, '__name__', str(origin)))}[{', '.join(_plain(part) for part in inside)}]"
+    outer = names.get(origin, getattr(origin, "__name__", str(origin)))
+    inner = ", ".join(_plain(part) for part in inside)
+    return f"{outer}[{inner}]"
 
 
 def _summary(kind: type) -> str:
@@ -324,7 +337,7 @@ def _paragraph(text: str) -> str:
     return re.sub(r"``([^`]*)``", r"`\1`", " ".join(markdown(text).split("\n\n")[0].split()))
 
 
-# ----------------------------------------------------------------------------------------------------------------- configs.md
+# --------------------------------------------------------------------------------------- configs.md
 
 
 def configs_page() -> str:
@@ -334,8 +347,10 @@ def configs_page() -> str:
     files = {name: find_config(name) for name in config_names()}
     lines = [
         "# Shipped configs",
-        "Each is a file of `configs/` and part of the package. `python -m diffguard_pl.test --config NAME` runs it, except for "
-        "`wandb` and `small/`, which modify another config, and `sweeps/`, which are W&B sweep files. "
+        "Each is a file of `configs/` and part of the package. `python -m diffguard_pl.test "
+        "--config NAME` runs it, except for "
+        "`wandb` and `small/`, which modify another config, and `sweeps/`, which are W&B sweep "
+        "files. "
         "Settings that a file omits come from its `base`.",
         "\n".join(
             [
