@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 from diffguard_pl.runs.record import read_record
-from diffguard_pl.runs.store import read
+from diffguard_pl.runs.store import read_scores
 
 SIZES, RANKS, BATCH = (50_000, 35_000), 8, 32
 
@@ -22,7 +22,7 @@ SIZES, RANKS, BATCH = (50_000, 35_000), 8, 32
 def costs(run: str, wide: bool, chance: np.random.Generator) -> list[np.ndarray]:
     """GuidanceInputs that each image of each set takes; ``wide``: where inversion stops is drawn evenly from the whole schedule, images of a
     folder (50 in a row) alike."""
-    frame, header = read(run)
+    frame, header = read_scores(run)
     settings = read_record(run)["config"]["model"]
     is_ind = frame["dataset"] == header.datasets[0]
     drawn = [

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffguard_pl.runs.store import read
+from diffguard_pl.runs.store import read_scores
 
 CPU_HALF = "[{class_path: pytorch_lightning.plugins.precision.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}]"
 """Lightning itself takes bf16 in its place on a CPU."""
@@ -80,7 +80,7 @@ def main() -> None:
                     "false",
                 ]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                frame, header = read(run)
+                frame, header = read_scores(run)
                 score = header.scores[0]
                 exact = frame if exact is None else exact
                 metrics = pd.read_csv(run / "metrics.csv")

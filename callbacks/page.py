@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
-from diffguard_pl.runs.store import parts
+from diffguard_pl.runs.store import part_files
 
 
 class ReportPage(pl.Callback):
@@ -21,7 +21,7 @@ class ReportPage(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         folder = pl_module.run_folder
-        if not (self.enabled and trainer.is_global_zero and parts(folder)):
+        if not (self.enabled and trainer.is_global_zero and part_files(folder)):
             return
         from diffguard_pl.report.build import build
         from diffguard_pl.report.results import read_results

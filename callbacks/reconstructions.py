@@ -135,7 +135,7 @@ def _guarded(logger: Logger, log: Callable[[], None]) -> None:
 def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, Kept]]:
     """The images to show, set by set: their scores and pictures."""
     paths = set(gallery(run))
-    frame, _ = store.read(run)
+    frame, _ = store.read_scores(run)
     for dataset, of_set in frame[frame["error"].isna()].groupby("dataset", sort=False):
         kept = of_set[
             [picture_path(run, str(dataset), index) in paths for index in of_set["index"]]
@@ -243,9 +243,9 @@ def _log_wandb(logger: WandbLogger, pl_module: DiffGuardModule) -> None:
         metadata={"datasets": table.datasets, "scores": table.scores},
     )
     with _staging(logger):
-        if store.parts(folder):
+        if store.part_files(folder):
             artifact.add_dir(
-                str(folder / store.FOLDER), name=store.FOLDER, policy="immutable"
+                str(folder / store.SCORES_FOLDER), name=store.SCORES_FOLDER, policy="immutable"
             )  # not copied: they may be large
         for name in FILES:
             if (folder / name).exists():

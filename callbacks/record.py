@@ -12,7 +12,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.runs import record
-from diffguard_pl.runs.files import replacing
+from diffguard_pl.runs.files import atomic_write
 
 from .pictures import class_names
 
@@ -43,7 +43,7 @@ class RunRecord(SaveConfigCallback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            record.update_session(trainer.default_root_dir, ended=record.now())
+            record.update_session(trainer.default_root_dir, ended=record.timestamp())
 
     def _write(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         folder = trainer.default_root_dir
@@ -56,22 +56,22 @@ class RunRecord(SaveConfigCallback):
             run_record |= {"config": yaml.safe_load(settings), "weights": weights, "data": data}
             run_record["class_names"] = class_names(trainer, pl_module)
         session: dict[str, Any] = {
-            "began": record.now(),
-            "command": record.command(),
+            "began": record.timestamp(),
+            "command": record.launch_command(),
             "machine": record.machine(),
             "devices": trainer.world_size,
-            "versions": record.versions(),
-            "revisions": record.revisions(),
-            "slurm_job": record.slurm_job(),
+            "versions": record.package_versions(),
+            "revisions": record.git_revisions(),
+            "slurm_job": record.slurm_job_id(),
         }
         for logger in trainer.loggers:
             if hasattr(logger, "run_id"):
                 run_record["wandb_run"] = logger.run_id
         run_record["sessions"] = [*run_record.get("sessions", []), session]
         record.write_record(folder, run_record)
-        saved = Path(folder) / record.CONFIG
+        saved = Path(folder) / record.CONFIG_FILE
         if not saved.exists():
-            with replacing(saved) as unfinished:
+            with atomic_write(saved) as unfinished:
                 unfinished.write_text(settings)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffguard_pl.errors import InputError, choose
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.names import IND
-from diffguard_pl.runs.store import Header, PartWriter, parts, read
+from diffguard_pl.runs.store import Header, PartWriter, part_files, read_scores
 from diffguard_pl.stages import Detection
 
 ARRAYS = {
@@ -50,14 +50,14 @@ class ScoreWriter(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: DiffGuardModule, stage: str) -> None:
         """Find what is there; the first rank says it to all, for another may see the first new part already."""
         self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
-        found: list[Path] = trainer.strategy.broadcast(parts(self.folder))
+        found: list[Path] = trainer.strategy.broadcast(part_files(self.folder))
         if found and not self.resume:
             raise InputError(
                 f"run folder {self.folder}: holds the results of another run; resume it, choose another, or remove them"
             )
         self.session = 1 + max((int(part.name.split("-")[1]) for part in found), default=-1)
         if found:
-            earlier, header = read(self.folder, only=found)
+            earlier, header = read_scores(self.folder, only=found)
             if (header.scores, header.arrays) != (pl_module.score_names, self.columns):
                 raise InputError(
                     f"run folder {self.folder}: has the scores {', '.join([*header.scores, *header.arrays])}; it cannot go on with "

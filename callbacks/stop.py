@@ -8,7 +8,7 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
-from diffguard_pl.runs.signals import Stop
+from diffguard_pl.runs.signals import GracefulTermination
 
 
 class GracefulStop(pl.Callback):
@@ -21,15 +21,15 @@ class GracefulStop(pl.Callback):
         stop: that listens already; none: one is made.
     """
 
-    def __init__(self, stop: Stop | None = None):
-        self.stop = stop or Stop()
+    def __init__(self, stop: GracefulTermination | None = None):
+        self.stop = stop or GracefulTermination()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        self.stop.listen()  # Lightning has put its own in place, which broadcasts where other ranks do not listen
+        self.stop.install_handlers()  # Lightning has put its own in place, which broadcasts where other ranks do not listen
         self.stop.deferred = True
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
-            self.stop.forward = launcher.kill
+            self.stop.forward_signal = launcher.kill
         # a process that a shell has started may well outlive it
         self.starter = os.getppid() if trainer.global_rank > 0 else None
         pl_module.between_steps.append(self.check)

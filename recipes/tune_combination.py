@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from diffguard_pl.metrics.detection import auroc, fpr_at_tpr
-from diffguard_pl.runs.store import read
+from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.combination import CASCADE, FUSION, Cascade, Combination, Fusion, Scores
 
 Score = Callable[[Scores, Scores], np.ndarray]
@@ -24,7 +24,7 @@ Score = Callable[[Scores, Scores], np.ndarray]
 
 
 def main(run: str, discrepancy: str, baseline: str, budget: float = 0.2) -> None:
-    frame, header = read(run)
+    frame, header = read_scores(run)
     is_ind = frame["dataset"] == header.datasets[0]
 
     def show(name: str, score: Score) -> None:

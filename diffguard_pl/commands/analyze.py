@@ -23,9 +23,9 @@ from ..diffusion.classifier_guidance import crop_sequence
 from ..diffusion.ddim import Level, predict_x0
 from ..errors import InputError
 from ..evaluation.transfer import Finished
-from ..runs.files import replacing
-from ..runs.lock import releasing
-from ..runs.record import CONFIG
+from ..runs.files import atomic_write
+from ..runs.lock import releasing_locks
+from ..runs.record import CONFIG_FILE
 from .cli import CLI, command_line
 from .errors import LEFT_OUT, one_line_errors
 
@@ -163,7 +163,7 @@ class AnalyzeCLI(CLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run the analysis as the command line says."""
-    with one_line_errors(), releasing():
+    with one_line_errors(), releasing_locks():
         cli = command_line(AnalyzeCLI, args, callbacks=[RunProgress()], run_kind="analyze")
         module = AnalysisModule(cli.model.diffguard, cli.config_init.analysis, cli.datamodule)
         cli.trainer.test(module, verbose=False)
@@ -177,7 +177,7 @@ def main(args: list[str] | None = None) -> None:
         if any(value != value for point in module.points for value in point.accuracy.values()):
             raise InputError(f"{dataset} has no labels: accuracy cannot be told")
         folder = cli.trainer.default_root_dir
-        with replacing(Path(folder) / CONFIG) as unfinished:
+        with atomic_write(Path(folder) / CONFIG_FILE) as unfinished:
             unfinished.write_text(cli.parser.dump(cli.config, skip_none=False))
         write(module.points, f"{folder}/analysis.csv")
         draw(module.points, dataset, f"{folder}/analysis.png")

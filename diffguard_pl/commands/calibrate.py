@@ -17,10 +17,10 @@ from ..callbacks.pictures import class_names
 from ..deploy.detector import PRECISIONS, Detector
 from ..errors import InputError, choose
 from ..names import CALIBRATION
-from ..runs.lock import releasing
-from ..runs.record import command
-from ..runs.signals import Stop, StopRequested
-from ..runs.store import read
+from ..runs.lock import releasing_locks
+from ..runs.record import launch_command
+from ..runs.signals import GracefulTermination, StopRequested
+from ..runs.store import read_scores
 from ..scores.conformal import Threshold, check_count, check_tpr
 from .cli import CLI, command_line, parsed_shard
 from .errors import LEFT_OUT, end, one_line_errors
@@ -87,7 +87,7 @@ class CalibrateCLI(CLI):
 
 def main(args: list[str] | None = None) -> None:
     """Calibrate as the command line says."""
-    with one_line_errors(), releasing(), Stop().listening() as stop:
+    with one_line_errors(), releasing_locks(), GracefulTermination().handling_signals() as stop:
         folder = ""
         try:
             cli = command_line(
@@ -133,7 +133,7 @@ def _check(cli: CalibrateCLI) -> None:
 
 def _write(cli: CalibrateCLI) -> None:
     """The detector file, from the scores of the run."""
-    frame, _ = read(cli.folder)
+    frame, _ = read_scores(cli.folder)
     scored, module, data = frame[frame["error"].isna()], cli.model, cli.datamodule
     detector = Detector(
         module.diffguard,
@@ -152,7 +152,7 @@ def _write(cli: CalibrateCLI) -> None:
     left_out = len(frame) - len(scored)
     detector.about = {
         "config": None if cli.resumed else cli.run_folder.rpartition("/")[2],
-        "command": command(),
+        "command": launch_command(),
         "accuracy": None if module.ind_accuracy != module.ind_accuracy else module.ind_accuracy,
         "images": {"scored": len(scored), "left_out": left_out} | contents.get(CALIBRATION, {}),
     }

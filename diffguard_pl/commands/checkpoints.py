@@ -38,7 +38,7 @@ from ..checkpoints.converted import (
 from ..checkpoints.registry import PUBLISHED, cached_path, resolve
 from ..checkpoints.tensors import load_tensors
 from ..errors import InputError
-from ..runs.files import as_readable_as_others
+from ..runs.files import apply_umask
 
 
 def main(args: list[str] | None = None) -> None:
@@ -164,7 +164,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     try:
         yield part
         for file in filter(Path.is_file, part.rglob("*")):
-            as_readable_as_others(file)
+            apply_umask(file)
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     finally:

@@ -36,8 +36,8 @@ from ..config_errors import construction_errors
 from ..errors import InputError
 from ..evaluation.module import DiffGuardModule
 from ..runs import record
-from ..runs.lock import claim
-from ..runs.store import parts
+from ..runs.lock import lock_run_folder
+from ..runs.store import part_files
 from .errors import Parser
 
 DEFAULT_CONFIG = "digits_ldm"
@@ -124,14 +124,14 @@ def with_config_paths(args: list[str]) -> tuple[list[str], str]:
 
 def saved_config(folder: str) -> Path:
     """The config of a run that is to be resumed."""
-    path = Path(folder) / record.CONFIG
+    path = Path(folder) / record.CONFIG_FILE
     if not folder or not path.is_file():
         begun = sorted(
-            Path("runs").glob(f"**/{record.CONFIG}"), key=lambda found: found.stat().st_mtime
+            Path("runs").glob(f"**/{record.CONFIG_FILE}"), key=lambda found: found.stat().st_mtime
         )
         hint = f"; the latest one here is {begun[-1].parent}" if begun else ""
         raise InputError(
-            f"--resume {folder}: expected the folder of a run, with its {record.CONFIG}{hint}"
+            f"--resume {folder}: expected the folder of a run, with its {record.CONFIG_FILE}{hint}"
         )
     return path
 
@@ -224,14 +224,14 @@ class CLI(LightningCLI):
                         f"--resume {resume} goes on in that folder; leave out trainer.default_root_dir={given}"
                     )
             return resume, True
-        job = record.slurm_job()
+        job = record.slurm_job_id()
         if given is not None:
             return given, job is not None and record.read_record(given).get("sessions", [{}])[
                 -1
             ].get("slurm_job") == job
         if job is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
             for folder in sorted(Path(self.run_folder).glob(f"*_job{job}")):
-                return str(folder), (folder / record.RECORD).exists()
+                return str(folder), (folder / record.RECORD_FILE).exists()
         self.own_folder = True
         return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}" + (
             f"_job{job}" if job else ""
@@ -243,7 +243,7 @@ class CLI(LightningCLI):
         if begun is None:
             begun = yaml.safe_load(saved_config(self.folder).read_text())
         settings = self.settings()
-        if why := record.changed(begun, settings):
+        if why := record.first_difference(begun, settings):
             raise InputError(
                 f"run {self.folder} cannot go on: {why}; leave it as it was, or begin another run"
             )
@@ -271,11 +271,11 @@ class CLI(LightningCLI):
         if self.own_folder and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.folder = unused(self.folder)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            claim(self.folder)
+            lock_run_folder(self.folder)
         self.config_init.trainer.default_root_dir = (
             self.folder
         )  # not in self.config: what is saved can be run again elsewhere
-        if not self.resumed and parts(Path(self.folder)):
+        if not self.resumed and part_files(Path(self.folder)):
             raise InputError(
                 f"run folder {self.folder}: holds the results of another run; --resume it, choose another, or remove them"
             )

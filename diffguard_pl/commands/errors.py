@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ..config_errors import ORDER, inside, unknown
 from ..errors import InputError
-from ..runs.signals import WARNINGS, StopRequested, requeue
+from ..runs.signals import REQUEUE_SIGNALS, StopRequested, requeue_slurm_job
 
 LEFT_OUT = 3
 """Exit status of a run that is complete but for images that could not be used; 1 is an error, 2 a mistake in the arguments."""
@@ -29,9 +29,9 @@ def end(stopped: StopRequested, folder: str, name: str = "test") -> NoReturn:
         file=sys.stderr,
         flush=True,
     )
-    if stopped.signum in WARNINGS:
+    if stopped.signum in REQUEUE_SIGNALS:
         try:
-            if job := requeue():
+            if job := requeue_slurm_job():
                 print(
                     f"SLURM job {job} is in the queue again, and goes on by itself",
                     file=sys.stderr,

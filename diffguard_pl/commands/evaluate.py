@@ -10,15 +10,15 @@ from ..callbacks import (
     GracefulStop,
     RunLogger,
 )
-from ..runs.lock import releasing
-from ..runs.signals import Stop, StopRequested
+from ..runs.lock import releasing_locks
+from ..runs.signals import GracefulTermination, StopRequested
 from .cli import CLI, command_line
 from .errors import LEFT_OUT, end, one_line_errors
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a test as the command line says."""
-    with one_line_errors(), releasing(), Stop().listening() as stop:
+    with one_line_errors(), releasing_locks(), GracefulTermination().handling_signals() as stop:
         folder = ""
         try:
             cli = command_line(CLI, args, callbacks=[RunLogger(), GracefulStop(stop)])

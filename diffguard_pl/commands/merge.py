@@ -12,9 +12,9 @@ from ..callbacks.pictures import PictureWriter
 from ..errors import InputError
 from ..report.gallery import Chosen, chosen_for, gallery, load
 from ..runs import record
-from ..runs.files import replacing
-from ..runs.lock import claim, releasing
-from ..runs.store import FOLDER, header, parts, read
+from ..runs.files import atomic_write
+from ..runs.lock import lock_run_folder, releasing_locks
+from ..runs.store import SCORES_FOLDER, part_files, read_header, read_scores
 from .cli import parsed_shard
 from .errors import one_line_errors
 from .report import report
@@ -29,8 +29,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the whole run, to be made")
     parser.add_argument("shard", type=Path, nargs="+", help="folder of a shard")
     given = parser.parse_args(args)
-    with one_line_errors(), releasing():
-        claim(given.out)
+    with one_line_errors(), releasing_locks():
+        lock_run_folder(given.out)
         merge(given.out, given.shard)
         report([given.out])
 
@@ -41,7 +41,7 @@ def merge(out: Path, shards: Sequence[Path]) -> None:
     Raises:
         InputError: a shard is missing, is not done, or is of another run; ``out`` has scores.
     """
-    if parts(out):
+    if part_files(out):
         raise InputError(
             f"run folder {out}: holds the results of another run; choose another, or remove them"
         )
@@ -64,16 +64,18 @@ def merge(out: Path, shards: Sequence[Path]) -> None:
             for name in first["images"]
         }
     record.write_record(out, first | whole)
-    with replacing(out / record.CONFIG) as unfinished:
+    with atomic_write(out / record.CONFIG_FILE) as unfinished:
         unfinished.write_text(yaml.safe_dump(config, sort_keys=False))
     _copy_pictures(out, shards)
     session = 0
     for folder in shards:
         numbers: dict[str, int] = {}  # each session of a shard becomes one of the run
-        for part in parts(folder):
+        for part in part_files(folder):
             _, of_shard, rank, count = part.stem.split("-")
             number = numbers.setdefault(of_shard, session + len(numbers))
-            with replacing(out / FOLDER / f"part-{number:03}-{rank}-{count}.parquet") as unfinished:
+            with atomic_write(
+                out / SCORES_FOLDER / f"part-{number:03}-{rank}-{count}.parquet"
+            ) as unfinished:
                 shutil.copyfile(part, unfinished)
         session += len(numbers)
 
@@ -83,9 +85,9 @@ def _check(shards: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
     found: dict[int, Path] = {}
     count = 0
     for folder, run_record in zip(shards, records, strict=True):
-        if not parts(folder):
+        if not part_files(folder):
             raise InputError(
-                f"{folder}: no run of diffguard_pl: there are no {FOLDER}/part-*.parquet"
+                f"{folder}: not a diffguard_pl run: {SCORES_FOLDER}/part-*.parquet not found"
             )
         shard = run_record.get("config", {}).get("shard")
         if shard is None:
@@ -104,7 +106,7 @@ def _check(shards: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
             {**of_run["config"], "shard": of}
             for of_run, of in ((records[0], count), (run_record, of))
         )
-        if why := record.changed(before, now):
+        if why := record.first_difference(before, now):
             raise InputError(
                 f"{folder} is of another run than {shards[0]}: {why.replace(' when the run began and', ' there,')}"
             )
@@ -113,7 +115,7 @@ def _check(shards: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
                 raise InputError(
                     f"{folder} is of another run than {shards[0]}: the weights of the {name} are not the same"
                 )
-        if header(parts(folder)[0]) != header(parts(shards[0])[0]):
+        if read_header(part_files(folder)[0]) != read_header(part_files(shards[0])[0]):
             raise InputError(
                 f"{folder} is of another run than {shards[0]}: its scores are of other names"
             )
@@ -129,7 +131,7 @@ def _copy_pictures(out: Path, shards: Sequence[Path]) -> None:
     for_count = record.read_record(shards[0])["config"].get("pictures", {}).get("count", 0)
     kept: dict[str, dict[Chosen, Path]] = {}
     for folder in shards:
-        frame, described = read(folder)
+        frame, described = read_scores(folder)
         scores = frame.set_index(["dataset", "index"])[described.scores[0]].to_dict()
         for path in gallery(folder):
             try:
@@ -142,5 +144,5 @@ def _copy_pictures(out: Path, shards: Sequence[Path]) -> None:
     for of_set in kept.values():
         for chosen in best(list(of_set)):
             path = of_set[chosen]
-            with replacing(out / path.relative_to(path.parents[2])) as unfinished:
+            with atomic_write(out / path.relative_to(path.parents[2])) as unfinished:
                 shutil.copyfile(path, unfinished)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..deploy.decision_log import COLUMNS, Lines, as_json, printable
 from ..errors import InputError
-from ..runs.signals import Stop, StopRequested
+from ..runs.signals import GracefulTermination, StopRequested
 
 if (
     TYPE_CHECKING
@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> None:
     """Decide as the command line says."""
     given = _parser().parse_args(args)
     try:
-        with Stop().listening():
+        with GracefulTermination().handling_signals():
             rejected, broken = score(given)
     except (StopRequested, KeyboardInterrupt) as stopped:
         signum = getattr(stopped, "signum", signal.SIGINT)

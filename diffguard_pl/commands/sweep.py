@@ -27,7 +27,7 @@ from rich.table import Table
 from ..config import find_config, read
 from ..errors import InputError
 from ..runs.record import read_record
-from ..runs.store import parts
+from ..runs.store import part_files
 
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 METRICS = "metrics.csv"
@@ -199,7 +199,7 @@ def run(sweep: Sweep, extra: list[str]) -> int:
         log = folder / f"{place.name}.log"
         print(f"{said}: runs; tail -f {log}", flush=True)
         words = [*command(sweep, combination), *extra, "--trainer.default_root_dir", str(place)]
-        if parts(place):
+        if part_files(place):
             words += ["--resume", str(place)]
         with log.open("w") as file:
             status = subprocess.run(

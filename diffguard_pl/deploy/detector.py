@@ -29,7 +29,7 @@ from ..datamodules.reading import read_image, reason, rgb, standard_transform, t
 from ..diffguard import DiffGuard
 from ..errors import InputError, choose
 from ..runs import record
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 from ..scores.combination import CASCADE, Cascade, Combination, Fusion
 from ..scores.conformal import Threshold, check_tpr, lowest_for_nan, p_values, threshold
 from ..stages import Detection, Gate, as_batch
@@ -322,7 +322,7 @@ class Detector:
                 name: tensor.cpu().contiguous()
                 for name, tensor in self.model.baselines.state_dict().items()
             }
-            with replacing(beside) as unfinished:
+            with atomic_write(beside) as unfinished:
                 save_file(state, unfinished)
             fitted = {"file": beside.name, "sha256": pooch.file_hash(beside)}
         content = {
@@ -344,11 +344,12 @@ class Detector:
             "class_names": self.class_names,
             "weights": record.weights_hashes(self.model),
             "fitted": fitted,
-            "about": {"made": record.now(), "versions": record.versions()} | self.about,
+            "about": {"made": record.timestamp(), "versions": record.package_versions()}
+            | self.about,
             "calibration": _for_json(self.calibration),
             "reference": {name: _for_json(values) for name, values in self.reference.items()},
         }
-        with replacing(file) as unfinished:
+        with atomic_write(file) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         return file
 
@@ -384,7 +385,9 @@ class Detector:
                         f"{file}: was not made from a config; give the model: Detector.load(file, model=...)"
                     )
                 for name in changes:
-                    choose("setting that may be changed", name, list(record.FREE_OF_MODEL))
+                    choose(
+                        "setting that may be changed", name, list(record.CHANGEABLE_MODEL_SETTINGS)
+                    )
                 settings = _with_paths(content["model"], lambda path: _found(path, file.parent))
                 model = module_from(settings | changes).diffguard
             combination = Combination.of_settings(content["combination"])

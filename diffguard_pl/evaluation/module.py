@@ -125,7 +125,7 @@ class DiffGuardModule(pl.LightningModule):
         )
 
     def go_on_from(self, earlier: pd.DataFrame) -> None:
-        """Count these results of the same run, as :func:`~diffguard_pl.runs.store.read` gives them, and compute only the others."""
+        """Count these results of the same run, as :func:`~diffguard_pl.runs.store.read_scores` gives them, and compute only the others."""
         self.earlier = earlier
         self.done = {
             name: set(of_set["index"].tolist()) for name, of_set in earlier.groupby("dataset")

@@ -10,7 +10,7 @@ import pandas as pd
 from ..metrics.bootstrap import METRIC_NAMES, with_intervals
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
 from ..names import CALIBRATION
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 from ..runs.store import Header
 from ..scores.combination import CASCADE, FUSION, Combination
 
@@ -93,7 +93,7 @@ def curve(frame: pd.DataFrame, header: Header) -> list[Point]:
 def write_curve(points: list[Point], path: Path) -> None:
     """As CSV: a line for each budget and set, shares in [0, 1]."""
     ends = [f"{name}_{end}" for name in METRIC_NAMES for end in Interval._fields]
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
             ["budget", "sent", "sent_of_ind", "nfe", "group", "dataset", *METRIC_NAMES, *ends]
@@ -161,6 +161,6 @@ def draw_curve(points: list[Point], title: str, budget: float, path: Path) -> No
             axes.spines[["top", "right"]].set_visible(False)
         both[0].legend(frameon=False, fontsize=8)
         figure.suptitle(f"{title}; dotted: budget {budget:g}", fontsize=11)
-        with replacing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             figure.savefig(unfinished, dpi=150, format="png")
         pyplot.close(figure)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 
 
 def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
@@ -76,7 +76,7 @@ def keep(run: Path, kept: Kept) -> None:
         ("panels", ",".join(kept.panels)),
     ):
         words.add_itxt(name, text)
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         strip.save(unfinished, format="png", pnginfo=words)
 
 

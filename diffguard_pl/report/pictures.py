@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def draw_grid(
                     canvas.paste(_fit(image, cell), (x, y + 18))
                     x += cell + gap
             y += row
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         canvas.save(unfinished, format="png")
 
 
@@ -107,7 +107,7 @@ def draw_decision(
     for i, (name, panel) in enumerate(panels.items()):
         pen.text((margin + i * (cell + gap), margin + 22), name, FAINT, font=font)
         canvas.paste(_fit(panel, cell), (margin + i * (cell + gap), margin + 42))
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         canvas.save(unfinished, format="png")
 
 
@@ -148,7 +148,7 @@ def draw_strips(
             pen.text((x, y), frame.caption, INK, font=font)
             canvas.paste(_fit(_to_image(frame.image), cell), (x, y + 18))
         y += cell + 30
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         canvas.save(unfinished, format="png")
 
 

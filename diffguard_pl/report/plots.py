@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.table import ScoreTable
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 from .gallery import chance
 from .results import Results
 from .style import COLOURS, look
@@ -135,7 +135,7 @@ def draw_plots(table: ScoreTable, title: str, path: Path) -> None:
 
     with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is one
         figure = _drawn(table, title)
-        with replacing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             figure.savefig(unfinished, dpi=150, format="png")
         pyplot.close(figure)
 

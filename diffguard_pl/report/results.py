@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows, sizes
-from ..runs.store import Header, read, table
+from ..runs.store import Header, read_scores, score_table
 from ..scores.combination import Combination
 from .cascade_curve import Point, curve
 
@@ -116,10 +116,10 @@ def read_results(folder: str | Path, rows: list[ResultRow] | None = None) -> Res
         InputError: no run is there, or a part of it cannot be read.
     """
     folder = Path(folder)
-    raw, header_of_run = read(folder)
+    raw, header_of_run = read_scores(folder)
     combination = Combination.of_header(header_of_run)
     frame, header = combination.of_frame(raw, header_of_run)
-    scores = table(frame, header)
+    scores = score_table(frame, header)
     ind = frame[
         (frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)
     ]

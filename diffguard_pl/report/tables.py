@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
 from ..metrics.detection import DetectionMetrics
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 from ..scores.baselines.names import BASELINES
 from .cascade_curve import Point
 from .results import Results
@@ -81,7 +81,7 @@ def result_table(
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     """``metrics.csv``: shares in [0, 1], with the ends of the intervals."""
     ends = [f"{name}_{end}" for name in METRIC_NAMES for end in Interval._fields]
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["group", "dataset", "score", *DetectionMetrics._fields, *ends])
         for row in rows:
@@ -298,7 +298,7 @@ def write_comparison(runs: Sequence[Results], lines: Sequence[Compared], path: P
     """A line for each score, set and run; shares in [0, 1]."""
     ends = [f"{name}{part}" for name in METRIC_NAMES for part in ("", "_low", "_high")]
     less = [f"{name}_less_first{part}" for name in METRIC_NAMES for part in ("", "_low", "_high")]
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["group", "dataset", "run", "folder", "score", *ends, *less])
         for line in lines:

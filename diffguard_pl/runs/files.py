@@ -1,4 +1,4 @@
-"""Results on disk are whole or not there."""
+"""Atomic file writes: a file on disk is complete or absent."""
 
 import os
 import secrets
@@ -9,33 +9,35 @@ from pathlib import Path
 from ..errors import InputError
 
 
-def as_readable_as_others(file: Path) -> None:
-    """Give a file the mode of any other new one: safetensors lets its owner alone read what it writes."""
+def apply_umask(file: Path) -> None:
+    """Set a file's mode to that of any new file.
+
+    safetensors creates files that only their owner can read.
+    """
     umask = os.umask(0)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; it gets its own, in place of what had it, once it is whole.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it replaces ``path`` if the block succeeds.
 
     Raises:
-        InputError: it cannot be written, for a full disk say.
+        InputError: The file cannot be written, for example because the disk is full.
     """
-    unfinished = path.with_name(
-        f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
-    )  # no other writer's
+    # process id and random suffix: concurrent writers never share a temporary file
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        as_readable_as_others(unfinished)
-        unfinished.replace(path)
+        yield temporary
+        apply_umask(temporary)
+        temporary.replace(path)
     except OSError as error:
         raise InputError(
-            f"{path}: could not be written ({error.strerror or error}); what was written before is kept: once this is mended, "
-            "--resume goes on with the run"
+            f"{path}: cannot be written ({error.strerror or error}); earlier results are intact: "
+            "fix the cause, then continue the run with --resume"
         ) from error
     finally:
         with suppress(OSError):
-            unfinished.unlink()
+            temporary.unlink()

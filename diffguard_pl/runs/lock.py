@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder."""
+"""Exclusive locks on run folders: one process at a time writes to a folder."""
 
 import os
 import socket
@@ -9,53 +9,70 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
-from .record import now, slurm_job
+from .record import slurm_job_id, timestamp
 
-LOCK, OWNER = ".lock", ".owner"
-held: dict[Path, FileLock] = {}
-"""Locks of this process; the system releases them when it ends, however it ends."""
+LOCK_FILE, OWNER_FILE = ".lock", ".owner"
+held_locks: dict[Path, FileLock] = {}
+"""Locks of this process by resolved folder.
+
+The operating system releases them, however the process ends.
+"""
 
 
-def claim(folder: str | Path) -> None:
-    """Make the folder this process's own, until :func:`releasing` ends.
+def lock_run_folder(folder: str | Path) -> None:
+    """Lock a run folder for this process until :func:`releasing_locks` ends.
+
+    A process may lock the same folder twice.
 
     Raises:
-        InputError: another run is writing there; it is named.
+        InputError: Another run, which the message names, is writing to the folder, or the folder
+            cannot be written.
     """
     folder = Path(folder)
-    place = folder.resolve()
-    if place in held:
+    resolved = folder.resolve()
+    if resolved in held_locks:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
+        lock = FileLock(folder / LOCK_FILE)
         lock.acquire(timeout=0)
     except Timeout as error:
-        owner = "another run"
-        with suppress(OSError):
-            owner = (folder / OWNER).read_text().strip() or owner
         raise InputError(
-            f"run folder {folder}: {owner} is writing there; wait for it, or choose another folder"
+            f"run folder {folder}: {_owner_of(folder)} is writing to it; wait for it to end, "
+            "or choose another folder"
         ) from error
     except OSError as error:
         raise InputError(
-            f"run folder {folder}: could not be written ({error.strerror or error}); what was written before is kept"
+            f"run folder {folder}: cannot be written ({error.strerror or error}); "
+            "earlier results are intact"
         ) from error
-    held[place] = lock
-    job = f" (SLURM job {slurm_job()})" if slurm_job() else ""
-    with suppress(OSError):  # what is wrong with the disk will be said by what cannot do without it
-        (folder / OWNER).write_text(
-            f"process {os.getpid()} on {socket.gethostname()}{job}, begun {now()},\n"
-        )
+    held_locks[resolved] = lock
+    _write_owner(folder)
 
 
 @contextmanager
-def releasing() -> Iterator[None]:
-    """Give the claimed folders back in the end."""
+def releasing_locks() -> Iterator[None]:
+    """Release the run folders that this process has locked when the block ends."""
     try:
         yield
     finally:
-        for folder in list(held):
+        for folder in list(held_locks):
             with suppress(OSError):
-                (folder / OWNER).unlink(missing_ok=True)
-            held.pop(folder).release()
+                (folder / OWNER_FILE).unlink(missing_ok=True)
+            held_locks.pop(folder).release()
+
+
+def _owner_of(folder: Path) -> str:
+    owner = ""
+    with suppress(OSError):
+        owner = (folder / OWNER_FILE).read_text().strip()
+    return owner or "another run"
+
+
+def _write_owner(folder: Path) -> None:
+    """Note who holds the lock, for the message that another process shows."""
+    job = f" (SLURM job {slurm_job_id()})" if slurm_job_id() else ""
+    owner = f"process {os.getpid()} on {socket.gethostname()}{job}, started {timestamp()},\n"
+    # the note is optional: on a broken disk the first write of results reports the error
+    with suppress(OSError):
+        (folder / OWNER_FILE).write_text(owner)

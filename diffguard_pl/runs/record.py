@@ -1,4 +1,7 @@
-"""The record of a run, ``run.json`` in its folder: settings, versions, weights, and an entry for each time it began or went on."""
+"""The record of a run, ``run.json`` in its folder: settings, versions, weights and sessions.
+
+A run that is interrupted and resumed has several sessions.
+"""
 
 import json
 import os
@@ -14,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .files import replacing
+from .files import atomic_write
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # commands that only read a record do without torch
     from torch import nn
 
-RECORD, CONFIG = "run.json", "config.yaml"
+    from ..diffguard import DiffGuard
+
+RECORD_FILE, CONFIG_FILE = "run.json", "config.yaml"
 PACKAGES = (
     "diffguard-pl",
     "torch",
@@ -32,148 +37,143 @@ PACKAGES = (
     "numpy",
     "pyarrow",
 )
-FREE = ("batch_size", "num_workers", "on_error")
-"""Settings of the data that scores do not depend on."""
-FREE_OF_MODEL = ("slots", "compile")
-"""Settings of the detector that scores do not depend on, but for rounding."""
-TRAINER = ("precision", "limit_test_batches", "fast_dev_run")
-"""Settings of the trainer that scores, or which there are, depend on."""
+"""Packages whose versions a record holds."""
+CHANGEABLE_DATA_SETTINGS = ("batch_size", "num_workers", "on_error")
+"""Settings of the data that do not affect scores; they may change when a run is resumed."""
+CHANGEABLE_MODEL_SETTINGS = ("slots", "compile")
+"""Settings of the model that do not affect scores, except for rounding."""
+TRAINER_SETTINGS = ("precision", "limit_test_batches", "fast_dev_run")
+"""Settings of the trainer that affect scores, or which images are scored."""
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record of a run; empty where there is none.
+    """Return the record of a run, or an empty dict if it has none.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: The record cannot be read.
     """
-    path = Path(folder) / RECORD
+    path = Path(folder) / RECORD_FILE
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); remove it to go on without the record"
+            f"{path}: cannot be read ({error}); remove it to continue without the record"
         ) from error
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> None:
-    """Write the record; the file is whole or as it was before."""
-    path = Path(folder) / RECORD
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    """Write the record of a run atomically."""
+    with atomic_write(Path(folder) / RECORD_FILE) as file:
+        file.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
 def update_session(folder: str | Path, **entries: Any) -> None:
-    """Note something of the session that is under way."""
+    """Add entries to the current session of the record."""
     record = read_record(folder)
     sessions = record.setdefault("sessions", [{}])
     sessions[-1].update(entries)
     write_record(folder, record)
 
 
-def now() -> str:
-    """Local time with its offset, to the second."""
+def timestamp() -> str:
+    """Return the local time with its UTC offset, in seconds (ISO 8601)."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine that this process runs on: host, platform, CPU cores and GPUs."""
+    """Return host name, platform, number of CPUs and names of the GPUs."""
     import torch
 
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in gpus],
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, CUDA and the packages that scores depend on."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python, CUDA and the installed `PACKAGES`."""
     import torch
 
-    found = {"python": platform.python_version()} | (
-        {"cuda": torch.version.cuda} if torch.version.cuda else {}
-    )
+    versions = {"python": platform.python_version()}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def revisions() -> dict[str, str]:
-    """Git revisions of this package and of the working directory, where they are checkouts; ``+`` after one with changes."""
+def git_revisions() -> dict[str, str]:
+    """Return the Git revisions of this package and of the working directory, if they are checkouts.
+
+    A trailing ``+`` marks uncommitted changes.
+    """
     places = {"diffguard_pl": Path(__file__), "working_directory": Path.cwd()}
-    return {name: revision for name, place in places.items() if (revision := _revision(place))}
+    revisions = {name: _git_revision(place) for name, place in places.items()}
+    return {name: revision for name, revision in revisions.items() if revision}
 
 
-def _revision(place: Path) -> str | None:
+def _git_revision(place: Path) -> str | None:
     folder = place if place.is_dir() else place.parent
 
     def git(*args: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *args],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        command = ["git", "-C", str(folder), *args]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
         if place.is_file():
-            git(
-                "ls-files", "--error-unmatch", place.name
-            )  # it may be installed somewhere below another project
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+            # the package may be installed, untracked, below somebody else's checkout
+            git("ls-files", "--error-unmatch", place.name)
+        revision = git("rev-parse", "HEAD")
+        is_modified = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{revision}+" if is_modified else revision
 
 
 def weights_hash(module: "nn.Module") -> str | None:
-    """SHA-256 over the tensors of a module and their names; None where it has none.
+    """Return the SHA-256 of a module's tensors and their names, or None if it has no tensors.
 
-    The same for an original checkpoint and its converted copy.
+    An original checkpoint and its converted copy have the same hash.
     """
-    from torch import uint8
+    import torch
 
     state = module.state_dict()
     if not state:
         return None
-    total = sha256()
+    digest = sha256()
     for name, tensor in sorted(state.items()):
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy())
-    return total.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # as bytes: NumPy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def weights_hashes(detector: Any) -> dict[str, str]:
-    """Of the parts of a :class:`~diffguard_pl.DiffGuard` that have weights, by name."""
-    parts = {
-        "classifier": detector.classifier,
-        "backbone": detector.backbone,
-        "discrepancies": detector.discrepancies,
+def weights_hashes(diffguard: "DiffGuard") -> dict[str, str]:
+    """Return the hash of each part of a DiffGuard that has weights, by the name of the part."""
+    hashes = {
+        "classifier": weights_hash(diffguard.classifier),
+        "backbone": weights_hash(diffguard.backbone),
+        "discrepancies": weights_hash(diffguard.discrepancies),
     }
-    return {name: found for name, part in parts.items() if (found := weights_hash(part))}
+    return {name: found for name, found in hashes.items() if found}
 
 
-def slurm_job() -> str | None:
-    """The SLURM job that this process is of; a requeued job keeps its number."""
+def slurm_job_id() -> str | None:
+    """Return the ID of the current SLURM job, or None outside one; a requeued job keeps its ID."""
     return os.environ.get("SLURM_JOB_ID")
 
 
-def command() -> list[str]:
-    """How this process was started."""
+def launch_command() -> list[str]:
+    """Return the command that started this process, as it can be repeated."""
     program, package = Path(sys.argv[0]), Path(__file__).parents[1]
     if program == package / "__main__.py":
         return ["python", "-m", "diffguard_pl", *sys.argv[1:]]
@@ -182,44 +182,53 @@ def command() -> list[str]:
     return [program.name, *sys.argv[1:]]
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Why a run begun with one config cannot go on with another: the first setting that scores depend on and that differs.
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Describe the first setting that prevents a run from being resumed with another config.
 
     Args:
-        before, now: all settings, as in a saved config.
+        before: All settings with which the run began, as in a saved config.
+        now: All current settings.
+
+    Returns:
+        A description of the first difference that affects scores, or None if there is none.
     """
-    old, new = _deciding(before), _deciding(now)
+    old, new = _score_settings(before), _score_settings(now)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
-            return f"{key} was {_shown(old.get(key))} when the run began and is {_shown(new.get(key))} now"
+            was, is_now = _in_words(old.get(key)), _in_words(new.get(key))
+            return f"{key} was {was} when the run began and is {is_now} now"
     return None
 
 
-def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that scores depend on, by their dotted names."""
-    trainer = config.get("trainer") or {}
+def _score_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that scores depend on, by dotted name."""
+    model = dict(config.get("model") or {})
+    for name in CHANGEABLE_MODEL_SETTINGS:
+        model.pop(name, None)
     data = json.loads(json.dumps(config.get("data")))
-    for name in FREE:
+    for name in CHANGEABLE_DATA_SETTINGS:
         (data.get("init_args") or {}).pop(name, None)
-    model = {
-        name: value
-        for name, value in (config.get("model") or {}).items()
-        if name not in FREE_OF_MODEL
-    }
-    rest: dict[str, Any] = {"trainer": {name: trainer.get(name) for name in TRAINER}}
-    rest |= {name: config.get(name) for name in ("shard", "seed_everything")}
-    return _flat({"model": model, "data": data} | rest)
-
-
-def _flat(settings: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(settings, dict) and settings:
-        return {
-            k: v
-            for name, value in settings.items()
-            for k, v in _flat(value, f"{key}.{name}" if key else str(name)).items()
+    trainer = config.get("trainer") or {}
+    return _flatten(
+        {
+            "model": model,
+            "data": data,
+            "trainer": {name: trainer.get(name) for name in TRAINER_SETTINGS},
+            "shard": config.get("shard"),
+            "seed_everything": config.get("seed_everything"),
         }
-    return {key: settings}
+    )
 
 
-def _shown(value: Any) -> str:
+def _flatten(settings: Any, key: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    if not isinstance(settings, dict) or not settings:
+        return {key: settings}
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{key}.{name}" if key else str(name))
+    return flat
+
+
+def _in_words(value: Any) -> str:
     return "not set" if value is None else json.dumps(value)

@@ -1,4 +1,8 @@
-"""Told to stop: by SIGTERM (a scheduler's or an operator's), or by SIGUSR1 or SIGUSR2 (SLURM's, when the time is nearly up)."""
+"""Graceful termination on SIGTERM, SIGUSR1 and SIGUSR2.
+
+A scheduler or an operator sends SIGTERM; SLURM sends SIGUSR1 or SIGUSR2 shortly before a job's
+time limit.
+"""
 
 import os
 import signal
@@ -8,15 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
-"""After these a SLURM job is put back into the queue: ``#SBATCH --signal=USR1@120`` sends the first, submitit the second."""
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that precede a job's time limit; the job is requeued after them.
+
+``#SBATCH --signal=USR1@120`` sends the first, submitit the second.
+"""
+HANDLED_SIGNALS = (signal.SIGTERM, *REQUEUE_SIGNALS)
 
 
 class StopRequested(BaseException):
-    """The run was told to stop; like a KeyboardInterrupt, nothing that mends errors should take it for one.
+    """Request to end the run.
+
+    Derives from `BaseException`, like `KeyboardInterrupt`, so that no error recovery catches it.
 
     Attributes:
-        signum: by which signal.
+        signum: Number of the signal that requested it.
     """
 
     def __init__(self, signum: int):
@@ -24,65 +34,75 @@ class StopRequested(BaseException):
         super().__init__(signal.Signals(signum).name)
 
 
-class Stop:
-    """Listens to the signals.
+class GracefulTermination:
+    """Signal handlers that end a run in an orderly way.
 
     Attributes:
-        signum: the first that came, or None.
-        deferred: do not raise when one comes: the program asks with :meth:`check` when it suits it.
-        forward: called with each signal, for processes that this one has started.
+        signum: Number of the first signal received, or None.
+        deferred: Whether a signal is only recorded; the program then calls :meth:`check` whenever
+            it is ready to stop. Defaults to False: a signal raises `StopRequested` at once.
+        forward_signal: Function called with the first signal, to pass it on to child processes.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self.deferred = False
-        self.forward: Callable[[int], None] = lambda signum: None
+        self.forward_signal: Callable[[int], None] = lambda signum: None
 
     @contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Until the block ends; only the main thread of a program hears signals."""
-        if threading.current_thread() is not threading.main_thread():
+    def handling_signals(self) -> Iterator["GracefulTermination"]:
+        """Handle the signals until the block ends, then restore the earlier handlers.
+
+        Does nothing outside the main thread, where Python does not allow signal handlers.
+        """
+        if not _in_main_thread():
             yield self
             return
-        before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, *WARNINGS)}
-        self.listen()
+        earlier = {signum: signal.getsignal(signum) for signum in HANDLED_SIGNALS}
+        self.install_handlers()
         try:
             yield self
         finally:
-            for signum, handler in before.items():
+            for signum, handler in earlier.items():
                 signal.signal(signum, handler)
 
-    def listen(self) -> None:
-        """From now on, in place of whoever listened before."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for signum in (signal.SIGTERM, *WARNINGS):
-            signal.signal(signum, self._told)
+    def install_handlers(self) -> None:
+        """Replace the current signal handlers; does nothing outside the main thread."""
+        if _in_main_thread():
+            for signum in HANDLED_SIGNALS:
+                signal.signal(signum, self._handle)
 
     def check(self) -> None:
-        """Raise `StopRequested` if a signal has come."""
+        """Raise `StopRequested` if a signal has been received."""
         if self.signum is not None:
             raise StopRequested(self.signum)
 
-    def _told(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is None:
-            self.signum = signum
-            self.forward(signum)
-            if not self.deferred:
-                raise StopRequested(signum)
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:  # already stopping
+            return
+        self.signum = signum
+        self.forward_signal(signum)
+        if not self.deferred:
+            raise StopRequested(signum)
 
 
-def requeue() -> str | None:
-    """Put this SLURM job back into the queue: its number, or None where it is none.
+def requeue_slurm_job() -> str | None:
+    """Requeue the current SLURM job.
+
+    Returns:
+        Its job number, or None outside a SLURM job.
 
     Raises:
-        OSError, subprocess.SubprocessError: SLURM would not.
+        OSError, subprocess.SubprocessError: SLURM refused.
     """
     job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     if job is None:
         return None
     name = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
-    subprocess.run(
-        ["scontrol", "requeue", name], check=True, capture_output=True, text=True, timeout=60
-    )
+    command = ["scontrol", "requeue", name]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return name
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

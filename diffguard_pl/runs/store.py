@@ -1,7 +1,8 @@
-"""The per-image results on disk: a Parquet data set, ``scores/part-*.parquet`` in the folder of a run.
+"""Results of each image on disk: a Parquet dataset, ``RUN/scores/part-*.parquet``.
 
-``pandas.read_parquet(run / "scores")`` reads it; :func:`read` does so in the order of the data sets. Its columns are described in
-docs/results.md. A part is written under another name, forced to the disk and then renamed, so it is whole or not there.
+``pandas.read_parquet(run / "scores")`` reads it; :func:`read_scores` does so in the order of the
+datasets. docs/results.md describes the columns. A part is written atomically and flushed to the
+disk, so it is complete or absent.
 """
 
 import json
@@ -19,11 +20,12 @@ from pyarrow import parquet
 
 from ..errors import InputError
 from ..metrics.table import ScoreTable
-from .files import replacing
+from .files import atomic_write
 
-FOLDER = "scores"
-HEADER = b"diffguard_pl"
-BEFORE = {
+SCORES_FOLDER = "scores"
+METADATA_KEY = b"diffguard_pl"
+"""Key of the :class:`Header` in the metadata of a Parquet file."""
+LEADING_COLUMNS = {
     "dataset": pa.string(),
     "group": pa.string(),
     "index": pa.int64(),
@@ -34,19 +36,23 @@ BEFORE = {
     "stop_index": pa.int64(),
     "nfe": pa.int64(),
 }
-AFTER = {"seconds": pa.float64(), "error": pa.string()}
+"""Columns before those of the scores."""
+TRAILING_COLUMNS = {"seconds": pa.float64(), "error": pa.string()}
+"""Columns after those of the scores."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the scores of a run are of; every part holds it.
+    """Names of what a run scores; every part holds a copy.
 
     Attributes:
-        scores: names of the scores, the headline one first.
-        datasets: names of the data sets, the in-distribution one first.
-        groups: group of each out-of-distribution set.
-        arrays: what is kept besides, in half precision, of ``input_logits``, ``input_features`` and ``reconstruction``.
-        combination: settings of the scores that are made of these, see :mod:`.combine`; none: there are none.
+        scores: Names of the scores, primary score first.
+        datasets: Names of the datasets, in-distribution dataset first.
+        groups: Group of each out-of-distribution dataset.
+        arrays: Names of the arrays stored in half precision besides the scores, out of
+            ``input_logits``, ``input_features`` and ``reconstruction``.
+        combination: Settings of the combined scores, see :mod:`diffguard_pl.scores.combination`;
+            None if there are none.
     """
 
     scores: list[str]
@@ -57,129 +63,124 @@ class Header:
 
     @property
     def schema(self) -> pa.Schema:
-        fields = (
-            BEFORE
-            | dict.fromkeys(self.scores, pa.float64())
-            | AFTER
-            | dict.fromkeys(self.arrays, pa.list_(pa.float16()))
-        )
-        return pa.schema(fields.items(), metadata={HEADER: json.dumps(asdict(self))})
+        """Schema of a part: the columns, with this header as metadata."""
+        columns = LEADING_COLUMNS | dict.fromkeys(self.scores, pa.float64())
+        columns |= TRAILING_COLUMNS | dict.fromkeys(self.arrays, pa.list_(pa.float16()))
+        return pa.schema(columns.items(), metadata={METADATA_KEY: json.dumps(asdict(self))})
 
 
 class PartWriter:
     """Collects results and writes them part by part.
 
     Args:
-        folder: of the run.
-        header: what the scores are of.
-        name: of this writer, in the names of its parts: no other may have it.
+        folder: Folder of the run.
+        header: Header of the run.
+        name: Name of this writer, unique within the run; it is in the names of its parts.
     """
 
     def __init__(self, folder: Path, header: Header, name: str):
-        self.folder, self.header, self.name = folder / FOLDER, header, name
-        self.rows: list[dict[str, Any]] = []
+        self.folder, self.header, self.name = folder / SCORES_FOLDER, header, name
+        self.pending: list[dict[str, Any]] = []
         self.count = 0
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """Keep rows, dicts by column; a column that a row lacks is null."""
-        self.rows += rows
+    def add(self, results: list[dict[str, Any]]) -> None:
+        """Collect results, dicts by column; a missing column becomes null."""
+        self.pending += results
 
     def flush(self) -> None:
-        """Write what there is as one part.
+        """Write the collected results as one part.
 
         Raises:
-            InputError: it could not be written; the rows are dropped, all parts before stay good.
+            InputError: The part cannot be written; its results are lost, earlier parts intact.
         """
-        if not self.rows:
+        if not self.pending:
             return
-        rows, self.rows = self.rows, []
+        results, self.pending = self.pending, []
         path = self.folder / f"part-{self.name}-{self.count:06}.parquet"
-        with replacing(path) as unfinished, unfinished.open("wb") as file:
-            parquet.write_table(pa.Table.from_pylist(rows, self.header.schema), file)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            parquet.write_table(pa.Table.from_pylist(results, self.header.schema), file)
             file.flush()
             os.fsync(file.fileno())
         self.count += 1
 
 
-def parts(run: Path) -> list[Path]:
-    """The parts of a run, by name."""
-    return sorted((run / FOLDER).glob("part-*.parquet"))
+def part_files(run: Path) -> list[Path]:
+    """Return the parts of a run, sorted by name."""
+    return sorted((run / SCORES_FOLDER).glob("part-*.parquet"))
 
 
-def header(part: Path) -> Header:
-    """What the scores of a part are of.
+def read_header(part: Path) -> Header:
+    """Return the header of a part.
 
     Raises:
-        InputError: it cannot be read, or is no part of a run.
+        InputError: The part cannot be read, or is not part of a run.
     """
-    with _readable(part):
+    with _naming_unreadable(part):
         metadata = parquet.read_schema(part).metadata or {}
-    if HEADER not in metadata:
-        raise InputError(f"{part}: holds no scores of diffguard_pl")
-    return Header(**json.loads(metadata[HEADER]))
+    if METADATA_KEY not in metadata:
+        raise InputError(f"{part}: not a part of a diffguard_pl run")
+    return Header(**json.loads(metadata[METADATA_KEY]))
 
 
-def read(
+def read_scores(
     run: str | Path, columns: Sequence[str] | None = None, only: Sequence[Path] | None = None
 ) -> tuple[pd.DataFrame, Header]:
-    """All results of a run, set by set and in the order of the images, and what they are of.
+    """Return all results of a run, by dataset and in the order of the images, and its header.
 
     Args:
-        run: its folder.
-        columns: to read; none: all but logits, features and reconstructions.
-        only: the parts to read; none: all.
+        run: Folder of the run.
+        columns: Names of the columns to read. Defaults to all but logits, features and
+            reconstructions.
+        only: Parts to read. Defaults to all.
 
     Raises:
-        InputError: there are none, or a part cannot be read.
+        InputError: The run has no parts, or one cannot be read.
     """
-    files = parts(Path(run)) if only is None else list(only)
+    files = part_files(Path(run)) if only is None else list(only)
     if not files:
-        raise InputError(f"{run}: no run of diffguard_pl: there are no {FOLDER}/part-*.parquet")
-    described = header(files[0])
-    names = (
-        list(columns)
-        if columns
-        else [n for n in described.schema.names if n not in described.arrays]
-    )
+        raise InputError(f"{run}: not a diffguard_pl run: {SCORES_FOLDER}/part-*.parquet not found")
+    header = read_header(files[0])
+    if columns:
+        names = list(columns)
+    else:
+        names = [name for name in header.schema.names if name not in header.arrays]
+
     tables = []
     for file in files:
-        with _readable(file):
+        with _naming_unreadable(file):
             tables.append(parquet.ParquetFile(file).read(columns=names))
-    frame = pa.concat_tables(tables).to_pandas()
-    frame = frame.reindex(columns=names)  # runs before 0.1 lack some
+    # runs before version 0.1 lack some columns
+    frame = pa.concat_tables(tables).to_pandas().reindex(columns=names)
+
     if {"dataset", "index"} <= set(names):
-        frame = frame.drop_duplicates(
-            ["dataset", "index"]
-        )  # a rank that outlived its killed run for some seconds makes some
-        order = frame["dataset"].map({name: d for d, name in enumerate(described.datasets)})
-        frame = (
-            frame.assign(_order=order)
-            .sort_values(["_order", "index"], kind="stable")
-            .drop(columns="_order")
-        )
-    return frame.reset_index(drop=True), described
+        # a rank that outlives its killed run for some seconds may write a result twice
+        frame = frame.drop_duplicates(["dataset", "index"])
+        order = {name: place for place, name in enumerate(header.datasets)}
+        frame = frame.assign(_order=frame["dataset"].map(order))
+        frame = frame.sort_values(["_order", "index"], kind="stable").drop(columns="_order")
+    return frame.reset_index(drop=True), header
 
 
-def table(frame: pd.DataFrame, described: Header) -> ScoreTable:
-    """The scores of the images that have any, for the metrics."""
+def score_table(frame: pd.DataFrame, header: Header) -> ScoreTable:
+    """Return the scores of the images without an error, for the metrics."""
     scored = frame[frame["error"].isna()]
-    numbers = {name: d for d, name in enumerate(described.datasets)}
+    order = {name: place for place, name in enumerate(header.datasets)}
     return ScoreTable(
-        described.scores,
-        described.datasets,
-        described.groups,
-        scored[described.scores].to_numpy(dtype=np.float64),
-        scored["dataset"].map(numbers).to_numpy(dtype=np.int64),
+        header.scores,
+        header.datasets,
+        header.groups,
+        scored[header.scores].to_numpy(dtype=np.float64),
+        scored["dataset"].map(order).to_numpy(dtype=np.int64),
     )
 
 
 @contextmanager
-def _readable(part: Path) -> Iterator[None]:
-    """Names the part that cannot be read, and what to do."""
+def _naming_unreadable(part: Path) -> Iterator[None]:
+    """Turn a read error into an `InputError` that names the part and the remedy."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{part}: cannot be read ({reason}); remove it and resume: its images are computed again"
+            f"{part}: cannot be read ({reason}); remove it, then --resume computes its images again"
         ) from error

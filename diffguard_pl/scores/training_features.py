@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checkpoints.download import cache_folder
 from ..classifiers.classifier import Classifier
 from ..errors import InputError
-from ..runs.files import replacing
+from ..runs.files import atomic_write
 from ..runs.record import weights_hash
 from ..stages import as_batch
 from .baselines.collection import NEEDS_FIT
@@ -95,7 +95,7 @@ def fit(
             if not path.is_file():
                 shown = track(loader, "fitting baselines", disable=False, transient=True)
                 features, logits, labels = training_features(detector.classifier, shown)
-                with replacing(path) as unfinished:
+                with atomic_write(path) as unfinished:
                     save_file(
                         {"features": features, "logits": logits, "labels": labels}, unfinished
                     )

@@ -33,7 +33,7 @@ from diffguard_pl.callbacks import (
 from diffguard_pl.commands import sweep
 from diffguard_pl.config import load_data
 from diffguard_pl.report.gallery import gallery
-from diffguard_pl.runs.store import read
+from diffguard_pl.runs.store import read_scores
 
 KEY = "a" * 40
 
@@ -447,7 +447,7 @@ def test_a_run_outlives_the_process_of_wandb(settings, tmp_path, monkeypatch, ca
     monkeypatch.setattr(PictureWriter, "on_test_epoch_end", killing, raising=False)
     run(tmp_path / "run", attached(tmp_path / "run"), settings)
     assert "W&B: not all is logged: " in capsys.readouterr().err
-    assert len(read(tmp_path / "run")[0]) == 24
+    assert len(read_scores(tmp_path / "run")[0]) == 24
     with suppress(Exception):
         wandb.teardown()  # it misses its process, once
 

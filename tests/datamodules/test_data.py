@@ -36,7 +36,6 @@ from diffguard_pl.datamodules import (
 )
 from diffguard_pl.datamodules.openood import CIFAR, IMAGENET
 from diffguard_pl.datamodules.reading import Prepared, read_image, standard_transform
-from diffguard_pl.runs.files import replacing
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +156,6 @@ def test_no_program_is_run_for_an_image_and_no_pipe_is_waited_for(tmp_path, monk
         with pytest.raises(OSError, match=said):
             read_image(tmp_path / name)
     assert not (tmp_path / "ran").exists()
-
-
-def test_writers_of_one_file_do_not_meet(tmp_path):
-    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
-        one.write_text("one")
-        other.write_text("other")
-    assert (tmp_path / "file").read_text() == "one"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # ------------------------------------------------------------------------------------------------------------------ sources

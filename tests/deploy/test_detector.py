@@ -20,7 +20,7 @@ from diffguard_pl.datamodules import ClassFolders, ImageDirectory, OODDataModule
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out, photos
 from diffguard_pl.deploy import detector as guard
-from diffguard_pl.runs.store import read
+from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.combination import Cascade, Fusion
 from diffguard_pl.scores.conformal import threshold
 from diffguard_pl.scores.training_features import fit
@@ -35,7 +35,7 @@ def detector(file) -> Detector:
 
 def test_the_file_says_all_that_is_needed(file):
     content = json.loads(file.read_text())
-    frame, _ = read(file.parent)
+    frame, _ = read_scores(file.parent)
     assert len(frame) == len(content["calibration"]) == 215
     assert content["calibration"] == sorted(frame["maps"])
     assert content["threshold"]["value"] == threshold(frame["maps"].to_numpy(), 0.95).value
@@ -137,7 +137,7 @@ def test_what_is_no_image(detector, images, said):
 def test_it_is_the_detector_of_the_run(detector, file):
     """Scores in Python are those that the calibration has on record."""
     images = digits("val").images[:10]
-    frame, _ = read(file.parent)
+    frame, _ = read_scores(file.parent)
     torch.testing.assert_close(
         detector.predict(images).scores,
         torch.tensor(frame["maps"][:10].to_numpy()),
@@ -357,7 +357,7 @@ def test_calibrated_in_half_precision_it_decides_in_half_precision(tmp_path):
     detector = Detector.load(tmp_path / "detector.json")
     assert detector.precision == "bf16-true"
     assert next(detector.model.classifier.model.parameters()).dtype == torch.bfloat16
-    frame, _ = read(tmp_path)
+    frame, _ = read_scores(tmp_path)
     found = detector.predict(spread_images(40)).scores
     torch.testing.assert_close(found, torch.tensor(frame["maps"].to_numpy()), atol=1e-3, rtol=0)
 

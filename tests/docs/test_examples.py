@@ -13,7 +13,7 @@ from helpers import ROOT
 
 from diffguard_pl import InputError
 from diffguard_pl.deploy.detector import Detector
-from diffguard_pl.runs.store import read
+from diffguard_pl.runs.store import read_scores
 
 EXAMPLES = ROOT / "examples"
 
@@ -75,7 +75,7 @@ def test_add_discrepancy(tmp_path):
         yaml.safe_load((table.parent / "config.yaml").read_text())["model"]["discrepancies"][1]
         == "my_discrepancies.overlap"
     )
-    scores, _ = read(table.parent)
+    scores, _ = read_scores(table.parent)
     assert scores["overlap"].between(0, 1).all()
 
 
@@ -86,7 +86,7 @@ def test_add_ood_set(tmp_path):
     assert auroc["scribbles", "maps"] > 0.9
     assert auroc["ramps", "maps"] > 0.9
     assert "12 images" in printed
-    scores, header = read(table.parent)
+    scores, header = read_scores(table.parent)
     assert header.datasets == ["digits", "scribbles", "ramps"]
     assert scores["error"].isna().all()
     assert len(scores) == 36

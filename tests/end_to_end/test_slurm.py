@@ -22,7 +22,7 @@ from helpers import ROOT
 from helpers.results import assert_same
 
 from diffguard_pl.commands.submit import AFTERWARDS, main, minutes
-from diffguard_pl.runs.store import parts, read
+from diffguard_pl.runs.store import part_files, read_scores
 
 SCRIPTS = ROOT / "scripts" / "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
@@ -318,7 +318,7 @@ def test_a_job_that_is_warned_in_mid_run_is_requeued_and_ends_with_the_table_of_
     job.signal("--signal=USR1")
     wait_for(lambda: job.said("Restarts") == "1")
     (run,) = tmp_path.glob("runs/digits_ldm/*")
-    before = len(read(run)[0])
+    before = len(read_scores(run)[0])
     assert 0 < before < 64
     job.wait("COMPLETED", "FAILED")
     log = (tmp_path / f"diffguard-{job.number}.log").read_text()
@@ -326,7 +326,7 @@ def test_a_job_that_is_warned_in_mid_run_is_requeued_and_ends_with_the_table_of_
     assert f"SLURM job {job.number} is in the queue again" in log
     assert f"{before} images have results already, in {run.relative_to(tmp_path)}" in log
     assert [path.name for path in tmp_path.glob("runs/*/*")] == [run.name]
-    assert len({part.name.split("-")[2] for part in parts(run)}) == 2  # both processes wrote
+    assert len({part.name.split("-")[2] for part in part_files(run)}) == 2  # both processes wrote
     assert_same_table(run, plain)
 
 
@@ -341,7 +341,7 @@ def test_a_cancelled_job_keeps_its_scores_and_two_nodes_go_on_with_it(cluster, p
     assert job.said("Restarts") == "0"
     assert "queue" not in log.read_text()
     (run,) = tmp_path.glob("runs/digits_ldm/*")
-    assert 0 < len(read(run)[0]) < 64
+    assert 0 < len(read_scores(run)[0]) < 64
     second = cluster.sbatch("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1",
                             SCRIPTS / "diffguard.sbatch", "--resume", run.relative_to(tmp_path), cwd=tmp_path)  # fmt: skip
     second.wait("COMPLETED", "FAILED")

@@ -8,19 +8,19 @@ import pytest
 from sklearn import metrics as sk
 
 from diffguard_pl.metrics.detection import DetectionMetrics
-from diffguard_pl.runs.store import parts, read
+from diffguard_pl.runs.store import part_files, read_scores
 
 
 def scores_of(run: Path) -> list[dict]:
     """The results of a run as dicts by column, with None where there is nothing."""
-    frame, _ = read(run)
+    frame, _ = read_scores(run)
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def assert_same(found: Path, expected: Path) -> None:
     """Every image once, the same scores up to rounding, and the table of scikit-learn on them."""
-    (ours, header), (theirs, _) = read(found), read(expected)
-    everything = pd.concat(map(pd.read_parquet, parts(found)))
+    (ours, header), (theirs, _) = read_scores(found), read_scores(expected)
+    everything = pd.concat(map(pd.read_parquet, part_files(found)))
     assert not everything.duplicated(["dataset", "index"]).any()
     keys = ["dataset", "index", "path", "label", "prediction", "stop_index"]
     pd.testing.assert_frame_equal(ours[keys], theirs[keys])

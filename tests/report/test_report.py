@@ -30,7 +30,7 @@ from diffguard_pl.report.page.write import write_comparison_page, write_page
 from diffguard_pl.report.plots import roc
 from diffguard_pl.report.results import read_results
 from diffguard_pl.report.tables import compare, terminal
-from diffguard_pl.runs.store import Header, PartWriter, parts, read, table
+from diffguard_pl.runs.store import Header, PartWriter, part_files, read_scores, score_table
 from diffguard_pl.scores.combination import Cascade, Combination, Fusion
 
 GROUPS = {"letters": "near", "maps <b>&": "near", "photos": "far"}
@@ -270,7 +270,7 @@ def test_sets_that_are_empty_or_hold_nan_have_no_interval_and_spoil_no_other():
 
 
 def test_metrics_csv_holds_the_figures_of_the_scores_with_their_intervals(run):
-    frame, header = read(run)
+    frame, header = read_scores(run)
     found = {
         (line["group"], line["dataset"], line["score"]): line
         for line in lines_of(run / "metrics.csv")
@@ -316,7 +316,7 @@ def test_everything_is_rebuilt_from_scores_and_pictures_alone(run, tmp_path, cap
 
 def test_the_order_and_the_number_of_parts_do_not_matter(run, tmp_path):
     other = tmp_path / "other"
-    frame, header = read(run)
+    frame, header = read_scores(run)
     lines = frame.sample(frac=1, random_state=0).astype(object)
     lines = lines.where(lines.notna(), None).to_dict("records")
     for rank in (1, 0):
@@ -356,13 +356,13 @@ def test_damaged_and_foreign_pictures_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda run: shutil.rmtree(run), "no run of diffguard_pl"),
-        (lambda run: shutil.rmtree(run / "scores"), "no run of diffguard_pl"),
+        (lambda run: shutil.rmtree(run), "not a diffguard_pl run"),
+        (lambda run: shutil.rmtree(run / "scores"), "not a diffguard_pl run"),
         (
-            lambda run: parts(run)[1].write_bytes(b"PAR1 half"),
+            lambda run: part_files(run)[1].write_bytes(b"PAR1 half"),
             "part-0-0-000001.parquet: cannot be read",
         ),
-        (lambda run: parts(run)[0].unlink(), "no scores of the in-distribution set digits"),
+        (lambda run: part_files(run)[0].unlink(), "no scores of the in-distribution set digits"),
     ],
 )
 def test_what_is_no_whole_run_is_named_in_one_line(tmp_path, spoil, named):
@@ -586,7 +586,7 @@ def test_means_are_compared_over_the_same_sets_only(tmp_path):
 
 def test_a_mean_is_left_out_where_the_runs_share_no_image_of_one_set(tmp_path):
     runs = [plain_run(tmp_path / name, {"a": "near", "b": "near", "c": "near"}) for name in "ab"]
-    frame, header = read(runs[1])
+    frame, header = read_scores(runs[1])
     shutil.rmtree(runs[1] / "scores")
     frame.loc[frame["dataset"] == "b", "path"] = "elsewhere.png"
     writer = PartWriter(runs[1], header, "0-0")
@@ -633,7 +633,7 @@ def test_differences_are_paired(pair):
 
 def test_differences_are_on_the_images_that_both_have(pair, tmp_path):
     fewer = make_run(tmp_path / "fewer", headline="maps", better=0.5, pictures=0)
-    frame, header = read(fewer)
+    frame, header = read_scores(fewer)
     shutil.rmtree(fewer / "scores")
     kept = frame[frame["index"] % 3 > 0].astype(object)
     writer = PartWriter(fewer, header, "0-0")
@@ -727,7 +727,7 @@ def test_a_page_of_many_sets_scores_and_small_pictures_stays_below_15_mb(tmp_pat
     """Here text and curves weigh more than pictures."""
     groups, scores = {f"set {d}": "near" for d in range(30)}, tuple(f"score {k}" for k in range(12))
     folder = plain_run(tmp_path / "run", groups, count=330, scores=scores, path="a folder/" * 13)
-    frame, header = read(folder)
+    frame, header = read_scores(folder)
     pairs = list(zip(frame["dataset"], frame["index"], strict=True))
     small = {
         "pictures": dict.fromkeys(
@@ -737,7 +737,9 @@ def test_a_page_of_many_sets_scores_and_small_pictures_stays_below_15_mb(tmp_pat
     }
     monkeypatch.setattr(cards, "kept_pictures", lambda run: dict.fromkeys(pairs, run))
     monkeypatch.setattr(cards, "_panels", lambda path: small)
-    write_page(read_results(folder, result_rows(table(frame, header))), tmp_path / "report.html")
+    write_page(
+        read_results(folder, result_rows(score_table(frame, header))), tmp_path / "report.html"
+    )
     assert 13_000_000 < (tmp_path / "report.html").stat().st_size < 15_000_000
     shown = data_of(tmp_path / "report.html")["cards"]
     assert len(shown) < len(pairs) == 31 * 330
@@ -858,7 +860,7 @@ def test_the_table_shows_what_metrics_csv_holds(browser, run):
 
 
 def test_the_gallery_filters_and_sorts(browser, run):
-    frame, _ = read(run)
+    frame, _ = read_scores(run)
     kept = frame[(frame["index"] < 12) & frame["error"].isna()]
     cut = {
         score: threshold(frame.loc[frame["dataset"] == "digits", score].to_numpy())

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ...metrics.bootstrap import METRIC_NAMES
 from ...metrics.table import Interval, ResultRow
-from ...runs.files import replacing
+from ...runs.files import atomic_write
 from ...scores.baselines.names import BASELINES
 from ..plots import curve_points, plot_data, roc
 from ..results import Results
@@ -207,7 +207,7 @@ def _rendered(template: str, data: Mapping[str, Any], context: Mapping[str, Any]
 
 
 def _write(page: str, path: Path) -> None:
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
 
