@@ -17,16 +17,6 @@ from diffguard_pl.report.gallery import Chosen, Kept, chosen_for, gallery, keep,
 from diffguard_pl.stages import Detection
 
 
-def class_names(trainer: pl.Trainer, pl_module: DiffGuardModule) -> list[str] | None:
-    """What the labels are called, by the data module, the classifier, or the folders of the data; None where nobody knows."""
-    data, classifier = getattr(trainer, "datamodule", None), pl_module.diffguard.classifier
-    found = getattr(data, "class_names", None) or getattr(classifier, "class_names", None)
-    if not found and data is not None and hasattr(data, "folder_names"):
-        names = data.folder_names()
-        found = names if len(names) == classifier.num_classes else None
-    return found
-
-
 class PictureWriter(pl.Callback):
     """Keeps ``pictures/SET/INDEX.png`` (see :mod:`diffguard_pl.report.gallery`): for each set the most and the least mismatched
     images by the headline score, and random ones. Which they are does not depend on batches, devices or interruptions.

@@ -82,7 +82,7 @@ class RunProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         for finished in outputs["finished"] if self.counting else ():
-            self.images += len(finished.batch["image"]) + len(finished.batch["broken"])
+            self.images += len(finished.batch["image"]) + len(finished.batch["unreadable"])
             self.dataset = finished.dataset
             if self.bar:
                 self.bar.update(self.task, completed=self.images, rate=self._rate(), refresh=True)

@@ -26,7 +26,6 @@ from diffguard_pl.report.pictures import difference
 from diffguard_pl.report.plots import roc
 from diffguard_pl.runs import store
 
-from .pictures import class_names
 from .wandb_run import WandbRun
 
 FILES = ("config.yaml", "run.json", "metrics.csv", "cascade.csv")
@@ -53,7 +52,7 @@ class ReconstructionLogger(pl.Callback):
         known = _loggers(trainer)
         if self.count == 0 or not known:
             return
-        names = class_names(trainer, pl_module)
+        names = pl_module.class_names()
         sample = [
             _examined(row, names, kept)
             for row, kept in _sample(pl_module.run_folder, pl_module.score_names[0], self.count)

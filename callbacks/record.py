@@ -14,7 +14,7 @@ from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.runs import record
 from diffguard_pl.runs.files import atomic_write
 
-from .pictures import class_names
+from .wandb_run import WandbRun
 
 
 class RunRecord(SaveConfigCallback):
@@ -30,7 +30,8 @@ class RunRecord(SaveConfigCallback):
         loaders, limit = trainer.test_dataloaders, trainer.limit_test_batches
         if not (trainer.is_global_zero and isinstance(loaders, Mapping) and limit in (1.0, None)):
             return
-        number, shards = getattr(trainer.datamodule, "shard", (0, 1))  # type: ignore[attr-defined]
+        assert isinstance(pl_module, DiffGuardModule)
+        number, shards = pl_module.data.shard
         with suppress(TypeError, AttributeError):
             images = {
                 name: len(range(len(loader.dataset))[number::shards])
@@ -49,12 +50,12 @@ class RunRecord(SaveConfigCallback):
         folder = trainer.default_root_dir
         weights = record.weights_hashes(pl_module.diffguard)
         run_record = record.read_record(folder)
-        data = trainer.datamodule.contents() if hasattr(trainer.datamodule, "contents") else {}  # type: ignore[attr-defined]
+        data = pl_module.data.contents()
         _check_same(folder, run_record, weights, data)
         settings = self.parser.dump(self.config, skip_none=False)
         if not run_record.get("config"):
             run_record |= {"config": yaml.safe_load(settings), "weights": weights, "data": data}
-            run_record["class_names"] = class_names(trainer, pl_module)
+            run_record["class_names"] = pl_module.class_names()
         session: dict[str, Any] = {
             "began": record.timestamp(),
             "command": record.launch_command(),
@@ -65,7 +66,7 @@ class RunRecord(SaveConfigCallback):
             "slurm_job": record.slurm_job_id(),
         }
         for logger in trainer.loggers:
-            if hasattr(logger, "run_id"):
+            if isinstance(logger, WandbRun):
                 run_record["wandb_run"] = logger.run_id
         run_record["sessions"] = [*run_record.get("sessions", []), session]
         record.write_record(folder, run_record)

@@ -64,8 +64,7 @@ class ScoreWriter(pl.Callback):
                     f"{', '.join([*pl_module.score_names, *self.columns])}"
                 )
             pl_module.go_on_from(earlier)
-            if hasattr(trainer.datamodule, "done"):  # type: ignore[attr-defined]
-                trainer.datamodule.done = pl_module.done  # type: ignore[attr-defined]
+            pl_module.data.done = pl_module.done
             if trainer.is_global_zero:
                 print(f"{len(earlier)} images have results already, in {self.folder}", flush=True)
 
@@ -134,9 +133,9 @@ def _rows(
     batch: dict[str, Any], detection: Detection | None, columns: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One dict an image, by column; ``detection`` is None where no image of the batch could be read."""
-    broken: list[dict[str, Any]] = batch["broken"]
+    unreadable: list[dict[str, Any]] = batch["unreadable"]
     if detection is None:
-        return broken
+        return unreadable
     table: dict[str, Any] = {
         "index": batch["index"].tolist(),
         "path": list(batch["path"]),
@@ -149,7 +148,7 @@ def _rows(
     table |= {name: values.tolist() for name, values in detection.scores.items()}
     table |= {name: list(_array(detection, name)) for name in columns}
     scored = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return sorted(scored + broken, key=lambda row: row["index"])
+    return sorted(scored + unreadable, key=lambda row: row["index"])
 
 
 def _array(detection: Detection, column: str) -> np.ndarray:

@@ -13,8 +13,6 @@ from diffguard_pl.report.gallery import folder_name
 from diffguard_pl.report.pictures import Frame, draw_strips, to_uint8
 from diffguard_pl.stages import as_batch
 
-from .pictures import class_names
-
 
 class TrajectoryLogger(pl.Callback):
     """Draws ``trajectories/SET_INDEX.png``: an image on its way to noise and back, every n-th step of both.
@@ -61,7 +59,7 @@ class TrajectoryLogger(pl.Callback):
         ]  # a batch that is watched is done at once
         if detection is None or len(batch["image"]) != self.size:
             return  # some of the batch had results before, so its rows are others
-        names = class_names(trainer, pl_module)
+        names = pl_module.class_names()
         size = len(batch["image"])
         for i in range(self.images):
             label = int(detection.labels[i])

@@ -19,16 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diffguard_pl.errors import InputError, choose
-from diffguard_pl.names import CALIBRATION
 
-from .base import ImageSet, batches, digest, spread
-from .reading import collate
+from .base import ImageSet, OODData, digest
 
 CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
 """The digit that each of the eight labels stands for."""
@@ -46,14 +43,21 @@ FONTS = (
 )
 
 
-class DigitsDataModule(LightningDataModule):
+GROUPS = {
+    "test": {"digits_4_9": "near", "photos": "far", "letters": "far"},
+    "tuning": {"tuning": "tuning"},
+}
+"""Group of each out-of-distribution dataset, by split."""
+
+
+class DigitsDataModule(OODData):
     """Test loaders of the embedded benchmark, the in-distribution one first; every image is 16 px, RGB, in [0, 1].
 
     Args:
-        batch_size: images a batch.
-        split: ``test``, or ``tuning`` for the validation digits against the ``tuning`` set, to choose hyper-parameters on.
-        limit: at most so many images of each set, spread evenly over it; none: all.
-        num_workers: processes that load images. The sets are in memory, so 0 is fastest.
+        batch_size: Number of images per batch.
+        split: ``test``, or ``tuning`` for the validation digits against the dataset ``tuning``, to choose hyper-parameters on.
+        limit: Maximum number of images of each dataset, evenly spaced. Defaults to all.
+        num_workers: Number of processes that load images. The images are in memory, so 0 is fastest.
     """
 
     def __init__(
@@ -63,85 +67,37 @@ class DigitsDataModule(LightningDataModule):
         limit: int | None = None,
         num_workers: int = 0,
     ):
-        super().__init__()
-        choose("data.split", split, ["test", "tuning"])
-        if limit is not None and limit < 1:
-            raise InputError(
-                f"data.limit={limit}: expected at least 1 image of each set, or null for all"
-            )
+        super().__init__(batch_size, num_workers, limit)
+        choose("data.split", split, list(GROUPS))
+        self.split, self.groups = split, GROUPS[split]
         self.class_names = [str(digit) for digit in CLASSES]
-        if batch_size < 1 or num_workers < 0:
+
+    def test_sources(self) -> dict[str, Dataset]:
+        if self.split == "tuning":
+            return {"digits_val": digits("val"), "tuning": tuning()}
+        return {
+            "digits": digits("test"),
+            "digits_4_9": held_out(),
+            "photos": photos(),
+            "letters": letters(),
+        }
+
+    def calibration_source(self) -> Dataset:
+        """Return the validation digits."""
+        if self.split == "tuning" and self.calibrates and not self.only_calibration:
             raise InputError(
-                f"data.batch_size={batch_size}, num_workers={num_workers}: expected at least 1 and 0"
+                "data.split=tuning: cannot calibrate on the validation digits, which are its in-distribution dataset; "
+                "set it to test"
             )
-        self.batch_size, self.split, self.limit, self.num_workers = (
-            batch_size,
-            split,
-            limit,
-            num_workers,
-        )
-        self.done: dict[str, set[int]] = {}
-        """Indices, by data set, of images that a run that is resumed has scored before."""
-        self.shard = (0, 1)
-        """Which part of each set this run computes, and of how many."""
-        self.calibrates = self.only_calibration = False
-        """Whether there is a loader of the validation digits, to calibrate on, too, and whether there is no other."""
+        return digits("val")
 
-    @property
-    def groups(self) -> dict[str, str]:
-        """The group of each out-of-distribution set."""
-        return (
-            {"tuning": "tuning"}
-            if self.split == "tuning"
-            else {"digits_4_9": "near", "photos": "far", "letters": "far"}
-        )
+    def train_source(self) -> Dataset:
+        """Return the training digits."""
+        return digits("train")
 
-    def datasets(self) -> dict[str, Dataset]:
-        calibration = {CALIBRATION: digits("val")} if self.calibrates else {}
-        if self.only_calibration:
-            sets = calibration
-        elif self.split == "tuning":
-            if self.calibrates:
-                raise InputError(
-                    "data.split=tuning: the validation digits are its in-distribution set; there are none to calibrate on"
-                )
-            sets = {"digits_val": digits("val"), "tuning": tuning()}
-        else:
-            ood = {"digits_4_9": held_out(), "photos": photos(), "letters": letters()}
-            sets = {"digits": digits("test"), **calibration, **ood}
-        return {name: spread(data, self.limit) for name, data in sets.items()}
-
-    def fit_dataloader(self) -> DataLoader:
-        """The training digits, for baselines that are fitted."""
-        return self._in_order(digits("train"))
-
-    def fit_contents(self) -> dict[str, Any]:
-        """What the training images are."""
-        return {
-            "data": "digits",
-            "images": len(digits("train")),
-            "sha256": digest(digits("train").images),
-        }
-
-    def calibration_dataloader(self) -> DataLoader:
-        """The validation digits."""
-        return self._in_order(spread(digits("val"), self.limit))
-
-    def _in_order(self, data: Dataset) -> DataLoader:
-        return DataLoader(data, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
-
-    def test_dataloader(self) -> dict[str, DataLoader]:
-        return {
-            name: DataLoader(
-                data,
-                batch_sampler=batches(
-                    data, self.batch_size, self.trainer, self.done.get(name, ()), self.shard
-                ),
-                collate_fn=collate,
-                num_workers=self.num_workers,
-            )
-            for name, data in self.datasets().items()
-        }
+    def train_contents(self) -> dict[str, Any]:
+        train = digits("train")
+        return {"data": "digits", "images": len(train), "sha256": digest(train.images)}
 
 
 def digits(part: str) -> ImageSet:

@@ -138,7 +138,7 @@ class ImageNetOODDataModule(OODDataModule):
             three far.
         ind_list: the list of in-distribution images; OpenOOD's ``val_imagenet.txt`` has the rest of the validation images.
         calibration_list: the list of those to calibrate on.
-        fit_list: the list of training images, for baselines that are fitted.
+        train_list: the list of training images, for baselines that are fitted.
         image_size: side of the images that the detector is given: 224 for the paper's GDM, 256 for its LDM.
         follow_links: allow links that lead out of the folders of images.
         settings: see :class:`OODDataModule`.
@@ -150,7 +150,7 @@ class ImageNetOODDataModule(OODDataModule):
         benchmark: str = "diffguard",
         ind_list: str = "test_imagenet.txt",
         calibration_list: str = "val_imagenet.txt",
-        fit_list: str = "train_imagenet.txt",
+        train_list: str = "train_imagenet.txt",
         image_size: int = 224,
         follow_links: bool = False,
         **settings: Any,
@@ -158,12 +158,12 @@ class ImageNetOODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(IMAGENET))
         source = PublishedList(root, "imagenet", ind_list, "imagenet_1k", follow_links)
         ood = _published(root, "imagenet", IMAGENET[benchmark], follow_links)
-        fit = PublishedList(
-            root, "imagenet", fit_list, "imagenet_1k", follow_links, "https://image-net.org"
+        train = PublishedList(
+            root, "imagenet", train_list, "imagenet_1k", follow_links, "https://image-net.org"
         )
         calibration = PublishedList(root, "imagenet", calibration_list, "imagenet_1k", follow_links)
         super().__init__(
-            {"imagenet": source}, ood, image_size, fit=fit, calibration=calibration, **settings
+            {"imagenet": source}, ood, image_size, train=train, calibration=calibration, **settings
         )
 
 
@@ -193,7 +193,7 @@ class CIFAROODDataModule(OODDataModule):
         choose("data.benchmark", benchmark, list(CIFAR))
         source = PublishedList(root, benchmark, f"test_{benchmark}.txt", benchmark, follow_links)
         ood = _published(root, benchmark, CIFAR[benchmark], follow_links)
-        fit, calibration = (
+        train, calibration = (
             PublishedList(root, benchmark, f"{part}_{benchmark}.txt", benchmark, follow_links)
             for part in ("train", "val")
         )
@@ -203,7 +203,7 @@ class CIFAROODDataModule(OODDataModule):
             image_size,
             resize,
             batch_size=batch_size,
-            fit=fit,
+            train=train,
             calibration=calibration,
             **settings,
         )

@@ -141,14 +141,11 @@ class Prepared(Dataset):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of the images that there are; ``broken`` lists the items without one."""
-    good = [item for item in items if "image" in item]
-    broken = [item for item in items if "image" not in item]
-    return (
-        default_collate(good)
-        if good
-        else {"image": torch.zeros(0), "index": [], "path": [], "label": []}
-    ) | {"broken": broken}
+    """Return the readable images as a batch; ``unreadable`` lists the other items."""
+    readable = [item for item in items if "image" in item]
+    unreadable = [item for item in items if "image" not in item]
+    empty = {"image": torch.zeros(0), "index": [], "path": [], "label": []}
+    return (default_collate(readable) if readable else empty) | {"unreadable": unreadable}
 
 
 def reason(error: Exception) -> str:

@@ -12,6 +12,8 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningDataModule
 
 from .config_errors import construction_errors, reason
+from .datamodules import import_data_modules
+from .datamodules.base import OODData
 from .diffguard import DiffGuard
 from .errors import InputError
 from .evaluation.module import DiffGuardModule
@@ -108,18 +110,17 @@ def module_from(settings: Mapping[str, Any]) -> DiffGuardModule:
         return parser.instantiate_classes(parsed).model
 
 
-def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> LightningDataModule:
+def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> OODData:
     """The data module of a config, or of several that override each other.
 
     Args:
         configs: paths or names of config files; of their settings only ``data`` is used.
         flags: override those, as on the command line: ``--data.root=/datasets``.
     """
-    import diffguard_pl.datamodules  # noqa: F401  so that a config may name its classes without their package
-
+    import_data_modules()  # so that a config may name its classes without their package
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    return _instantiate(parser, configs, "data", flags)
+    return OODData.wrap(_instantiate(parser, configs, "data", flags))
 
 
 def _instantiate(

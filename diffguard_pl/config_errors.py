@@ -57,7 +57,7 @@ def inside(text: str) -> str | None:
     ):
         return unknown("setting", found[2], settings_of(found[1]))
     if found := re.search(
-        r"key \"(?:ind|ood|fit|calibration)\":\s*Expected a dot import path string: ?'?([\w.]+)",
+        r"key \"(?:ind|ood|train|calibration)\":\s*Expected a dot import path string: ?'?([\w.]+)",
         text,
     ):
         return unknown("source of images", found[1], SOURCES)
@@ -75,7 +75,8 @@ def inside(text: str) -> str | None:
 def subclasses(base: type) -> list[type]:
     """The classes that may be named where one of these is asked for, of those that are imported."""
     below: list[type] = type.__subclasses__(base)
-    here = [] if inspect.isabstract(base) or base is LightningDataModule else [base]
+    is_hidden = inspect.isabstract(base) or base.__name__.startswith("_")
+    here = [] if is_hidden or base is LightningDataModule else [base]
     return here + [found for sub in below for found in subclasses(sub)]
 
 

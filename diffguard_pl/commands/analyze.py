@@ -93,14 +93,14 @@ class AnalysisModule(pl.LightningModule):
         return {name: self.data.test_dataloader()[name] for name in self.datasets}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Finished]]:
-        if "refused" in batch:
-            raise InputError(batch["refused"])
-        self.unreadable.update(len(batch.get("broken", [])))
+        if "error" in batch:
+            raise InputError(batch["error"])
+        self.unreadable.update(len(batch.get("unreadable", [])))
         self.usable.update(len(batch["image"]))
         known = (torch.as_tensor(batch["label"]) >= 0).nonzero()[:, 0]
         if len(known):
             self._look(batch["image"][known], batch["label"][known], batch["index"][known])
-        return {"finished": [Finished(self.datasets[0], {"broken": []} | batch, None)]}
+        return {"finished": [Finished(self.datasets[0], {"unreadable": []} | batch, None)]}
 
     def on_test_epoch_end(self) -> None:
         self.left_out, self.count = int(self.unreadable.compute()), int(self.usable.compute())
@@ -165,7 +165,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the analysis as the command line says."""
     with one_line_errors(), releasing_locks():
         cli = command_line(AnalyzeCLI, args, callbacks=[RunProgress()], run_kind="analyze")
-        module = AnalysisModule(cli.model.diffguard, cli.config_init.analysis, cli.datamodule)
+        module = AnalysisModule(cli.model.diffguard, cli.config_init.analysis, cli.data)
         cli.trainer.test(module, verbose=False)
         if not cli.trainer.is_global_zero:
             return

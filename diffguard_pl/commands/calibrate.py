@@ -7,13 +7,11 @@ that they set. The scores are kept as those of a test are: a calibration can be 
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
 from ..callbacks import GracefulStop, RunProgress, ScoreWriter, ThroughputMonitor
-from ..callbacks.pictures import class_names
 from ..deploy.detector import PRECISIONS, Detector
 from ..errors import InputError, choose
 from ..names import CALIBRATION
@@ -76,13 +74,8 @@ class CalibrateCLI(CLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        if not hasattr(self.datamodule, "only_calibration"):
-            raise InputError(
-                f"{type(self.datamodule).__name__} has no calibration images; `Detector(...).calibrate(loader)` takes any"
-            )
-        self.datamodule.calibrates = self.datamodule.only_calibration = self.model.calibrating = (
-            True
-        )
+        self.data.include_calibration(alone=True)
+        self.model.calibrating = True
 
 
 def main(args: list[str] | None = None) -> None:
@@ -118,7 +111,7 @@ def _check(cli: CalibrateCLI) -> None:
     """Say what is wrong before the work is done."""
     combination = cli.model.combination
     choose("precision", str(cli.trainer.precision), PRECISIONS)
-    names = getattr(cli.datamodule, "class_names", None)
+    names = cli.data.class_names
     detector = Detector(
         cli.model.diffguard,
         cli.score,
@@ -127,34 +120,34 @@ def _check(cli: CalibrateCLI) -> None:
         combination.cascade,
         class_names=names,
     )
-    images = len(cli.datamodule.datasets()[CALIBRATION])
+    images = len(cli.data.datasets()[CALIBRATION])
     check_count(images // 2 if detector.is_combined else images, cli.tpr)
 
 
 def _write(cli: CalibrateCLI) -> None:
     """The detector file, from the scores of the run."""
     frame, _ = read_scores(cli.folder)
-    scored, module, data = frame[frame["error"].isna()], cli.model, cli.datamodule
+    scored, module, data = frame[frame["error"].isna()], cli.model, cli.data
     detector = Detector(
         module.diffguard,
         cli.score,
         cli.tpr,
         module.combination.fusion,
         module.combination.cascade,
-        getattr(data, "preparation", None),
-        class_names(cli.trainer, module),
+        data.preparation,
+        module.class_names(),
         str(cli.trainer.precision),
         module.tf32,
     )
     detector.calibrate_features(torch.tensor(scored[module.score_names].to_numpy("float64")))
     detector.settings = cli.settings()["model"]
-    contents: dict[str, Any] = data.contents() if hasattr(data, "contents") else {}
     left_out = len(frame) - len(scored)
     detector.about = {
         "config": None if cli.resumed else cli.run_folder.rpartition("/")[2],
         "command": launch_command(),
         "accuracy": None if module.ind_accuracy != module.ind_accuracy else module.ind_accuracy,
-        "images": {"scored": len(scored), "left_out": left_out} | contents.get(CALIBRATION, {}),
+        "images": {"scored": len(scored), "left_out": left_out}
+        | data.contents().get(CALIBRATION, {}),
     }
     if cli.out is not None and Path(cli.out).exists():  # somebody else's, since it began
         raise InputError(

@@ -18,7 +18,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from .. import datamodules  # noqa: F401  lets a config name its classes without their package
 from ..callbacks import (
     MetricsTable,
     PictureWriter,
@@ -33,6 +32,8 @@ from ..callbacks import (
 )
 from ..config import config_name, config_names, find_config, with_bases
 from ..config_errors import construction_errors
+from ..datamodules import import_data_modules
+from ..datamodules.base import OODData
 from ..errors import InputError
 from ..evaluation.module import DiffGuardModule
 from ..runs import record
@@ -67,6 +68,7 @@ def command_line(
         "ignore", r"\s*.*(skip_none|instantiate_classes|add_instantiator).* deprecated"
     )  # jsonargparse 4.40 needs
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    import_data_modules()  # so that a config may name its classes without their package
     kind.run_folder = "/".join(filter(None, ["runs", run_kind, run_name]))
     return kind(
         DiffGuardModule,
@@ -260,12 +262,9 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with construction_errors():
             super().instantiate_classes()
+        self.data = OODData.wrap(self.datamodule)
         if shard := self.config.get("shard"):
-            if not hasattr(self.datamodule, "shard"):
-                raise InputError(
-                    f"shard: {type(self.datamodule).__name__} cannot be shared out; it has no attribute shard"
-                )
-            self.datamodule.shard = parsed_shard(shard)
+            self.data.use_shard(parsed_shard(shard))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.own_folder and rank_zero_only.rank == 0:  # type: ignore[attr-defined]

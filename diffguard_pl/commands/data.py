@@ -3,8 +3,8 @@
     diffguard-pl data check gdm            # counts what is there, names what is missing and says where to get it
     diffguard-pl data prepare gdm          # downloads what OpenOOD publishes
 
-Settings of ``data`` may follow: ``--data.root /datasets --data.only [species]``. ``--calibration`` and ``--fit`` add the images to
-calibrate on, and those that baselines are fitted to.
+Settings of ``data`` may follow: ``--data.root /datasets --data.only [species]``. ``--calibration`` and ``--train`` add the
+images to calibrate on, and those that baselines are fitted to.
 """
 
 import argparse
@@ -16,9 +16,11 @@ import pooch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch.utils.data import Dataset
 
 from ..checkpoints.download import fetch, google_drive, unzip
 from ..config import load_data
+from ..datamodules.base import OODData
 from ..datamodules.openood import IMAGE_LISTS, PUBLISHED, PublishedList, PublishedSet
 from ..datamodules.sources import ImageFiles
 from ..errors import InputError
@@ -27,7 +29,7 @@ NAMED = 3
 """How many missing files of a set are named."""
 MORE = {
     "calibration": "in-distribution validation images to calibrate on",
-    "fit": "training images that baselines are fitted to",
+    "train": "training images that baselines are fitted to",
 }
 """Sources of a data module that a plain run does without: how its ``data`` names them, and what they are."""
 
@@ -62,10 +64,8 @@ def main(args: list[str] | None = None) -> None:
         parser.add_argument(f"--{more}", action="store_true", help=f"look for {what}, too")
     given, settings = parser.parse_known_args(args)
     try:
-        data: Any = load_data(given.config, settings)
-        sources = (getattr(data, "sources", None) or data.datasets()) | _more(
-            data, [name for name in MORE if vars(given)[name]]
-        )
+        data = load_data(given.config, settings)
+        sources = data.test_sources() | _more(data, [name for name in MORE if vars(given)[name]])
         if given.action == "prepare":
             prepare(sources)
         holdings = {
@@ -76,19 +76,21 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where this one stopped")
-    report(" ".join([*given.config, *settings]), sources, holdings, getattr(data, "groups", {}))
+    report(" ".join([*given.config, *settings]), sources, holdings, data.groups)
     if not all(found.complete for found in holdings.values()):
         sys.exit(1)
 
 
-def _more(data: Any, names: list[str]) -> dict[str, Any]:
-    """Sources beside those of a plain run."""
+def _more(data: OODData, names: list[str]) -> dict[str, Dataset]:
+    """Return the sources beside those of a plain run."""
+    sources = {"calibration": data.calibration_source, "train": data.train_source}
+    found = {}
     for name in names:
-        if getattr(data, name, None) is None:
-            raise InputError(
-                f"--{name}: {type(data).__name__} is given no data.{name}, the source of {MORE[name]}"
-            )
-    return {f"data.{name}": getattr(data, name) for name in names}
+        source = sources[name]()
+        if source is None:
+            raise InputError(f"--{name}: data.{name} is not set; it is the source of {MORE[name]}")
+        found[f"data.{name}"] = source
+    return found
 
 
 def holding(source: Any) -> Holding:

@@ -279,7 +279,8 @@ def arriving() -> Iterator[list[bytes]]:
 def described(batch: Mapping[str, Any], decisions: "Decisions | None") -> dict[int, dict[str, Any]]:
     """A line for each image of a batch by its number, in the order in which they were given."""
     lines = {
-        item["index"]: {"path": item["path"], "error": item["error"]} for item in batch["broken"]
+        item["index"]: {"path": item["path"], "error": item["error"]}
+        for item in batch["unreadable"]
     }
     for index, path, decision in zip(batch["index"], batch["path"], decisions or (), strict=True):
         lines[int(index)] = {"path": path} | _described(decision)

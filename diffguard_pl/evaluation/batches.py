@@ -26,4 +26,6 @@ def _without(batch: dict[str, Any], done: set[int]) -> dict[str, Any]:
         of_images = {"image": batch["image"][kept], "path": [batch["path"][i] for i in kept]}
         of_images |= {name: torch.as_tensor(batch[name])[kept] for name in ("label", "index")}
         batch = batch | of_images
-    return batch | {"broken": [item for item in batch["broken"] if item["index"] not in done]}
+    return batch | {
+        "unreadable": [item for item in batch["unreadable"] if item["index"] not in done]
+    }

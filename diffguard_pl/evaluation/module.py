@@ -17,6 +17,7 @@ from pytorch_lightning.plugins.precision import HalfPrecision
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
+from ..datamodules.base import OODData
 from ..diffguard import DiffGuard
 from ..diffusion.ddim import Callback as StepCallback
 from ..diffusion.ddim import Step
@@ -38,12 +39,12 @@ class DiffGuardModule(pl.LightningModule):
 
     Test loaders are a dict from data set name to loader, the in-distribution one first. Batches are dicts with ``image``
     [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution, or for not known), ``index`` and ``path``; or pairs
-    (image, label). A list ``broken`` of dicts with ``index``, ``path`` and ``error`` says which images could not be read: they are
-    counted, and nothing else. A text ``refused`` ends the run.
+    (image, label). A list ``unreadable`` of dicts with ``index``, ``path`` and ``error`` says which images could not be read: they are
+    counted, and nothing else. A text ``error`` ends the run.
 
     Fusion and cascade are calibrated on one more loader, of in-distribution validation images, whose name is ``calibration``; the
     data modules of this package give it by themselves. Baselines that need fitting are fitted on the data module's
-    ``fit_dataloader()``, unless ``module.diffguard.fit(loader)`` was called before.
+    ``train_dataloader()``, unless ``module.diffguard.fit(loader)`` was called before.
 
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
@@ -76,6 +77,7 @@ class DiffGuardModule(pl.LightningModule):
         self.combination = Combination.checked(fusion, cascade, *names)
         self.calibrating = False
         """Score the calibration set alone."""
+        self._data: tuple[Any, OODData] | None = None
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
         self.results: list[ResultRow] = []
@@ -103,13 +105,24 @@ class DiffGuardModule(pl.LightningModule):
                 self.trainer.precision_plugin.precision
             )
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
-        if self.combination and hasattr(self.data, "calibrates"):
-            self.data.calibrates = True
+        if self.combination and not self.calibrating:
+            self.data.include_calibration()
 
     @property
-    def data(self) -> Any:
-        """The data module, if there is one."""
-        return getattr(self.trainer, "datamodule", None)
+    def data(self) -> OODData:
+        """Data module of the test, wrapped if it does not fulfil the contract of :class:`OODData`."""
+        given = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self._data is None or self._data[0] is not given:
+            self._data = given, OODData.wrap(given)
+        return self._data[1]
+
+    def class_names(self) -> list[str] | None:
+        """Return the names of the labels, as of the data, the classifier or the class folders; None if unknown."""
+        names = self.data.class_names or self.diffguard.classifier.class_names
+        if names:
+            return list(names)
+        folders = self.data.folder_names()
+        return folders if len(folders) == self.diffguard.classifier.num_classes else None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Nothing: all weights are frozen and come from their own checkpoints, so that a checkpoint of a test weighs nothing."""
@@ -149,7 +162,7 @@ class DiffGuardModule(pl.LightningModule):
                 f"there are no in-distribution validation images to calibrate {self.combination} on; give a test loader with the "
                 f"name {CALIBRATION!r}, or data.calibration"
             )
-        groups = getattr(self.data, "groups", {})
+        groups = self.data.groups
         _check_names(self.datasets, groups)
         self.others: Any = None
         if self.trainer.world_size > 1:
@@ -218,7 +231,7 @@ class DiffGuardModule(pl.LightningModule):
         """Work on a batch, and on those before it."""
         batch = self._named(batch, dataloader_idx)
         images, tag = batch["image"], (batch, dataloader_idx)
-        self.unreadable[str(dataloader_idx)].update(len(batch["broken"]))
+        self.unreadable[str(dataloader_idx)].update(len(batch["unreadable"]))
         self._check_progress(batch, dataloader_idx)
         if len(images) == 0:
             self._land(self.stream.push_nothing(tag))
@@ -286,7 +299,8 @@ class DiffGuardModule(pl.LightningModule):
         with self.trainer.precision_plugin.test_step_context():
             fit(
                 self.diffguard,
-                self.data,
+                self.data.train_dataloader(),
+                self.data.train_contents(),
                 str(self.trainer.precision),
                 self.global_rank == 0,
                 self.wait_for_others,
@@ -297,10 +311,6 @@ class DiffGuardModule(pl.LightningModule):
         cascade = self.combination.cascade
         if cascade is None or not cascade.skip:
             return None
-        if not hasattr(self.data, "calibration_dataloader"):
-            raise InputError(
-                "cascade.skip: a data module with calibration_dataloader() is needed; leave skip out"
-            )
         found = []
         with self.trainer.precision_plugin.test_step_context():
             for batch in self.data.calibration_dataloader():
@@ -383,9 +393,9 @@ class DiffGuardModule(pl.LightningModule):
     def _named(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
         """The batch as a dict, with the images checked: an error names the file."""
         batch = dict(as_batch(batch, "image"))
-        if "refused" in batch:
-            raise InputError(batch["refused"])
-        count, broken = len(batch["image"]), batch.setdefault("broken", [])
+        if "error" in batch:
+            raise InputError(batch["error"])
+        count, unreadable = len(batch["image"]), batch.setdefault("unreadable", [])
         batch.setdefault("label", torch.full((count,), -1, device=self.device))
         if "index" not in batch:  # in the order of arrival; every rank has indices of its own
             first = self.arrived[dataloader_idx]
@@ -393,7 +403,7 @@ class DiffGuardModule(pl.LightningModule):
                 torch.arange(first, first + count, device=self.device) * self.trainer.world_size
                 + self.global_rank
             )
-        self.arrived[dataloader_idx] += count + len(broken)
+        self.arrived[dataloader_idx] += count + len(unreadable)
         batch.setdefault("path", [""] * count)
         if done := self.done.get(self.datasets[dataloader_idx]):
             batch = _without(batch, done)
@@ -412,7 +422,7 @@ class DiffGuardModule(pl.LightningModule):
         """Stop after an in-distribution set of which nothing could be used, not after all the others."""
         self.usable[dataloader_idx] += len(batch["image"])
         if dataloader_idx == 0:
-            for item in batch["broken"][:1]:
+            for item in batch["unreadable"][:1]:
                 self.first_reason = self.first_reason or f"{item['path']}: {item['error']}"
         elif (
             self.arrived[0]

@@ -14,7 +14,7 @@ class Finished(NamedTuple):
 
     Attributes:
         dataset: name of its data set.
-        batch: ``image``, ``label``, ``index``, ``path`` and ``broken``, on the CPU.
+        batch: ``image``, ``label``, ``index``, ``path`` and ``unreadable``, on the CPU.
         detection: on the CPU, without feature maps; None where no image could be read.
     """
 

@@ -40,7 +40,7 @@ def training_features(
     broken: list[Mapping[str, Any]] = []
     for batch in loader:
         batch = as_batch(batch, "image", "label")
-        broken += batch.get("broken", ())
+        broken += batch.get("unreadable", ())
         image, label = batch["image"], batch["label"]
         if len(image):
             view = classifier.view(image.to(device))
@@ -64,26 +64,29 @@ VERSION = 1
 
 def fit(
     detector: "DiffGuard",
-    data: Any,
+    loader: Any,
+    contents: dict[str, Any] | None,
     precision: str,
     first_rank: bool,
     wait_for_others: Callable[[], None],
 ) -> None:
-    """Fit the baselines of a detector on a data module's training images.
+    """Fit the baselines of a detector on training images.
 
     One rank computes the features and keeps them in the cache, the others wait and read them. Where the data module does not say
     what its images are, every rank computes them, and nothing is kept.
 
+    Args:
+        loader: Batches of training images with labels; None without any.
+        contents: What identifies these images; None where their features must not be cached.
+
     Raises:
         InputError: there are no training images.
     """
-    loader = data.fit_dataloader() if hasattr(data, "fit_dataloader") else None
     if loader is None:
         names = ", ".join(name for name in detector.baselines.names if name in NEEDS_FIT)
         raise InputError(
-            f"baselines {names}: need training images; set data.fit, or call module.diffguard.fit(loader)"
+            f"baselines {names}: need training images; set data.train, or call module.diffguard.fit(loader)"
         )
-    contents = data.fit_contents() if hasattr(data, "fit_contents") else None
     if contents is None:
         detector.fit(loader)
         return

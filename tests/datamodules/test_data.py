@@ -327,7 +327,7 @@ def test_imagenet_benchmarks_in_openood_s_layout(benchmark, root):
     for name, loader in data.test_dataloader().items():
         (batch,) = list(loader)
         assert batch["image"].shape == (4, 3, 224, 224), name
-        assert batch["broken"] == []
+        assert batch["unreadable"] == []
         assert batch["label"].tolist() == ([0, 1, 2, 3] if name == "imagenet" else [-1] * 4)
         assert batch["index"].tolist() == [0, 1, 2, 3]
 
@@ -353,16 +353,16 @@ def test_imagenet_beside_the_folders_of_images_as_diffguard_s_readme_has_it(tmp_
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ind": {}}, "expected one in-distribution set"),
-        ({"ood": {}}, "at least one out-of-distribution set"),
+        ({"ind": {}}, "data.ind: must be one in-distribution dataset"),
+        ({"ood": {}}, "data.ood: .*at least one out-of-distribution"),
         (
             {"ood": {"near": {"a": Tensors()}, "far": {"a": Tensors()}}},
-            "two data sets with the name 'a'",
+            "data.ood: .*'a' must be unique",
         ),
-        ({"limit": 0}, "limit=0: expected at least 1"),
+        ({"limit": 0}, "limit=0: must be at least 1"),
         ({"only": ["c"]}, "no data.only 'c'; there are: a, b"),
         ({"on_error": "cry"}, "no data.on_error 'cry'; there are: record, raise"),
-        ({"resize": 200}, "resize=200 is less than image_size=224"),
+        ({"resize": 200}, "resize=200: must be at least image_size=224"),
         ({"interpolation": "cubic"}, "no interpolation 'cubic'; there are: bilinear, bicubic"),
     ],
 )
@@ -532,11 +532,11 @@ def test_check_of_sets_of_ones_own(config, capsys):
         data_command.main(["prepare", str(config)])
 
 
-def test_check_of_images_to_calibrate_and_to_fit_on_is_asked_for(root, tmp_path, capsys):
+def test_check_of_images_to_calibrate_and_to_fit_on_is_asked_for(root, config, tmp_path, capsys):
     data_command.main(["check", "gdm", "--calibration", "--data.root", str(root)])
     said = capsys.readouterr().out
     assert "data.calibration" in said
-    assert "data.fit" not in said
+    assert "data.train" not in said
 
     layouts.imagenet(tmp_path)
     for name in (
@@ -546,18 +546,18 @@ def test_check_of_images_to_calibrate_and_to_fit_on_is_asked_for(root, tmp_path,
     ):
         (tmp_path / "images_largescale" / name.split()[0]).unlink()
     with pytest.raises(SystemExit):
-        data_command.main(["check", "gdm", "--fit", "--data.root", str(tmp_path)])
+        data_command.main(["check", "gdm", "--train", "--data.root", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "data.fit: missing" in said
+    assert "data.train: missing" in said
     assert (
         f"get it from https://image-net.org -> {tmp_path / 'images_largescale' / 'imagenet_1k'}"
         in said
     )
     with pytest.raises(
         SystemExit,
-        match=r"--fit: DigitsDataModule is given no data.fit, the source of training images",
+        match=r"--train: data.train is not set.*source of training images",
     ):
-        data_command.main(["check", "digits_ldm", "--fit"])
+        data_command.main(["check", str(config), "--train"])
 
 
 @pytest.fixture
@@ -628,7 +628,7 @@ def test_prepare_downloads_what_is_missing_and_nothing_else(drive, tmp_path, cap
     drive.clear()
     (target / "images_largescale" / training_image(target)).unlink()
     with pytest.raises(SystemExit):  # OpenOOD does not publish it
-        data_command.main(["prepare", "gdm", "--fit", "--data.root", str(target)])
+        data_command.main(["prepare", "gdm", "--train", "--data.root", str(target)])
     assert not drive
 
 
@@ -655,10 +655,10 @@ def test_prepare_refuses_an_archive_that_is_not_what_it_was(drive, tmp_path):
             ["--data.only", "[nothing]"],
             r"no data.only 'nothing'; there are: folder, noise, broken$",
         ),
-        (["--data.limit", "0"], r"data.limit=0: expected at least 1"),
+        (["--data.limit", "0"], r"data.limit=0: must be at least 1"),
         (
             ["--data.batch_size", "0"],
-            r"data.batch_size=0, num_workers=2: expected at least 1 and 0",
+            r"data.batch_size=0, num_workers=2: must be at least 1 and 0",
         ),
         (["--data.on_error", "skip"], r"no data.on_error 'skip'; there are: record, raise$"),
         (["--trajectory.every", "0"], r"trajectory.count=0, every=0: expected at least 0 and 1"),

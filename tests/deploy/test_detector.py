@@ -583,10 +583,10 @@ def test_images_that_figures_are_of_are_not_calibrated_on(tmp_path):
     data = OODDataModule(
         {"a": source}, {"far": {"b": source}}, image_size=16, resize=16, calibration=source
     )
-    data.calibrates = True
+    data.include_calibration()
     with pytest.raises(
         InputError,
-        match=r"data.calibration: has 4 images of the in-distribution set a, such as .*a0.png",
+        match=r"data.calibration: shares 4 images .* such as .*a0.png",
     ):
         data.datasets()
 
@@ -710,31 +710,31 @@ def test_a_detector_file_that_appears_meanwhile_is_not_written_over(tmp_path, mo
 
 def test_baselines_are_not_fitted_to_images_that_others_are_for(tmp_path):
     images = digits("val").images[:4]
-    for name in ("ind", "fit", "calibration"):
+    for name in ("ind", "train", "calibration"):
         saved(images, tmp_path / name, name)
     ind, train, calibration = (
-        ImageDirectory(str(tmp_path / name)) for name in ("ind", "fit", "calibration")
+        ImageDirectory(str(tmp_path / name)) for name in ("ind", "train", "calibration")
     )
     ood = {"near": {"other": held_out()}}
     settings = {"image_size": 16, "resize": None, "num_workers": 0}
     assert (
         OODDataModule(
-            {"ind": ind}, ood, fit=train, calibration=calibration, **settings
-        ).fit_dataloader()
+            {"ind": ind}, ood, train=train, calibration=calibration, **settings
+        ).train_dataloader()
         is not None
     )
-    data = OODDataModule({"ind": ind}, ood, fit=calibration, calibration=calibration, **settings)
-    assert data.fit_dataloader() is not None, "nothing is calibrated in this run"
-    data.calibrates = True
+    data = OODDataModule({"ind": ind}, ood, train=calibration, calibration=calibration, **settings)
+    assert data.train_dataloader() is not None, "nothing is calibrated in this run"
+    data.include_calibration()
     with pytest.raises(
         InputError,
-        match=r"data.fit: has 4 images of the set calibration, such as .*calibration0.png",
+        match=r"data.train: shares 4 images with .*calibration, such as .*calibration0.png",
     ):
-        data.fit_dataloader()
+        data.train_dataloader()
     with pytest.raises(
-        InputError, match=r"data.fit: has 4 images of the set ind, such as .*ind0.png"
+        InputError, match=r"data.train: shares 4 images with .*ind, such as .*ind0.png"
     ):
-        OODDataModule({"ind": ind}, ood, fit=ind, **settings).fit_dataloader()
+        OODDataModule({"ind": ind}, ood, train=ind, **settings).train_dataloader()
 
 
 def test_a_classifier_that_was_set_to_train_is_neither_used_so_nor_changed(detector):
@@ -846,10 +846,17 @@ def test_kept_features_are_of_the_images_as_they_are_prepared_and_say_what_they_
             16,
             None,
             num_workers=0,
-            fit=source,
+            train=source,
         )
         model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines={"knn": {"K": 5}})
-        fit(model, data, "32-true", True, lambda: None)
+        fit(
+            model,
+            data.train_dataloader(),
+            data.train_contents(),
+            "32-true",
+            True,
+            lambda: None,
+        )
         return model.baselines.knn_bank
 
     plain, turned = bank(False), bank(True)

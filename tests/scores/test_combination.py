@@ -313,8 +313,8 @@ def test_a_combination_of_ones_own_loaders(tmp_path):
 
 def test_there_is_nothing_to_calibrate_on_in_the_tuning_split():
     data = load_data(["digits_ldm"], ["--data.split=tuning"])
-    data.calibrates = True
-    with pytest.raises(InputError, match="there are none to calibrate on"):
+    data.include_calibration()
+    with pytest.raises(InputError, match="data.split=tuning: cannot calibrate.*set it to test"):
         data.datasets()
 
 

@@ -160,7 +160,7 @@ class Baselines(nn.Module):
         """
         if unfitted := self._unfitted():
             raise InputError(
-                f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.fit, or call DiffGuard.fit"
+                f"baselines {', '.join(unfitted)}: not fitted to training images yet; set data.train, or call DiffGuard.fit"
             )
         scores = {}
         with torch.autocast(view.logits.device.type, enabled=False):
