@@ -458,7 +458,8 @@ def test_what_is_given_wrongly(classifier: Classifier, names, message: str):
 
 def test_unfitted(classifier: Classifier, view: View):
     with pytest.raises(
-        InputError, match=r"baselines react, knn: not fitted .* set data.train, or call DiffGuard.fit"
+        InputError,
+        match=r"baselines react, knn: not fitted .* set data.train, or call DiffGuard.fit",
     ):
         Baselines(["msp", "react", "knn"], classifier)(view, IMAGES)
 
