@@ -33,7 +33,9 @@ class Foreign(LightningDataModule):
 
 
 class ForeignWithTraining(Foreign):
-    groups = {"ood": "near"}
+    def __init__(self):
+        super().__init__()
+        self.groups = {"ood": "near"}
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(images(4, "t"), 2)
@@ -51,7 +53,7 @@ def test_test_sources_are_enough_for_a_data_module():
     data = Minimal(batch_size=2)
     assert loaded(data) == {"ind": ["i0", "i1", "i2", "i3", "i4"], "ood": ["o0", "o1", "o2"]}
     assert data.train_dataloader() is None
-    with pytest.raises(InputError, match="data.calibration: not set"):
+    with pytest.raises(InputError, match="calibration: not set"):
         data.calibration_dataloader()
 
 

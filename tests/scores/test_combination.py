@@ -314,7 +314,7 @@ def test_a_combination_of_ones_own_loaders(tmp_path):
 def test_there_is_nothing_to_calibrate_on_in_the_tuning_split():
     data = load_data(["digits_ldm"], ["--data.split=tuning"])
     data.include_calibration()
-    with pytest.raises(InputError, match="data.split=tuning: cannot calibrate.*set it to test"):
+    with pytest.raises(InputError, match=r"data.split=tuning: cannot calibrate.*set it to test"):
         data.datasets()
 
 
