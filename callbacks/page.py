@@ -29,8 +29,8 @@ class ReportPage(pl.Callback):
 
         try:
             results = read_results(folder, pl_module.results)
-            if results.curve:
-                terminal().print(cascade_table(results.curve, results.budget))
+            if results.cascade_curve:
+                terminal().print(cascade_table(results.cascade_curve, results.budget))
             written = build(results)
         except (InputError, OSError) as error:
             print(

@@ -13,7 +13,15 @@ from torch.nn.functional import interpolate
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.names import CALIBRATION
-from diffguard_pl.report.gallery import Chosen, Kept, chosen_for, gallery, keep, load, picture_path
+from diffguard_pl.report.gallery import (
+    Candidate,
+    KeptPicture,
+    candidate_for,
+    picture_path,
+    picture_paths,
+    read_picture,
+    write_picture,
+)
 from diffguard_pl.stages import Detection
 
 
@@ -29,7 +37,7 @@ class PictureWriter(pl.Callback):
         if count < 0:
             raise InputError(f"pictures.count={count}: expected at least 0")
         self.count = count
-        self.kept: dict[str, list[Chosen]] = {}
+        self.kept: dict[str, list[Candidate]] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         """After an interruption: those of images that have results. The others' are made again."""
@@ -42,15 +50,15 @@ class PictureWriter(pl.Callback):
         scores = {
             (dataset, index): score for dataset, index, score in headline.itertuples(index=False)
         }
-        for path in gallery(pl_module.run_folder):
+        for path in picture_paths(pl_module.run_folder):
             try:
-                found = load(path)
+                found = read_picture(path)
                 score = scores[found.dataset, found.index]
             except (OSError, KeyError, ValueError):
                 path.unlink(missing_ok=True)
                 continue
             self.kept.setdefault(found.dataset, []).append(
-                chosen_for(found.dataset, found.index, score)
+                candidate_for(found.dataset, found.index, score)
             )
 
     def on_test_batch_end(
@@ -66,7 +74,7 @@ class PictureWriter(pl.Callback):
         """Keep what is better than what is kept."""
         scores = detection.scores[pl_module.score_names[0]].tolist()
         new = [
-            chosen_for(dataset, index, score)
+            candidate_for(dataset, index, score)
             for index, score in zip(batch["index"].tolist(), scores, strict=True)
         ]
         places = {chosen: i for i, chosen in enumerate(new) if detection.stop_index[i] >= 0}
@@ -79,9 +87,11 @@ class PictureWriter(pl.Callback):
                 pl_module, batch["image"], detection, [places[chosen] for chosen in made]
             )
             for i, chosen in enumerate(made):
-                keep(
+                write_picture(
                     pl_module.run_folder,
-                    Kept(dataset, chosen.index, {name: part[i] for name, part in panels.items()}),
+                    KeptPicture(
+                        dataset, chosen.index, {name: part[i] for name, part in panels.items()}
+                    ),
                 )
         self._remove(pl_module, dataset, set(before) - set(self.kept[dataset]))
 
@@ -96,11 +106,11 @@ class PictureWriter(pl.Callback):
             self.kept[dataset] = self.best(of_all)
             self._remove(pl_module, dataset, set(of_all) - set(self.kept[dataset]))
 
-    def best(self, images: list[Chosen]) -> list[Chosen]:
+    def best(self, images: list[Candidate]) -> list[Candidate]:
         """Which of the images of a set are kept."""
         scored = [chosen for chosen in images if not math.isnan(chosen.score)]
-        by_score = sorted(scored, key=lambda chosen: (chosen.score, chosen.chance))
-        by_chance = sorted(images, key=lambda chosen: chosen.chance)
+        by_score = sorted(scored, key=lambda chosen: (chosen.score, chosen.random_key))
+        by_chance = sorted(images, key=lambda chosen: chosen.random_key)
         count = self.count
         return (
             list(dict.fromkeys([*by_score[:count], *by_score[-count:], *by_chance[:count]]))
@@ -109,7 +119,7 @@ class PictureWriter(pl.Callback):
         )
 
     @staticmethod
-    def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Chosen]) -> None:
+    def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Candidate]) -> None:
         for chosen in dropped:
             picture_path(pl_module.run_folder, dataset, chosen.index).unlink(missing_ok=True)
 

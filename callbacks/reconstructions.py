@@ -21,9 +21,9 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.metrics.table import ScoreTable
-from diffguard_pl.report.gallery import Kept, gallery, load, picture_path
+from diffguard_pl.report.curves import roc
+from diffguard_pl.report.gallery import KeptPicture, picture_path, picture_paths, read_picture
 from diffguard_pl.report.pictures import difference
-from diffguard_pl.report.plots import roc
 from diffguard_pl.runs import store
 
 from .wandb_run import WandbRun
@@ -131,9 +131,9 @@ def _guarded(logger: Logger, log: Callable[[], None]) -> None:
         )
 
 
-def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, Kept]]:
+def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, KeptPicture]]:
     """The images to show, set by set: their scores and pictures."""
-    paths = set(gallery(run))
+    paths = set(picture_paths(run))
     frame, _ = store.read_scores(run)
     for dataset, of_set in frame[frame["error"].isna()].groupby("dataset", sort=False):
         kept = of_set[
@@ -145,12 +145,12 @@ def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, K
         )
         by_chance = sorted(indices, key=lambda index: random.Random(f"{dataset}/{index}").random())
         for index in list(dict.fromkeys([*list(ends)[: count // 2], *by_chance]))[:count]:
-            pictures = load(picture_path(run, str(dataset), index))
+            pictures = read_picture(picture_path(run, str(dataset), index))
             if pictures.dataset == dataset:
                 yield kept[kept["index"] == index].iloc[0], pictures
 
 
-def _examined(row: pd.Series, names: list[str] | None, kept: Kept) -> Examined:
+def _examined(row: pd.Series, names: list[str] | None, kept: KeptPicture) -> Examined:
     panels = dict(kept.panels)
     mask = panels.pop("mask", None)
     panels["difference"] = difference(*list(panels.values())[-2:])

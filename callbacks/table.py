@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 
 from diffguard_pl.evaluation.module import DiffGuardModule
-from diffguard_pl.report.tables import result_table, terminal, write_csv
+from diffguard_pl.report.tables import result_table, terminal, write_metrics_csv
 
 
 class MetricsTable(pl.Callback):
@@ -26,7 +26,7 @@ class MetricsTable(pl.Callback):
                 pl_module.ind_accuracy,
             )
         )
-        write_csv(pl_module.results, folder / "metrics.csv")
+        write_metrics_csv(pl_module.results, folder / "metrics.csv")
         for name in ("scores", "metrics.csv"):
             if (folder / name).exists():
                 console.print(f"{name.partition('.')[0]:>9}: {folder / name}", soft_wrap=True)

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffguard_pl.diffusion.ddim import Callback, Step
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.report.gallery import folder_name
-from diffguard_pl.report.pictures import Frame, draw_strips, to_uint8
+from diffguard_pl.report.pictures import Frame, draw_strips, to_image
 from diffguard_pl.stages import as_batch
 
 
@@ -68,14 +69,14 @@ class TrajectoryLogger(pl.Callback):
                 denoised.append(("denoised without guidance", size + i, detection.unguided))
             strips = {
                 "inversion": [
-                    Frame("input", to_uint8(batch["image"][i])),
+                    Frame("input", to_image(batch["image"][i].cpu())),
                     *self.frames["inversion"][i],
                 ]
             }
             strips |= {
                 way: [
                     *self.frames["denoising"].get(row, []),
-                    Frame("reconstruction", to_uint8(pictures[i])),
+                    Frame("reconstruction", to_image(pictures[i].cpu())),
                 ]
                 for way, row, pictures in denoised
             }
@@ -109,5 +110,6 @@ class TrajectoryLogger(pl.Callback):
         return keep
 
     @staticmethod
-    def _pictures(images: Tensor) -> Tensor:
-        return to_uint8(((images.detach() + 1) / 2).clamp(0, 1).to(torch.float32))
+    def _pictures(images: Tensor) -> list[Image.Image]:
+        shown = ((images.detach() + 1) / 2).clamp(0, 1).to(torch.float32).cpu()
+        return [to_image(image) for image in shown]

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 import diffguard_pl
 from diffguard_pl.datamodules.digits import CLASSES, digits, held_out
 from diffguard_pl.diffusion.ddim import Step
-from diffguard_pl.report.pictures import Frame, difference, draw_strips, to_uint8
+from diffguard_pl.report.pictures import Frame, difference, draw_strips, to_image
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "way.png"
 FRAMES = 6
 
 
 def frame(caption: str, image: Tensor) -> Frame:
-    return Frame(caption, to_uint8(image[None].clamp(0, 1))[0])
+    return Frame(caption, to_image(image.detach().clamp(0, 1)))
 
 
 def chosen(frames: list[Frame]) -> list[Frame]:
@@ -53,11 +52,11 @@ def ways(detector: diffguard_pl.DiffGuard, image: Tensor, what: str) -> dict[str
     found = detector.plainly(image[None], watch={way: keep(way) for way in taken})
     label, score = CLASSES[found.labels[0]], float(next(iter(found.scores.values()))[0])
     known = found.unguided[0] if found.unguided is not None else image
-    pair = [to_pil_image(to_uint8(part[None])[0]) for part in (known, found.reconstructions[0])]
+    pair = [to_image(part.detach()) for part in (known, found.reconstructions[0])]
     ends = [
         frame("unguided", known),
         frame(f"under {label}", found.reconstructions[0]),
-        Frame("difference", pil_to_tensor(difference(*pair))),
+        Frame("difference", difference(*pair)),
     ]
     return {
         f"{what}: to noise": [frame("input", image), *chosen(taken["inversion"])],

@@ -19,7 +19,7 @@ def main(run: str, score: str, other: str = "msp") -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     drawn = replicates(results.table)  # of all scores on the same draws
-    figures = {(row.group, row.dataset, row.score): row.metrics for row in results.rows}
+    figures = {(row.group, row.dataset, row.score): row.metrics for row in results.results}
     for group, dataset, name in figures:
         if name == score:
             lead = figures[group, dataset, score].auroc - figures[group, dataset, other].auroc

@@ -5,11 +5,9 @@ The first four held-out 4s and 9s of `load_digits`, and the first four test digi
 
 from pathlib import Path
 
-from torchvision.transforms.v2.functional import to_pil_image
-
 import diffguard_pl
 from diffguard_pl.datamodules.digits import CLASSES, digits, held_out
-from diffguard_pl.report.pictures import Picture, draw_grid, to_uint8
+from diffguard_pl.report.pictures import Picture, draw_grid, to_image
 
 COUNT = 4
 
@@ -18,8 +16,8 @@ def strip(detector: diffguard_pl.DiffGuard, images) -> list[Picture]:
     found = detector(images)
     score = found.scores[detector.discrepancies.names[0]]
     pairs = [
-        [to_pil_image(image) for image in pair]
-        for pair in zip(to_uint8(images), to_uint8(found.reconstructions), strict=True)
+        [to_image(image) for image in pair]
+        for pair in zip(images, found.reconstructions, strict=True)
     ]
     captions = [
         f"taken for a {CLASSES[label]}   {float(s):.3f}"

@@ -10,7 +10,7 @@ import yaml
 
 from ..callbacks.pictures import PictureWriter
 from ..errors import InputError
-from ..report.gallery import Chosen, chosen_for, gallery, load
+from ..report.gallery import Candidate, candidate_for, picture_paths, read_picture
 from ..runs import record
 from ..runs.files import atomic_write
 from ..runs.lock import lock_run_folder, releasing_locks
@@ -129,14 +129,16 @@ def _check(shards: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
 def _copy_pictures(out: Path, shards: Sequence[Path]) -> None:
     """Those that one run would have kept, of what the shards have kept."""
     for_count = record.read_record(shards[0])["config"].get("pictures", {}).get("count", 0)
-    kept: dict[str, dict[Chosen, Path]] = {}
+    kept: dict[str, dict[Candidate, Path]] = {}
     for folder in shards:
         frame, described = read_scores(folder)
         scores = frame.set_index(["dataset", "index"])[described.scores[0]].to_dict()
-        for path in gallery(folder):
+        for path in picture_paths(folder):
             try:
-                found = load(path)
-                chosen = chosen_for(found.dataset, found.index, scores[found.dataset, found.index])
+                found = read_picture(path)
+                chosen = candidate_for(
+                    found.dataset, found.index, scores[found.dataset, found.index]
+                )
             except (OSError, KeyError, ValueError):
                 continue  # damaged; the scores are not
             kept.setdefault(found.dataset, {})[chosen] = path

@@ -1,6 +1,6 @@
-"""The report command: ``diffguard-pl report RUN_DIR [MORE_RUNS]``.
+"""``diffguard-pl report RUN [MORE_RUNS]``: rebuilds the report of a run, or compares runs.
 
-Rebuilds table, plots, pictures and page of each run from its folder, without models or data; for several runs, compares them.
+Reads the folders of the runs alone, and needs neither models nor data.
 """
 
 import argparse
@@ -8,34 +8,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
-from ..report.build import build
-from ..report.page.write import write_comparison_page
-from ..report.results import read_results
-from ..report.tables import (
-    cascade_table,
-    compare,
-    comparison_table,
-    result_table,
-    terminal,
-    write_comparison,
-)
-
 
 def main(args: list[str] | None = None) -> None:
-    """Report as the command line says."""
+    """Run the command with the given arguments, or those of the command line."""
     parser = argparse.ArgumentParser(
         prog="diffguard-pl report",
-        description="Rebuild the report of a run, or compare runs.",
+        description="Rebuild the report of each run, and compare the runs if there are several.",
     )
     parser.add_argument("run", type=Path, nargs="+", help="folder of a run")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("comparison.html"),
-        help="page of the comparison, .html; its table goes beside it",
+        metavar="FILE.html",
+        help="page of the comparison; its table is written next to it as .csv (default: %(default)s)",
     )
     given = parser.parse_args(args)
+
+    from ..errors import InputError
+
     try:
         report(given.run, given.out)
     except (InputError, OSError) as error:
@@ -43,35 +34,54 @@ def main(args: list[str] | None = None) -> None:
 
 
 def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
-    """Build and print the report of each run, and of several how they compare.
+    """Build and print the report of each run, and compare the runs if there are several.
 
     Args:
-        folders: of the runs.
-        comparison: page of the comparison.
+        folders: Folders of the runs.
+        comparison: Path of the comparison page; None to compare nothing. Defaults to None.
 
     Raises:
-        InputError: a run cannot be read, a file not be written, or the page is no .html.
+        InputError: A run cannot be read, a file cannot be written, or the page is not ``.html``.
     """
+    from ..errors import InputError
+    from ..report.build import build
+    from ..report.comparison import compare
+    from ..report.page.comparison_page import write_comparison_page
+    from ..report.results import read_results
+    from ..report.tables import (
+        cascade_table,
+        comparison_table,
+        result_table,
+        terminal,
+        write_comparison_csv,
+    )
+
     if comparison is not None and comparison.suffix.lower() != ".html":
         raise InputError(
-            f"--out {comparison}: expected a file name that ends in .html; the table goes beside it, as .csv"
+            f"--out {comparison}: must end in .html; the table of the comparison is written next "
+            "to it as .csv"
         )
     console = terminal()
     runs = [read_results(folder) for folder in folders]
     for run in runs:
-        headline, datasets = run.header.scores[0], run.header.datasets
-        console.print(
-            result_table(
-                run.rows, headline, datasets, run.sizes, run.left_out, run.accuracy, run.unfinished
-            )
+        table = result_table(
+            run.results,
+            run.primary_score,
+            run.header.datasets,
+            run.sizes,
+            run.left_out,
+            run.accuracy,
+            run.unfinished,
         )
-        if run.curve:
-            console.print(cascade_table(run.curve, run.budget))
-        for path in build(run)[-1:]:
-            console.print(f"   report: {path}", soft_wrap=True)
+        console.print(table)
+        if run.cascade_curve:
+            console.print(cascade_table(run.cascade_curve, run.budget))
+        page = build(run)[-1]
+        console.print(f"   report: {page}", soft_wrap=True)
+
     if len(runs) > 1 and comparison is not None:
-        lines = compare(runs)
-        console.print(comparison_table(runs, lines))
-        write_comparison(runs, lines, comparison.with_suffix(".csv"))
-        write_comparison_page(runs, lines, comparison)
+        compared = compare(runs)
+        console.print(comparison_table(runs, compared))
+        write_comparison_csv(runs, compared, comparison.with_suffix(".csv"))
+        write_comparison_page(runs, compared, comparison)
         console.print(f"comparison: {comparison}", soft_wrap=True)

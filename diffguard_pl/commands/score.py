@@ -357,9 +357,9 @@ def _drawing(folder: Path) -> Any:
             file = folder / _picture_name(lines[int(index)]["path"])
             verdict = "accepted" if decision.accepted else "rejected"
             caption = f"{verdict} as {decision.label_name}: {decisions.score_name} {decision.score:.4g}, p {decision.p_value:.3g}"
-            reconstruction = decisions.reconstructions[i] if decision.diffused else None
+            reconstruction = decisions.reconstructions[i].cpu() if decision.diffused else None
             try:
-                draw_decision(decisions.images[i], reconstruction, caption, file)
+                draw_decision(decisions.images[i].cpu(), reconstruction, caption, file)
                 lines[int(index)]["picture"] = printable(str(file))
             except InputError as error:
                 why = getattr(error.__cause__, "strerror", None) or str(error)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..deploy.decisions import Decision, Decisions
 from ..deploy.detector import Detector
 from ..errors import InputError
-from ..report.pictures import difference, to_uint8
+from ..report.pictures import difference, to_image
 from .upload import USUAL, Limits, read_upload
 
 SMALL = 128
@@ -70,20 +69,16 @@ def _in_words(decision: Decision, label: str) -> str:
 
 def _pictures(decisions: Decisions, label: str) -> str:
     assert decisions.images is not None
-    panels = {"input": _to_image(decisions.images[0])}
+    panels = {"input": to_image(decisions.images[0].cpu())}
     if decisions.reconstructions is not None and decisions.diffused[0]:
         if decisions.unguided is not None:
-            panels["without a label"] = _to_image(decisions.unguided[0])
-        panels[f"under label <b>{label}</b>"] = _to_image(decisions.reconstructions[0])
+            panels["without a label"] = to_image(decisions.unguided[0].cpu())
+        panels[f"under label <b>{label}</b>"] = to_image(decisions.reconstructions[0].cpu())
         panels["difference"] = difference(*list(panels.values())[-2:])
     return "".join(
         f"<figure>{_tag(panel)}<figcaption>{name}</figcaption></figure>"
         for name, panel in panels.items()
     )
-
-
-def _to_image(image: Tensor) -> Image.Image:
-    return Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy())
 
 
 def _tag(image: Image.Image) -> str:

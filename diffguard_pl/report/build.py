@@ -1,99 +1,110 @@
-"""Everything that people look at, from what a run has on disk."""
+"""Builds the report of a run: tables, plots, pictures and page, from its folder alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from .cascade_curve import draw_curve, write_curve
-from .gallery import chance, kept_pictures, load
-from .page.cards import class_name
-from .page.write import write_page
+from .gallery import kept_pictures, random_key, read_picture
+from .page.run_page import write_run_page
 from .pictures import Picture, draw_grid
-from .plots import draw_plots
-from .results import Results
-from .tables import write_csv
+from .plots import draw_cascade_curve, draw_plots
+from .results import RunResults
+from .tables import write_cascade_csv, write_metrics_csv
 
-SHOWN = 6
-"""Images of each kind and set in ``pictures.png``."""
+IMAGES_PER_STRIP = 6
+"""Images of each kind and dataset in ``pictures.png``."""
+LONGEST_NAME = 24
+"""Characters of a class name that fit above the panels."""
 
 
-def build(results: Results) -> list[Path]:
-    """Write ``metrics.csv``, ``pictures.png`` where pictures were kept, ``cascade.csv`` and ``cascade.png`` of a cascade,
-    ``plots.png``, ``report.html``; the paths in that order.
+def build(run: RunResults) -> list[Path]:
+    """Write ``metrics.csv``, ``plots.png``, ``report.html`` and, if the run has them, more.
+
+    A run with kept pictures also gets ``pictures.png``; a run with a cascade also gets
+    ``cascade.csv`` and ``cascade.png``.
+
+    Returns:
+        Paths of the files in the order in which they were written, ``report.html`` last.
 
     Raises:
-        InputError: a file could not be written.
+        InputError: A file could not be written.
     """
-    folder, title = (
-        results.folder,
-        f"{results.name}: {results.header.scores[0]}{results.unfinished and ', not finished'}",
-    )
+    folder = run.folder
+    note = ", unfinished" if run.unfinished else ""
+    title = f"{run.name}: {run.primary_score}{note}"
+
     written = [folder / "metrics.csv"]
-    write_csv(results.rows, written[0])
-    strips = grid_strips(results)
-    if strips:
+    write_metrics_csv(run.results, folder / "metrics.csv")
+    pictures = grid_pictures(run)
+    if pictures:
+        draw_grid(pictures, title, folder / "pictures.png")
         written.append(folder / "pictures.png")
-        draw_grid(strips, title, written[-1])
-    if results.curve and results.budget is not None:
+    if run.cascade_curve and run.budget is not None:
+        write_cascade_csv(run.cascade_curve, folder / "cascade.csv")
+        cascade_title = f"{run.name}: cascade"
+        draw_cascade_curve(run.cascade_curve, cascade_title, run.budget, folder / "cascade.png")
         written += [folder / "cascade.csv", folder / "cascade.png"]
-        write_curve(results.curve, written[-2])
-        draw_curve(results.curve, f"{results.name}: cascade", results.budget, written[-1])
-    written += [folder / "plots.png", folder / "report.html"]
-    draw_plots(results.table, title, written[-2])
-    write_page(results, written[-1])
-    return written
+    draw_plots(run.table, title, folder / "plots.png")
+    write_run_page(run, folder / "report.html")
+    return [*written, folder / "plots.png", folder / "report.html"]
 
 
-def grid_strips(results: Results) -> dict[str, dict[str, list[Picture]]]:
-    """For each set the most and the least mismatched and some random images, of those whose pictures were kept."""
-    headline, kept = results.header.scores[0], kept_pictures(results.folder)
-    scored = results.frame[results.frame["error"].isna()]
-    scored = scored[[pair in kept for pair in zip(scored["dataset"], scored["index"], strict=True)]]
-    strips = {}
-    for dataset in results.header.datasets:
-        there = scored[scored["dataset"] == dataset]
-        there = there.assign(chance=[chance(dataset, i) for i in there["index"]])
-        by_score = there[there[headline].notna()].sort_values(
-            [headline, "chance"]
-        )  # NaN is neither most nor least
-        chosen = {
-            "most mismatched": by_score[:SHOWN],
-            "random": there.sort_values("chance")[:SHOWN],
-            "least mismatched": by_score[-SHOWN:][::-1],
+def grid_pictures(run: RunResults) -> dict[str, dict[str, list[Picture]]]:
+    """Choose the pictures of ``pictures.png`` among the kept ones.
+
+    Returns:
+        The most mismatched, random and least mismatched images of each dataset by its heading;
+        without datasets of which no picture was kept.
+    """
+    paths = kept_pictures(run.folder)
+    scored = run.scored
+    pairs = zip(scored["dataset"], scored["index"], strict=True)
+    kept = scored[[pair in paths for pair in pairs]]
+
+    grid = {}
+    for dataset in run.header.datasets:
+        of_dataset = kept[kept["dataset"] == dataset]
+        keys = [random_key(dataset, index) for index in of_dataset["index"]]
+        of_dataset = of_dataset.assign(random_key=keys)
+        # An image without a primary score is neither the most nor the least mismatched one.
+        has_score = of_dataset[run.primary_score].notna()
+        by_score = of_dataset[has_score].sort_values([run.primary_score, "random_key"])
+        kinds = {
+            "most mismatched": by_score[:IMAGES_PER_STRIP],
+            "random": of_dataset.sort_values("random_key")[:IMAGES_PER_STRIP],
+            "least mismatched": by_score[-IMAGES_PER_STRIP:][::-1],
         }
-        drawn = {
-            name: pictures
-            for name, lines in chosen.items()
-            if (pictures := _pictures(results, lines, kept))
-        }
-        if drawn:
-            group = results.header.groups.get(dataset, "in-distribution")
-            strips[f"{dataset} ({group}), {results.sizes[dataset]} images"] = drawn
-    return strips
+        strips = {}
+        for kind, images in kinds.items():
+            pictures = _pictures(run, images, paths)
+            if pictures:
+                strips[kind] = pictures
+        if strips:
+            grid[f"{dataset} ({run.group_of(dataset)}), {run.sizes[dataset]} images"] = strips
+    return grid
 
 
 def _pictures(
-    results: Results, lines: pd.DataFrame, kept: dict[tuple[str, int], Path]
+    run: RunResults, images: pd.DataFrame, paths: Mapping[tuple[str, int], Path]
 ) -> list[Picture]:
+    """Read the kept pictures of images, and caption them; skips damaged files."""
     pictures = []
-    for _, line in lines.iterrows():
+    for _, image in images.iterrows():
         try:
-            panels = load(kept[line["dataset"], line["index"]]).panels
-        except (OSError, ValueError):
-            continue  # damaged; the scores are not
-        score = line[results.header.scores[0]]
-        name = (class_name(results, line["reconstructed_as"]) or "")[:24]
-        caption = (
-            f"{name}   {round(score, 3) + 0.0:.3f}" if abs(score) < 100 else f"{name}   {score:.0f}"
-        )
-        pictures.append(
-            Picture(
-                [
-                    panels[part]
-                    for part in ("input", "unguided", "reconstruction")
-                    if part in panels
-                ],
-                caption,
-            )
-        )
+            kept = read_picture(paths[image["dataset"], image["index"]])
+        except (OSError, KeyError, ValueError):
+            continue
+        parts = ("input", "unguided", "reconstruction")
+        panels = [kept.panels[part] for part in parts if part in kept.panels]
+        name = (run.class_name(image["reconstructed_as"]) or "")[:LONGEST_NAME]
+        score = _short_number(image[run.primary_score])
+        pictures.append(Picture(panels, f"{name}   {score}"))
     return pictures
+
+
+def _short_number(score: float) -> str:
+    if abs(score) >= 100:
+        return f"{score:.0f}"
+    # Adding 0.0 turns -0.0 into 0.0.
+    return f"{round(score, 3) + 0.0:.3f}"

@@ -1,7 +1,8 @@
-"""The pictures that a run keeps of its images: ``pictures/SET/INDEX.png``, the panels of one image side by side.
+"""Kept pictures of a run: ``pictures/DATASET/INDEX.png``, the panels of one image side by side.
 
-Panels are the input, the reconstruction without guidance where there is one, the reconstruction under the label, and the mask
-where guidance acted where there is one. Their names are in the file, so that it explains itself.
+The panels are the input, the unguided reconstruction (if there was one), the reconstruction under
+the label, and the guidance mask (if there was one). The file's metadata names dataset, index and
+panels, so a file is readable without its path.
 """
 
 import random
@@ -14,11 +15,78 @@ from PIL import Image, PngImagePlugin
 
 from ..runs.files import atomic_write
 
+FOLDER = "pictures"
+PANELS = ("input", "unguided", "reconstruction", "mask")
+
+
+@dataclass
+class KeptPicture:
+    """Panels of one image under test.
+
+    Attributes:
+        dataset: Name of the image's dataset.
+        index: Index of the image in its dataset.
+        panels: Square panels of equal size by name, in the order of ``PANELS``.
+    """
+
+    dataset: str
+    index: int
+    panels: dict[str, Image.Image]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One image that competes for a place among the kept pictures of its dataset.
+
+    Attributes:
+        index: Index of the image in its dataset.
+        score: Primary score of the image; may be NaN.
+        random_key: Number in [0, 1) that orders the random sample; see :func:`random_key`.
+    """
+
+    index: int
+    score: float
+    random_key: float
+
+
+def candidate_for(dataset: str, index: int, score: float) -> Candidate:
+    """Return the candidate for one image, with the random key of its dataset and index."""
+    return Candidate(index, score, random_key(dataset, index))
+
+
+def random_key(dataset: str, index: int) -> float:
+    """Return a pseudo-random number in [0, 1) that depends on dataset and index alone.
+
+    Images ordered by it form a random sample that is the same for every batch size, device count
+    and interruption.
+    """
+    return random.Random(f"{dataset}/{index}").random()
+
+
+def folder_name(dataset: str) -> str:
+    """Return a valid file name for a dataset, distinct from that of every other dataset."""
+    # A leading dot is replaced too: ".." would leave the folder.
+    plain = re.sub(r"[^\w.-]|^\.", "_", dataset)
+    if plain == dataset:
+        return plain
+    # Two names may become equal once their signs are replaced; a hash keeps them apart.
+    return f"{plain}-{sha256(dataset.encode()).hexdigest()[:8]}"
+
+
+def picture_path(run: Path, dataset: str, index: int) -> Path:
+    """Return the path of an image's kept picture in a run's folder."""
+    return run / FOLDER / folder_name(dataset) / f"{index}.png"
+
+
+def picture_paths(run: Path) -> list[Path]:
+    """Return the sorted paths of all kept pictures of a run."""
+    return sorted((run / FOLDER).glob("*/*.png"))
+
 
 def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
-    """Where the pictures of each image are, by data set and index; what is no kept picture is passed over."""
+    """Map (dataset, index) to the path of the kept picture; skips files that are not one."""
     found = {}
-    for path in gallery(run):
+    for path in picture_paths(run):
         try:
             with Image.open(path) as strip:
                 found[strip.info["dataset"], int(strip.info["index"])] = path
@@ -27,89 +95,35 @@ def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
     return found
 
 
-def chance(dataset: str, index: int) -> float:
-    """A number in [0, 1) that decides who is among the random ones, the same each time."""
-    return random.Random(f"{dataset}/{index}").random()
-
-
-FOLDER = "pictures"
-PANELS = ("input", "unguided", "reconstruction", "mask")
-
-
-@dataclass
-class Kept:
-    """An image and what became of it.
-
-    Attributes:
-        dataset: it is of.
-        index: its index in that set.
-        panels: by name, in the order of ``PANELS``, all of one size.
-    """
-
-    dataset: str
-    index: int
-    panels: dict[str, Image.Image]
-
-
-def folder_name(dataset: str) -> str:
-    """The name of a data set as that of a file or folder, and of no other set."""
-    plain = re.sub(r"[^\w.-]|^\.", "_", dataset)  # "..", too, would be another folder
-    return plain if plain == dataset else f"{plain}-{sha256(dataset.encode()).hexdigest()[:8]}"
-
-
-def picture_path(run: Path, dataset: str, index: int) -> Path:
-    """Where the pictures of an image belong."""
-    return run / FOLDER / folder_name(dataset) / f"{index}.png"
-
-
-def keep(run: Path, kept: Kept) -> None:
-    """Write the panels of an image; the file is whole or not there."""
-    path = picture_path(run, kept.dataset, kept.index)
-    side = next(iter(kept.panels.values())).height
-    strip = Image.new("RGB", (side * len(kept.panels), side))
-    for i, panel in enumerate(kept.panels.values()):
+def write_picture(run: Path, picture: KeptPicture) -> None:
+    """Write the panels of an image as one PNG, atomically."""
+    panels = list(picture.panels.values())
+    side = panels[0].height
+    strip = Image.new("RGB", (side * len(panels), side))
+    for i, panel in enumerate(panels):
         strip.paste(panel.convert("RGB"), (i * side, 0))
-    words = PngImagePlugin.PngInfo()
-    for name, text in (
-        ("dataset", kept.dataset),
-        ("index", str(kept.index)),
-        ("panels", ",".join(kept.panels)),
-    ):
-        words.add_itxt(name, text)
-    with atomic_write(path) as unfinished:
-        strip.save(unfinished, format="png", pnginfo=words)
+
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_itxt("dataset", picture.dataset)
+    metadata.add_itxt("index", str(picture.index))
+    metadata.add_itxt("panels", ",".join(picture.panels))
+
+    with atomic_write(picture_path(run, picture.dataset, picture.index)) as unfinished:
+        strip.save(unfinished, format="png", pnginfo=metadata)
 
 
-def gallery(run: Path) -> list[Path]:
-    """The kept pictures of a run."""
-    return sorted((run / FOLDER).glob("*/*.png"))
-
-
-def load(path: Path) -> Kept:
-    """The panels of an image.
+def read_picture(path: Path) -> KeptPicture:
+    """Read the panels of an image.
 
     Raises:
-        OSError, KeyError: it is no kept picture.
+        OSError: The file cannot be read, or is not an image.
+        KeyError: The image is not a kept picture.
+        ValueError: The metadata is damaged.
     """
     with Image.open(path) as strip:
         strip.load()
-        names = strip.info["panels"].split(",")
         side = strip.height
-        panels = {
-            name: strip.crop((i * side, 0, (i + 1) * side, side)) for i, name in enumerate(names)
-        }
-        return Kept(strip.info["dataset"], int(strip.info["index"]), panels)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """An image whose pictures are kept: its index, its headline score, and a number that decides who is among the random ones."""
-
-    index: int
-    score: float
-    chance: float
-
-
-def chosen_for(dataset: str, index: int, score: float) -> Chosen:
-    """An image, to be compared with others of its set; its chance is always the same."""
-    return Chosen(index, score, random.Random(f"{dataset}/{index}").random())
+        panels = {}
+        for i, name in enumerate(strip.info["panels"].split(",")):
+            panels[name] = strip.crop((i * side, 0, (i + 1) * side, side))
+        return KeptPicture(strip.info["dataset"], int(strip.info["index"]), panels)

@@ -1,7 +1,9 @@
-"""What a run has found, read from its folder alone."""
+"""Results of a run, read from its folder alone."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,136 +15,183 @@ from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows, sizes
 from ..runs.store import Header, read_scores, score_table
 from ..scores.combination import Combination
-from .cascade_curve import Point, curve
+from .cascade_curve import CascadePoint, cascade_curve
 
 
 @dataclass
-class Results:
-    """A run.
+class RunResults:
+    """Scores, metrics and record of one run.
 
     Attributes:
-        folder: of the run.
-        frame: a line for each image, with the columns of docs/results.md.
-        header: names of scores and data sets, and the groups.
-        table: the scores of the images that have any.
-        rows: the result table, with intervals.
-        sizes: by data set, images that have scores.
-        left_out: by data set, images that could not be used.
-        accuracy: of the classifier on in-distribution images with a label, in [0, 1]; NaN where none has.
-        run: the content of ``run.json``; empty where there is none.
-        curve: what cascades of other budgets would have done; empty where the run has no cascade.
-        budget: of the run's cascade.
+        folder: Folder of the run.
+        frame: One line per image with the columns of docs/results.md and the combined scores,
+            without the calibration images.
+        header: Names of scores and datasets, and the groups.
+        table: Scores of the images that have any.
+        results: Result table with intervals.
+        sizes: Number of scored images by dataset.
+        left_out: Number of images by dataset that could not be used.
+        accuracy: Accuracy of the classifier on labelled in-distribution images, in [0, 1]; NaN
+            without labels.
+        record: Content of ``run.json``; empty without one.
+        cascade_curve: Results at other budgets of the cascade; empty without a cascade.
+        budget: Budget of the run's cascade; None without a cascade.
     """
 
     folder: Path
     frame: pd.DataFrame
     header: Header
     table: ScoreTable
-    rows: list[ResultRow]
+    results: list[ResultRow]
     sizes: dict[str, int]
     left_out: dict[str, int]
     accuracy: float
-    run: dict[str, Any]
-    curve: list[Point] = field(default_factory=list)
+    record: dict[str, Any]
+    cascade_curve: list[CascadePoint] = field(default_factory=list)
     budget: float | None = None
 
     @property
     def name(self) -> str:
-        """Of the run, for people: config and time."""
+        """Name to display: config and time, the last two parts of the folder."""
         folder = self.folder.resolve()
         return f"{folder.parent.name}/{folder.name}"
 
     @property
+    def primary_score(self) -> str:
+        """Name of the first score."""
+        return self.header.scores[0]
+
+    @property
+    def ind(self) -> str:
+        """Name of the in-distribution dataset."""
+        return self.header.datasets[0]
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """Lines of the images that have scores."""
+        return self.frame[self.frame["error"].isna()]
+
+    def group_of(self, dataset: str) -> str:
+        """Return the group to display for a dataset."""
+        return self.header.groups.get(dataset, "in-distribution")
+
+    @property
     def class_names(self) -> list[str] | None:
-        """What the labels are called, where the run knew."""
-        names = self.run.get("class_names")
-        return (
-            names
-            if isinstance(names, list) and all(isinstance(name, str) for name in names)
-            else None
-        )
+        """Class names by label; None if the record has no valid ones."""
+        names = self.record.get("class_names")
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+        return None
 
     @cached_property
     def short_class_names(self) -> list[str]:
-        """What stands before the first comma, where no two labels are called that; no two are the same."""
+        """Distinct class names by label, shortened to the part before the first comma if possible.
+
+        ImageNet's names are lists of synonyms: "cock, rooster" becomes "cock", but the two cranes
+        stay "crane, bird" and "crane, machine".
+        """
         names = self.class_names or []
-        short = [name.partition(",")[0] for name in names]
-        few, all_ = Counter(short), Counter(names)
-        full = [
-            name if all_[name] == 1 else f"{name} ({label})" for label, name in enumerate(names)
-        ]
-        return [
-            brief if few[brief] == 1 else whole for brief, whole in zip(short, full, strict=True)
-        ]
+        short_names = [name.partition(",")[0] for name in names]
+        short_counts, full_counts = Counter(short_names), Counter(names)
+        distinct = []
+        for label, (short, full) in enumerate(zip(short_names, names, strict=True)):
+            if short_counts[short] == 1:
+                distinct.append(short)
+            elif full_counts[full] == 1:
+                distinct.append(full)
+            else:
+                distinct.append(f"{full} ({label})")
+        return distinct
+
+    def class_name(self, label: Any) -> str | None:
+        """Return the short name of a label; the label itself without names, None if unknown."""
+        if pd.isna(label) or label < 0:
+            return None
+        names = self.short_class_names
+        return names[int(label)] if int(label) < len(names) else str(int(label))
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """Entries of the record, the last one last."""
-        found = self.run.get("sessions")
-        return (
-            [session for session in found if isinstance(session, dict)]
-            if isinstance(found, list)
-            else []
-        )
+        """Sessions of the record, oldest first; empty without a valid record."""
+        sessions = self.record.get("sessions")
+        if not isinstance(sessions, list):
+            return []
+        return [session for session in sessions if isinstance(session, dict)]
 
     @property
     def unfinished(self) -> str:
-        """In words, that the run has not ended and of how many images the figures are; empty where it has, or nobody knows."""
+        """Note that an unfinished run covers only part of its images; empty if finished or unknown."""
         if not self.sessions or self.sessions[-1].get("ended"):
             return ""
-        done, all_ = sum(self.sizes.values()), self._images()
-        of = f"{done:,} of {all_:,} images" if all_ else f"the {done:,} images so far"
-        return f"not finished: figures are of {of}"
+        scored, planned = sum(self.sizes.values()), self._planned_images()
+        if planned is None:
+            return f"unfinished run: results cover the {scored:,} images scored so far"
+        return f"unfinished run: results cover {scored:,} of {planned:,} images"
 
-    def _images(self) -> int | None:
-        """How many images the run is to compute, where the record has it of every set."""
-        images = self.run.get("images")
+    def _planned_images(self) -> int | None:
+        """Return how many images the run will score; None unless known of every dataset."""
+        images = self.record.get("images")
         if not isinstance(images, dict):
             return None
-        counts = [
-            count for name in self.header.datasets if isinstance(count := images.get(name), int)
-        ]
-        return sum(counts) if len(counts) == len(self.header.datasets) else None
+        total = 0
+        for name in self.header.datasets:
+            count = images.get(name)
+            if not isinstance(count, int):
+                return None
+            total += count
+        return total
 
 
-def read_results(folder: str | Path, rows: list[ResultRow] | None = None) -> Results:
-    """Read a run and compute its table.
+def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None) -> RunResults:
+    """Read a run's folder and compute its result table.
 
     Args:
-        folder: of the run.
-        rows: the table with its intervals, where it is known already.
+        folder: Folder of the run.
+        results: Result table with intervals, if it is known already. Defaults to computing it.
 
     Raises:
-        InputError: no run is there, or a part of it cannot be read.
+        InputError: The folder holds no run, or a part of the scores cannot be read.
     """
     folder = Path(folder)
-    raw, header_of_run = read_scores(folder)
-    combination = Combination.of_header(header_of_run)
-    frame, header = combination.of_frame(raw, header_of_run)
+    raw_frame, raw_header = read_scores(folder)
+    combination = Combination.of_header(raw_header)
+    # Adds fusion and cascade, and removes the calibration images they were scaled by.
+    frame, header = combination.of_frame(raw_frame, raw_header)
     scores = score_table(frame, header)
-    ind = frame[
-        (frame["dataset"] == header.datasets[0]) & frame["error"].isna() & (frame["label"] >= 0)
-    ]
-    broken = frame[frame["error"].notna()]["dataset"].value_counts()
-    return Results(
-        folder,
-        frame,
-        header,
-        scores,
-        with_intervals(result_rows(scores), scores) if rows is None else rows,
-        sizes(scores),
-        {name: int(broken.get(name, 0)) for name in header.datasets},
-        float((ind["label"] == ind["prediction"]).mean()) if len(ind) else float("nan"),
-        read_run(folder),
-        curve(raw, header_of_run),
-        combination.cascade.budget if combination.cascade else None,
+    if results is None:
+        results = with_intervals(result_rows(scores), scores)
+    left_out_counts = frame[frame["error"].notna()]["dataset"].value_counts()
+    return RunResults(
+        folder=folder,
+        frame=frame,
+        header=header,
+        table=scores,
+        results=list(results),
+        sizes=sizes(scores),
+        left_out={name: int(left_out_counts.get(name, 0)) for name in header.datasets},
+        accuracy=_accuracy(frame, header.datasets[0]),
+        record=_read_record(folder),
+        cascade_curve=cascade_curve(raw_frame, raw_header),
+        budget=combination.cascade.budget if combination.cascade else None,
     )
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The content of ``run.json``; empty where there is none that can be read, or it is no record."""
+def _accuracy(frame: pd.DataFrame, ind: str) -> float:
+    """Return the classifier's accuracy on labelled in-distribution images; NaN without any."""
+    is_labelled = (frame["dataset"] == ind) & frame["error"].isna() & (frame["label"] >= 0)
+    labelled = frame[is_labelled]
+    if labelled.empty:
+        return math.nan
+    return float((labelled["label"] == labelled["prediction"]).mean())
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``; empty if it is missing or damaged.
+
+    A report needs the scores only, so a damaged record costs some facts, not the report.
+    """
     try:
-        found = json.loads((folder / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}

@@ -1,339 +1,247 @@
-"""The result table, in the terminal and as CSV, and the table that compares runs."""
+"""Tables of results, cascades and comparisons, in the terminal and as CSV files."""
 
 import csv
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import InputError
-from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
+from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.detection import DetectionMetrics
-from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
+from ..metrics.table import Interval, ResultRow
 from ..runs.files import atomic_write
 from ..scores.baselines.names import BASELINES
-from .cascade_curve import Point
-from .results import Results
+from .cascade_curve import CascadePoint
+from .comparison import ComparedScore, run_letter
+from .results import RunResults
+
+UNKNOWN = Interval(math.nan, math.nan)
 
 
 def terminal() -> Console:
-    """Prints what it is given as it is: nothing in a name is markup. A log is wide enough for the tables."""
-    return Console(
-        width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False
-    )
+    """Return a console that prints names as they are, without interpreting markup.
+
+    Where the output is not a terminal, such as in a log, it is 120 columns wide.
+    """
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def result_table(
-    rows: Sequence[ResultRow],
-    headline: str,
+    results: Sequence[ResultRow],
+    primary_score: str,
     datasets: Sequence[str],
     sizes: Mapping[str, int],
     left_out: Mapping[str, int],
     accuracy: float,
     unfinished: str = "",
 ) -> Table:
-    """In percent; the headline score bold, the classifier's own dim.
+    """Build the result table, in percent; the primary score is bold, baselines are dim.
 
     Args:
-        rows: of the table.
-        headline: name of the first score.
-        datasets: names of the data sets, the in-distribution one first.
-        sizes, left_out: by data set, images with scores and without.
-        accuracy: of the classifier, in [0, 1]; NaN if not known.
-        unfinished: in words, that the run has not ended; empty for one that has.
+        results: Results to show.
+        primary_score: Name of the primary score.
+        datasets: Names of the datasets, the in-distribution one first.
+        sizes: Number of scored images by dataset.
+        left_out: Number of images by dataset that could not be used.
+        accuracy: Accuracy of the classifier in [0, 1]; NaN if unknown.
+        unfinished: Note that the run is unfinished. Defaults to "", for a finished run.
     """
     ind = datasets[0]
-    known = f"Classifier accuracy {100 * accuracy:.2f} on " if not math.isnan(accuracy) else ""
-    aside = f", {left_out[ind]} left out" if left_out.get(ind) else ""
-    about_run = f"{unfinished}; " if unfinished else ""
-    table = _table(
-        f"Out-of-distribution detection against {ind}",
-        f"{about_run}in percent, with 95 % intervals; higher is better but for FPR@95. {known}{sizes[ind]} images of {ind}{aside}.",
-    )
-    for name in ("group", "OOD set", "score"):
+    notes = [unfinished] if unfinished else []
+    notes.append("in percent, with 95 % intervals")
+    notes.append("higher is better except for FPR@95")
+    notes.append(f"{ind}: {', '.join(_image_counts(ind, sizes, left_out))}")
+    if not math.isnan(accuracy):
+        notes.append(f"classifier accuracy {100 * accuracy:.2f}")
+    table = _table(f"Out-of-distribution detection against {ind}", "; ".join(notes))
+    for name in ("group", "OOD dataset", "score"):
         table.add_column(name, overflow="fold")
     for name in ("AUROC", "FPR@95", "AUPR-in", "AUPR-out"):
         table.add_column(name, justify="right")
-    last, about = None, iter([""])
-    for row in rows:
-        here = (row.group, row.dataset)
-        if last != here:
-            if last:
+
+    previous = None
+    for result in results:
+        current = (result.group, result.dataset)
+        is_first = current != previous
+        if is_first:
+            if previous is not None:
                 table.add_section()
-            about = iter(_about(row.dataset, sizes, left_out))
-        style = "bold" if row.score == headline else "dim" if row.score in BASELINES else ""
-        shown = [
-            _shown(f"{100 * value:.2f}", row.intervals.get(name))
-            for name, value in list(row.metrics._asdict().items())[:4]
+            # Name and image counts stand one below the other, beside the first scores.
+            notes_left = iter([result.dataset, *_image_counts(result.dataset, sizes, left_out)])
+        group = result.group if is_first else ""
+        names = [Text(group), Text(next(notes_left, "")), Text(result.score)]
+        metrics = [
+            _value_and_interval(f"{100 * value:.2f}", result.intervals.get(name))
+            for name, value in zip(DetectionMetrics._fields[:4], result.metrics[:4], strict=True)
         ]
-        names = [Text(row.group if last != here else ""), Text(next(about, "")), Text(row.score)]
-        table.add_row(*names, *shown, style=style)
-        last = here
+        table.add_row(*names, *metrics, style=_style(result.score, primary_score))
+        previous = current
     return table
 
 
-def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
-    """``metrics.csv``: shares in [0, 1], with the ends of the intervals."""
-    ends = [f"{name}_{end}" for name in METRIC_NAMES for end in Interval._fields]
-    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["group", "dataset", "score", *DetectionMetrics._fields, *ends])
-        for row in rows:
-            of_row = [
-                value
-                for name in METRIC_NAMES
-                for value in row.intervals.get(name, Interval(math.nan, math.nan))
-            ]
-            writer.writerow([row.group, row.dataset, row.score, *row.metrics, *of_row])
+def cascade_table(points: Sequence[CascadePoint], budget: float | None) -> Table:
+    """Build the table of a cascade's budgets, in percent; the run's budget is bold."""
+    table = _table(
+        "Cascade at other budgets",
+        "in percent: fraction of all images diffused, of in-distribution images diffused, "
+        "NFE relative to diffusing all images, AUROC / FPR@95",
+    )
+    for name in ("budget", "diffused", "InD diffused", "NFE"):
+        table.add_column(name, justify="right")
+    for result in points[0].results:
+        name = f"{result.group} mean" if result.dataset == "mean" else result.dataset
+        table.add_column(name, justify="right")
+    for point in points:
+        fractions = (point.diffused, point.diffused_ind, point.nfe)
+        cells = [f"{point.budget:g}", *(f"{100 * fraction:.1f}" for fraction in fractions)]
+        for result in point.results:
+            cells.append(f"{100 * result.metrics.auroc:.2f} / {100 * result.metrics.fpr95:.2f}")
+        table.add_row(*cells, style="bold" if point.budget == budget else "")
+    return table
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A line of the comparison: a score on a set, in each run.
+def comparison_table(runs: Sequence[RunResults], compared: Sequence[ComparedScore]) -> Table:
+    """Build the table that compares runs, in percent; primary scores are bold."""
+    names = []
+    for number, run in enumerate(runs):
+        note = f" ({run.unfinished})" if run.unfinished else ""
+        names.append(f"{run_letter(number)} {run.name}{note}")
+    table = _table(
+        f"Out-of-distribution detection against {runs[0].ind}",
+        "in percent, with 95 % intervals; vs A: paired difference to run A on the images that "
+        f"both scored; runs: {'; '.join(names)}",
+    )
+    for name in ("OOD dataset", "score", "run"):
+        table.add_column(name, overflow="fold")
+    for name in ("AUROC", "vs A", "FPR@95", "vs A"):
+        table.add_column(name, justify="right")
 
-    Attributes:
-        group, dataset: as in a :class:`~diffguard_pl.metrics.table.ResultRow`.
-        score: name of the score in each run; they differ where headline scores are compared.
-        rows: of each run.
-        less_first: for AUROC and FPR@95, and for each run but the first, by how much it is above the first one, and the interval
-            of that, on the images that both have.
-    """
+    for score in compared:
+        table.add_section()
+        is_mean = score.dataset == "mean"
+        dataset = f"{score.group} {score.dataset}" if is_mean else score.dataset
+        for number, result in enumerate(score.results):
+            cells = [Text(dataset if number == 0 else ""), Text(result.score)]
+            cells.append(Text(run_letter(number)))
+            for metric in METRIC_NAMES:
+                value = getattr(result.metrics, metric)
+                interval = result.intervals.get(metric)
+                cells.append(_value_and_interval(f"{100 * value:.2f}", interval))
+                if number == 0:
+                    cells.append(Text())
+                else:
+                    difference, ends = score.differences[metric][number - 1]
+                    cells.append(_value_and_interval(f"{100 * difference:+.2f}", ends))
+            is_primary = result.score == runs[number].primary_score
+            table.add_row(*cells, style="bold" if is_primary else "")
+    return table
 
-    group: str
-    dataset: str
-    score: tuple[str, ...]
-    rows: tuple[ResultRow, ...]
-    less_first: dict[str, list[tuple[float, Interval]]]
 
-
-def compare(runs: Sequence[Results]) -> list[Compared]:
-    """What the runs have in common: their headline scores, then each score that all of them have.
-
-    Sets are in the groups of the first run. The mean over a group is left out unless all runs have the same sets in it.
+def write_metrics_csv(results: Sequence[ResultRow], path: Path) -> None:
+    """Write ``metrics.csv``: fractions in [0, 1] with the ends of their intervals.
 
     Raises:
-        InputError: the runs share no images, or not the in-distribution set.
+        InputError: The file could not be written.
     """
-    first, draws = runs[0], [_paired(runs[0], run) for run in runs[1:]]
-    by_key = [_comparable(run.rows, run, first) for run in runs]
+    header = ["group", "dataset", "score", *DetectionMetrics._fields]
+    header += [f"{metric}_{end}" for metric in METRIC_NAMES for end in Interval._fields]
     lines = []
-    for group, dataset in dict.fromkeys((group, dataset) for group, dataset, _ in by_key[0]):
-        headlines = tuple(run.header.scores[0] for run in runs)
-        shared = [
-            score
-            for score in first.header.scores
-            if all(score in run.header.scores for run in runs)
-        ]
-        same = [(score,) * len(runs) for score in shared]
-        for names in dict.fromkeys([headlines, *same]):
-            keys = [(group, dataset, name) for name in names]
-            if not all(key in rows for key, rows in zip(keys, by_key, strict=True)):
-                continue
-            of_line = tuple(rows[key] for key, rows in zip(keys, by_key, strict=True))
-            if any(keys[0] not in a_rows for _, _, a_rows, _ in draws):
-                continue
-            less: dict[str, list[tuple[float, Interval]]] = {figure: [] for figure in METRIC_NAMES}
-            for (a, b, a_rows, b_rows), key in zip(draws, keys[1:], strict=True):
-                difference = intervals(b[key] - a[keys[0]])
-                for figure in METRIC_NAMES:
-                    value = getattr(b_rows[key].metrics, figure) - getattr(
-                        a_rows[keys[0]].metrics, figure
-                    )
-                    less[figure].append((value, difference[figure]))
-            lines.append(Compared(group, dataset, names, of_line, less))
-    if not lines:
-        raise InputError(
-            f"{first.folder} and {runs[1].folder}: have no data set and score in common"
-        )
-    return lines
+    for result in results:
+        line = [result.group, result.dataset, result.score, *result.metrics]
+        for metric in METRIC_NAMES:
+            line += result.intervals.get(metric, UNKNOWN)
+        lines.append(line)
+    _write_csv(header, lines, path)
 
 
-def _comparable(rows: Sequence[ResultRow], run: Results, first: Results) -> dict[Key, ResultRow]:
-    """GuidanceInputs of a run in the groups of the first one, without means over other sets than those of the first one."""
-    found = {}
-    for row in rows:
-        if row.dataset != "mean":
-            found[_group(first, row.dataset), row.dataset, row.score] = row
-        elif _members(run, row.group) == _members(first, row.group):
-            found[row.group, row.dataset, row.score] = row
-    return found
+def write_cascade_csv(points: Sequence[CascadePoint], path: Path) -> None:
+    """Write ``cascade.csv``: one line per budget and dataset, fractions in [0, 1].
+
+    Raises:
+        InputError: The file could not be written.
+    """
+    header = ["budget", "diffused", "diffused_ind", "nfe", "group", "dataset", *METRIC_NAMES]
+    header += [f"{metric}_{end}" for metric in METRIC_NAMES for end in Interval._fields]
+    lines = []
+    for point in points:
+        of_point = [point.budget, point.diffused, point.diffused_ind, point.nfe]
+        for result in point.results:
+            line = [*of_point, result.group, result.dataset]
+            line += [getattr(result.metrics, metric) for metric in METRIC_NAMES]
+            for metric in METRIC_NAMES:
+                line += result.intervals[metric]
+            lines.append(line)
+    _write_csv(header, lines, path)
 
 
-def _group(run: Results, dataset: str) -> str:
-    return run.header.groups.get(dataset, dataset)
+def write_comparison_csv(
+    runs: Sequence[RunResults], compared: Sequence[ComparedScore], path: Path
+) -> None:
+    """Write the comparison: one line per dataset, score and run, fractions in [0, 1].
+
+    The columns ``*_minus_first`` are empty for the first run.
+
+    Raises:
+        InputError: The file could not be written.
+    """
+    parts = ["", *(f"_{end}" for end in Interval._fields)]
+    header = ["group", "dataset", "run", "folder", "score"]
+    header += [f"{metric}{part}" for metric in METRIC_NAMES for part in parts]
+    header += [f"{metric}_minus_first{part}" for metric in METRIC_NAMES for part in parts]
+    lines = []
+    for score in compared:
+        for number, (run, result) in enumerate(zip(runs, score.results, strict=True)):
+            line: list[Any] = [score.group, score.dataset, run.name, run.folder.resolve()]
+            line.append(result.score)
+            for metric in METRIC_NAMES:
+                line += [getattr(result.metrics, metric), *result.intervals[metric]]
+            for metric in METRIC_NAMES:
+                if number == 0:
+                    line += [""] * len(parts)
+                else:
+                    difference, interval = score.differences[metric][number - 1]
+                    line += [difference, *interval]
+            lines.append(line)
+    _write_csv(header, lines, path)
 
 
-def _members(run: Results, group: str) -> set[str]:
-    """The sets of a group."""
-    return {name for name in run.header.datasets[1:] if _group(run, name) == group}
-
-
-def _paired(
-    a: Results, b: Results
-) -> tuple[
-    dict[Key, np.ndarray], dict[Key, np.ndarray], dict[Key, ResultRow], dict[Key, ResultRow]
-]:
-    """Draws and rows of two runs on the images that both have scores of, the same images in each draw."""
-    if a.header.datasets[0] != b.header.datasets[0]:
-        raise InputError(
-            f"{a.folder} is on {a.header.datasets[0]} and {b.folder} on {b.header.datasets[0]}: runs can be compared that have one "
-            "in-distribution set"
-        )
-    names = ["dataset", "index", "path"]
-    columns = [frame.loc[frame["error"].isna(), names] for frame in (a.frame, b.frame)]
-    common = columns[0].merge(columns[1], on=names)
-    if not (common["dataset"] == a.header.datasets[0]).any() or common["dataset"].nunique() < 2:
-        raise InputError(
-            f"{a.folder} and {b.folder}: have no images in common, by data set, index and path"
-        )
-    tables: list[ScoreTable] = []
-    datasets = [name for name in a.header.datasets if (common["dataset"] == name).any()]
-    for run in (a, b):
-        frame = common.merge(run.frame, on=names)  # in the order of what is common
-        numbers = frame["dataset"].map({name: d for d, name in enumerate(datasets)}).to_numpy()
-        groups = {name: _group(a, name) for name in datasets[1:]}
-        tables.append(
-            ScoreTable(
-                run.header.scores,
-                datasets,
-                groups,
-                frame[run.header.scores].to_numpy(float),
-                numbers,
-            )
-        )
-    whole = {group for group in groups.values() if _members(a, group) <= set(datasets)}
-    rows = [
-        {
-            (row.group, row.dataset, row.score): row
-            for row in result_rows(table)
-            if row.dataset != "mean"
-            or row.group in whole  # else it is over fewer sets than the runs' own
-        }
-        for table in tables
-    ]
-    return replicates(tables[0]), replicates(tables[1]), rows[0], rows[1]
-
-
-def cascade_table(curve: Sequence[Point], budget: float | None) -> Table:
-    """In percent; the run's own budget bold."""
-    sets = [(row.group, row.dataset) for row in curve[0].metrics]
-    table = _table(
-        "Cascades of other budgets",
-        "in percent: AUROC / FPR@95. Diffused: of all images, of in-distribution ones; rows: of the diffusion model's.",
-    )
-    for name in ("budget", "diffused", "of InD", "nfe"):
-        table.add_column(name, justify="right")
-    for group, dataset in sets:
-        table.add_column(f"{group} mean" if dataset == "mean" else dataset, justify="right")
-    for point in curve:
-        shown = [
-            f"{100 * row.metrics.auroc:.2f} / {100 * row.metrics.fpr95:.2f}"
-            for row in point.metrics
-        ]
-        shares = [
-            f"{100 * share:.1f}"
-            for share in (point.sent, next(iter(point.of_sets.values())), point.nfe)
-        ]
-        table.add_row(
-            f"{point.budget:g}", *shares, *shown, style="bold" if point.budget == budget else ""
-        )
-    return table
-
-
-def comparison_table(runs: Sequence[Results], lines: Sequence[Compared]) -> Table:
-    """In percent; each run after the first with its difference to the first."""
-    caption = "in percent, with 95 % intervals; differences are to run A, paired, on the images that both have: "
-    names = [f"{run.name} ({run.unfinished})" if run.unfinished else run.name for run in runs]
-    legend = "; ".join(f"{letter(i)} {name}" for i, name in enumerate(names))
-    table = _table(f"Against {runs[0].header.datasets[0]}", caption + legend)
-    for name in ("OOD set", "score", "run"):
-        table.add_column(name, overflow="fold")
-    for name in ("AUROC", "less A", "FPR@95", "less A"):
-        table.add_column(name, justify="right")
-    for line in lines:
-        table.add_section()
-        for i, row in enumerate(line.rows):
-            shown = []
-            for name in METRIC_NAMES:
-                shown.append(
-                    _shown(f"{100 * getattr(row.metrics, name):.2f}", row.intervals.get(name))
-                )
-                shown.append(
-                    _shown(
-                        f"{100 * line.less_first[name][i - 1][0]:+.2f}",
-                        line.less_first[name][i - 1][1],
-                    )
-                    if i
-                    else Text()
-                )
-            about = (
-                [
-                    f"{line.group} {line.dataset}" if line.dataset == "mean" else line.dataset,
-                    row.score,
-                ]
-                if i == 0
-                else ["", row.score]
-            )
-            style = "bold" if row.score == runs[i].header.scores[0] else ""
-            table.add_row(*map(Text, about), letter(i), *shown, style=style)
-    return table
-
-
-def letter(run: int) -> str:
-    """What the n-th run is called in a comparison."""
-    return (
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[run]
-        if run < 26
-        else f"{letter(run // 26 - 1)}{letter(run % 26)}"
-    )
-
-
-def write_comparison(runs: Sequence[Results], lines: Sequence[Compared], path: Path) -> None:
-    """A line for each score, set and run; shares in [0, 1]."""
-    ends = [f"{name}{part}" for name in METRIC_NAMES for part in ("", "_low", "_high")]
-    less = [f"{name}_less_first{part}" for name in METRIC_NAMES for part in ("", "_low", "_high")]
+def _write_csv(header: Sequence[str], lines: Iterable[Sequence[Any]], path: Path) -> None:
     with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["group", "dataset", "run", "folder", "score", *ends, *less])
-        for line in lines:
-            for i, (run, score, row) in enumerate(zip(runs, line.score, line.rows, strict=True)):
-                own = [
-                    value
-                    for name in METRIC_NAMES
-                    for value in (getattr(row.metrics, name), *row.intervals[name])
-                ]
-                than = [
-                    value
-                    for name in METRIC_NAMES
-                    for value in (line.less_first[name][i - 1][0], *line.less_first[name][i - 1][1])
-                ]
-                names = [line.group, line.dataset, run.name, run.folder.resolve(), score]
-                writer.writerow([*names, *own, *(than if i else [""] * len(less))])
+        writer.writerow(header)
+        writer.writerows(lines)
 
 
 def _table(title: str, caption: str) -> Table:
-    """An empty table; neither text is markup."""
+    """Return an empty table whose title and caption are not interpreted as markup."""
     return Table(title=Text(title, "table.title"), caption=Text(caption, "table.caption"))
 
 
-def _about(dataset: str, sizes: Mapping[str, int], left_out: Mapping[str, int]) -> list[str]:
-    """What stands beside the first scores of a set: its name, how many images it has, how many could not be used."""
+def _style(score: str, primary_score: str) -> str:
+    if score == primary_score:
+        return "bold"
+    return "dim" if score in BASELINES else ""
+
+
+def _image_counts(dataset: str, sizes: Mapping[str, int], left_out: Mapping[str, int]) -> list[str]:
+    """Return how many images of a dataset were scored and left out; empty for a mean."""
     if dataset not in sizes:
-        return [dataset]
-    aside = [f"{left_out[dataset]} left out"] if left_out.get(dataset) else []
-    return [dataset, f"{sizes[dataset]} images", *aside]
+        return []
+    counts = [f"{sizes[dataset]} images"]
+    if left_out.get(dataset):
+        counts.append(f"{left_out[dataset]} left out")
+    return counts
 
 
-def _shown(figure: str, interval: Interval | None) -> Text:
-    """A figure with its interval, which steps back."""
+def _value_and_interval(value: str, interval: Interval | None) -> Text:
+    """Return a value followed by its interval in dim type, if it has one."""
     if interval is None or math.isnan(interval.low):
-        return Text(figure)
-    return Text.assemble(
-        figure, (f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]", "dim not bold")
-    )
+        return Text(value)
+    ends = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return Text.assemble(value, (ends, "dim not bold"))

@@ -32,7 +32,7 @@ from diffguard_pl.callbacks import (
 )
 from diffguard_pl.commands import sweep
 from diffguard_pl.config import load_data
-from diffguard_pl.report.gallery import gallery
+from diffguard_pl.report.gallery import picture_paths
 from diffguard_pl.runs.store import read_scores
 
 KEY = "a" * 40
@@ -431,7 +431,7 @@ def test_the_sample_is_the_same_each_time_and_of_both_kinds(settings, tmp_path):
         row["l2"] for row, kept in _sample(tmp_path / "r", "l2", 100) if kept.dataset == "photos"
     ]
     assert len(of_photos) == len(
-        [path for path in gallery(tmp_path / "r") if path.parent.name == "photos"]
+        [path for path in picture_paths(tmp_path / "r") if path.parent.name == "photos"]
     )
     shown = [
         row["l2"] for row, kept in _sample(tmp_path / "r", "l2", 4) if kept.dataset == "photos"

@@ -194,7 +194,7 @@ def test_a_run_has_both_in_its_table_its_page_and_a_curve(whole):
         "cascade": {"baseline": "msp", "budget": 0.4, "then": "fusion", "skip": False},
         "baselines": ["msp", "max_logit", "energy"],
     }
-    for row in results.rows:  # what the run has written is what is read from its folder
+    for row in results.results:  # what the run has written is what is read from its folder
         line = table[
             (table["group"] == row.group)
             & (table["dataset"] == row.dataset)
