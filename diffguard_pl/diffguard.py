@@ -20,8 +20,10 @@ from .diffusion.guidance import Guidance, GuidanceInputs, Protected
 from .dtypes import at_least_float32
 from .engine.stream import Stream
 from .errors import InputError, choose
-from .scores.baselines.collection import DEFAULT, Baselines
-from .scores.discrepancies import Discrepancies, FeatureScore, Seen
+from .scores.baselines.collection import Baselines
+from .scores.baselines.names import DEFAULT_BASELINES
+from .scores.discrepancies import Discrepancies, Seen
+from .scores.piq_scores import FeatureScore
 from .scores.training_features import training_features
 from .stages import Detection, Inversion, Prediction, Reconstruction
 
@@ -68,7 +70,7 @@ class DiffGuard(nn.Module):
         forback_skip_diff: int = 0,
         slots: int = 64,
         compile: bool = False,
-        baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT,
+        baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT_BASELINES,
     ):
         super().__init__()
         choose("compare_to", compare_to, ["input", "unguided"])

@@ -1,7 +1,27 @@
-"""Reserved names of datasets and groups. This module imports nothing, so that any other may import it."""
+"""Reserved names of datasets, scores and columns. Imports nothing: any module may import it."""
 
 IND = "ind"
 """Group of the in-distribution dataset."""
-
 CALIBRATION = "calibration"
-"""Dataset and group of the in-distribution validation images that combinations and thresholds are calibrated on."""
+"""Dataset and group of the in-distribution images on which combinations and thresholds are set."""
+FUSION, CASCADE = "fusion", "cascade"
+"""Scores that are combined of others."""
+RESERVED = (
+    "dataset",
+    "group",
+    "index",
+    "path",
+    "label",
+    "prediction",
+    "reconstructed_as",
+    "stop_index",
+    "nfe",
+    "seconds",
+    "error",
+    "input_logits",
+    "input_features",
+    "reconstruction",
+    FUSION,
+    CASCADE,
+)
+"""Columns of a run's scores/, which no score of a user may be called."""

@@ -27,7 +27,7 @@ from ..metrics.table import ResultRow
 from ..metrics.torchmetric import OODMetrics
 from ..names import CALIBRATION
 from ..scores.combination import Cascade, Combination, Fusion
-from ..scores.training_features import fit
+from ..scores.training_features import fit_baselines
 from ..stages import Detection, Gate, as_batch
 from .batches import _check_names, _without
 from .precision import NetworksInHalf
@@ -297,8 +297,9 @@ class DiffGuardModule(pl.LightningModule):
         if not baselines.needs_fit or baselines.fitted:
             return
         with self.trainer.precision_plugin.test_step_context():
-            fit(
-                self.diffguard,
+            fit_baselines(
+                baselines,
+                self.diffguard.classifier,
                 self.data.train_dataloader(),
                 self.data.train_contents(),
                 str(self.trainer.precision),

@@ -1,4 +1,7 @@
-"""Features of training images, which baselines are fitted to: computed once, and kept for runs with this classifier and data."""
+"""Classifier's features of training images, to which baselines are fitted.
+
+They are computed once and kept in the cache for later runs with this classifier and data.
+"""
 
 import json
 import re
@@ -7,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,149 +24,159 @@ from ..errors import InputError
 from ..runs.files import atomic_write
 from ..runs.record import weights_hash
 from ..stages import as_batch
-from .baselines.collection import NEEDS_FIT
+from .baselines.collection import Baselines
 
-if TYPE_CHECKING:
-    from ..diffguard import DiffGuard
+VERSION = 1
+"""Version of the cached files: another one makes them be computed again."""
 
 
 def training_features(
     classifier: Classifier, loader: Iterable[Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [N, D], logits [N, classes] and labels [N] of a loader's images, on the CPU.
+    """Compute features [N, D], logits [N, classes] and labels [N] of a loader's images, on the CPU.
+
+    Args:
+        classifier: Classifier under protection.
+        loader: Batches, pairs (image, label) or dicts with these keys; images [N, 3, H, W] in
+            [0, 1].
 
     Raises:
-        InputError: there are none.
+        InputError: The loader has no readable images.
     """
+    classifier.eval()  # a user's own may have been set to train
     device = classifier.mean.device
-    views, labels = [], []
+    features, logits, labels = [], [], []
     broken: list[Mapping[str, Any]] = []
-    for batch in loader:
-        batch = as_batch(batch, "image", "label")
+    for given in loader:
+        batch = as_batch(given, "image", "label")
         broken += batch.get("unreadable", ())
         image, label = batch["image"], batch["label"]
         if len(image):
             view = classifier.view(image.to(device))
-            views.append((view.features.cpu(), view.logits.cpu()))
+            features.append(view.features.cpu())
+            logits.append(view.logits.cpu())
             labels.append(torch.as_tensor(label))
-    why = (
-        f" ({len(broken)} could not be read, such as {broken[0]['path']}: {broken[0]['error']})"
-        if broken
-        else ""
-    )
-    if not views:
-        raise InputError(f"fit: there are no images to fit the baselines on{why}")
+    why = ""
+    if broken:
+        example = f"{broken[0]['path']}: {broken[0]['error']}"
+        why = f" ({len(broken)} could not be read, e.g. {example})"
+    if not features:
+        raise InputError(f"baselines: no training images to fit to{why}; set data.train to some")
     if broken:
         warnings.warn(f"baselines are fitted without some training images{why}", stacklevel=2)
-    return torch.cat([f for f, _ in views]), torch.cat([z for _, z in views]), torch.cat(labels)
+    return torch.cat(features), torch.cat(logits), torch.cat(labels)
 
 
-VERSION = 1
-"""Of what is in the files: another one makes them be computed again."""
-
-
-def fit(
-    detector: "DiffGuard",
+def fit_baselines(
+    baselines: Baselines,
+    classifier: Classifier,
     loader: Any,
     contents: dict[str, Any] | None,
     precision: str,
     first_rank: bool,
     wait_for_others: Callable[[], None],
 ) -> None:
-    """Fit the baselines of a detector on training images.
+    """Fit baselines on training images.
 
-    One rank computes the features and keeps them in the cache, the others wait and read them. Where the data module does not say
-    what its images are, every rank computes them, and nothing is kept.
+    The first rank computes the features and keeps them in the cache; the others wait and read them.
+    Without a description of the images, every rank computes them and none are kept.
 
     Args:
+        baselines: Baselines to fit.
+        classifier: Classifier under protection.
         loader: Batches of training images with labels; None without any.
-        contents: What identifies these images; None where their features must not be cached.
+        contents: What identifies these images; None if their features must not be cached.
+        precision: Precision of the networks, part of the key of the cache.
+        first_rank: Whether this process is the first rank.
+        wait_for_others: Barrier of all ranks.
 
     Raises:
-        InputError: there are no training images.
+        InputError: Training images are missing or do not suffice.
     """
     if loader is None:
-        names = ", ".join(name for name in detector.baselines.names if name in NEEDS_FIT)
         raise InputError(
-            f"baselines {names}: need training images; set data.train, or call module.diffguard.fit(loader)"
+            f"baselines: {', '.join(baselines.unfitted)} must be fitted to training images; set "
+            "data.train, or call module.diffguard.fit_baselines(loader)"
         )
     if contents is None:
-        detector.fit(loader)
+        baselines.fit_features(*training_features(classifier, loader))
         return
-    path = (
-        cache_folder() / "features" / f"{key(detector.classifier, contents, precision)}.safetensors"
-    )
+
+    folder = cache_folder() / "features"
+    path = folder / f"{cache_key(classifier, contents, precision)}.safetensors"
     if first_rank and not path.is_file():
-        with _alone(path):  # jobs of an array begin together
+        with _locked(path):
+            # Jobs of an array start together: another one may have computed them meanwhile.
             if not path.is_file():
                 shown = track(loader, "fitting baselines", disable=False, transient=True)
-                features, logits, labels = training_features(detector.classifier, shown)
+                features, logits, labels = training_features(classifier, shown)
+                computed = {"features": features, "logits": logits, "labels": labels}
                 with atomic_write(path) as unfinished:
-                    save_file(
-                        {"features": features, "logits": logits, "labels": labels}, unfinished
-                    )
+                    save_file(computed, unfinished)
     wait_for_others()
     if not path.is_file():
         raise InputError(
-            f"{path}: the features that rank 0 has kept are not here; set DIFFGUARD_CACHE to a folder that all nodes share"
+            f"DIFFGUARD_CACHE: {path}, written by rank 0, not found; set it to a folder that all "
+            "nodes share"
         )
     kept = load_file(path)
     total = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
-    if first_rank and (lacking := total - len(kept["labels"])) > 0:
-        said = f"{path}: is without {lacking} of {total} training images, which could not be read; remove it once they can be"
-        warnings.warn(said, stacklevel=2)
-    detector.baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
+    missing = total - len(kept["labels"])
+    if first_rank and missing > 0:
+        warnings.warn(
+            f"{path} lacks {missing} of {total} training images, which could not be read; remove it "
+            "once they can be",
+            stacklevel=2,
+        )
+    baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
+
+
+def cache_key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str:
+    """Hash everything on which the features depend.
+
+    Args:
+        classifier: Classifier, for its weights and preprocessing.
+        contents: Which images, and how they are prepared.
+        precision: Precision of the networks.
+    """
+    preprocessing = {
+        name: getattr(classifier, name)
+        for name in ("input_size", "crop", "interpolation", "heads", "cam_layer")
+    }
+    preprocessing["mean"] = classifier.mean.flatten().tolist()
+    preprocessing["std"] = classifier.std.flatten().tolist()
+    model = classifier.model
+    layers = re.sub("0x[0-9a-f]+", "", repr(model))  # addresses differ from run to run
+    key = {
+        "version": VERSION,
+        "weights": weights_hash(classifier),
+        "seen": preprocessing,
+        "contents": contents,
+        "model": f"{type(model).__module__}\n{layers}",
+        "precision": precision,
+        "dtype": str(next(iter(model.parameters()), torch.zeros(0)).dtype),
+        "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+    }
+    return sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No other process is in here with this file."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that several processes would compute."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(
-                "another process is computing the features of these training images; waiting for it",
-                flush=True,
-            )
+            print("waiting for another process that computes these features", flush=True)
             lock.acquire()
     except OSError as error:
         raise InputError(
-            f"{lock.lock_file}: could not be written ({error.strerror or error})"
+            f"DIFFGUARD_CACHE: cannot write {lock.lock_file} ({error.strerror or error}); set it to "
+            "a writable folder"
         ) from error
     try:
         yield
     finally:
         lock.release()
-
-
-def key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str:
-    """Of everything that features depend on.
-
-    Args:
-        classifier: its weights and preprocessing.
-        contents: which images, and how they are prepared.
-        precision: of the networks.
-    """
-    seen = {
-        name: getattr(classifier, name)
-        for name in ("input_size", "crop", "interpolation", "heads", "cam_layer")
-    }
-    seen |= {"mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist()}
-    dtype = str(next(iter(classifier.model.parameters()), torch.zeros(0)).dtype)
-    what: dict[str, Any] = {
-        "version": VERSION,
-        "weights": weights_hash(classifier),
-        "seen": seen,
-        "contents": contents,
-    }
-    layers = re.sub("0x[0-9a-f]+", "", repr(classifier.model))  # addresses are another each time
-    what |= {
-        "model": f"{type(classifier.model).__module__}\n{layers}",
-        "precision": precision,
-        "dtype": dtype,
-    }
-    what |= {"tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]}
-    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

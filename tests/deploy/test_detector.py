@@ -23,7 +23,7 @@ from diffguard_pl.deploy import detector as guard
 from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.combination import Cascade, Fusion
 from diffguard_pl.scores.conformal import threshold
-from diffguard_pl.scores.training_features import fit
+from diffguard_pl.scores.training_features import fit_baselines
 
 STEPS = ["--model.steps", "5", "--model.discrepancies", "[maps, kl]"]
 
@@ -849,8 +849,9 @@ def test_kept_features_are_of_the_images_as_they_are_prepared_and_say_what_they_
             train=source,
         )
         model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines={"knn": {"K": 5}})
-        fit(
-            model,
+        fit_baselines(
+            model.baselines,
+            model.classifier,
             data.train_dataloader(),
             data.train_contents(),
             "32-true",
@@ -866,11 +867,11 @@ def test_kept_features_are_of_the_images_as_they_are_prepared_and_say_what_they_
     Path(paths[1]).write_text("no image")
     with pytest.warns(
         UserWarning,
-        match=r"fitted without some training images \(1 could not be read, such as .*digit1.png: not an",
+        match=r"without some training images \(1 .*digit1.png: not an",
     ):
         assert len(bank(False)) == 29
     with pytest.warns(
         UserWarning,
-        match="is without 1 of 30 training images, which could not be read; remove it once they can be",
+        match="lacks 1 of 30 training images.*remove",
     ):
         assert len(bank(False)) == 29

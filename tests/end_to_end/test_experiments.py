@@ -20,7 +20,7 @@ from diffguard_pl.commands import analyze
 from diffguard_pl.commands.evaluate import main
 from diffguard_pl.config import config_names, find_config, load_data, with_bases
 from diffguard_pl.errors import InputError
-from diffguard_pl.scores.discrepancies import FeatureScore
+from diffguard_pl.scores.piq_scores import FeatureScore
 
 EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")]
 IMAGENET = [

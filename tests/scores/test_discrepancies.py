@@ -13,7 +13,7 @@ from diffguard_pl.callbacks.scores import ARRAYS
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import digits
 from diffguard_pl.runs.store import Header
-from diffguard_pl.scores.combination import CASCADE, FUSION
+from diffguard_pl.names import CASCADE, FUSION
 from diffguard_pl.scores.discrepancies import NAMES, PIQ, TAKEN, Discrepancies, Seen
 
 OFFLINE = [name for name in NAMES if name not in ("dists", "lpips")]

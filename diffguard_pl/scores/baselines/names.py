@@ -1,4 +1,4 @@
-"""Registry of the baselines. Importing it does not import torch: tables and pages list the names."""
+"""Registry of the baselines. Does not import torch: tables and pages list the names."""
 
 BASELINES = {
     "msp": "logits.MSP",
@@ -17,4 +17,4 @@ BASELINES = {
 }
 """Name -> the module of this folder and the class."""
 
-DEFAULT_BASELINES = ("msp", "max_logit", "energy")
+DEFAULT_BASELINES = ["msp", "max_logit", "energy"]

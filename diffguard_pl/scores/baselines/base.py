@@ -1,0 +1,184 @@
+"""Base class of the baselines, and what they are fitted to and computed from."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from typing_extensions import Self
+
+from ...classifiers.classifier import Classifier
+from ...errors import InputError, choose
+from .statistics import Moments, whiten
+
+Need = Literal["logits", "features", "maps", "head", "gradients", "training features", "labels"]
+
+
+class Inputs(NamedTuple):
+    """Batch of images and the classifier's view of it, from which a baseline is computed.
+
+    Attributes:
+        logits: [N, classes], float32.
+        features: [N, D], float32.
+        maps: Feature maps [N, C, h, w] of each map layer.
+        images: [N, 3, H, W] in [0, 1].
+        classifier: Classifier under protection.
+    """
+
+    logits: Tensor
+    features: Tensor
+    maps: list[Tensor]
+    images: Tensor
+    classifier: Classifier
+
+    def energy_of(self, features: Tensor) -> Tensor:
+        """Compute the energy score [N] of changed features [N, D] through the linear head."""
+        return linear(features, *linear_head(self.classifier)).logsumexp(dim=1)
+
+
+@dataclass(frozen=True)
+class TrainingFeatures:
+    """The classifier's view of its training images. Statistics are computed once for all baselines.
+
+    Attributes:
+        features: [N, D], float16 or float32.
+        logits: [N, classes].
+        labels: [N]; None if no baseline needs them.
+        classifier: Classifier that computed them.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    classifier: Classifier
+
+    @cached_property
+    def moments(self) -> Moments:
+        """First and second moments of the features, by class if labels are known."""
+        device = self.classifier.mean.device
+        if device.type == "mps":  # has no float64
+            device = torch.device("cpu")
+        labels = self.labels
+        if labels is None:
+            labels = torch.zeros(len(self.features), dtype=torch.long)
+        return Moments.of(self.features, labels, device)
+
+    @cached_property
+    def class_whitening(self) -> Tensor:
+        """Whitening [D, r] of the covariance within classes, float64."""
+        return whiten(self.moments.within / len(self.features))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """OOD score of the classifier alone. Its fields are the hyper-parameters.
+
+    To add one: subclass it in the file of its family and register it in :mod:`.names`. A class
+    outside this package is named by its import path, ``my_package.module.MyScore``.
+
+    Attributes:
+        name: Name of the score in settings and tables.
+        needs: What :meth:`score` and :meth:`fit` look at. ``gradients`` stands for passes of the
+            classifier of its own, ``head`` for logits that are linear in the features.
+        tensors: Names of the tensors that :meth:`fit` returns, unique among all baselines unless
+            two share a tensor.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    tensors: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any] | None) -> Self:
+        """Build the baseline from hyper-parameters by name; those absent or None are the defaults.
+
+        Raises:
+            InputError: A hyper-parameter is unknown or out of range.
+        """
+        if settings is None:
+            settings = {}
+        if not isinstance(settings, Mapping):
+            raise InputError(
+                f"baselines: {cls.name}: {settings!r} must be a mapping of hyper-parameters or "
+                "null"
+            )
+        known = {parameter.name: parameter for parameter in fields(cls)}
+        if settings and not known:
+            raise InputError(f"baselines: {cls.name} has no hyper-parameters; remove {[*settings]}")
+        values = {}
+        for name, value in settings.items():
+            choose(f"hyper-parameter of baseline {cls.name}", name, list(known))
+            if value is not None:
+                values[name] = _checked(cls.name, name, value, known[name].metadata)
+        return cls(**values)
+
+    def for_width(self, width: int) -> Self:
+        """Check the hyper-parameters, and set those that depend on D, for features [N, D].
+
+        Called for baselines that need the head.
+        """
+        return self
+
+    def fit(self, training: TrainingFeatures) -> dict[str, Tensor]:
+        """Compute the :attr:`tensors` from training features.
+
+        Raises:
+            InputError: The training images do not suffice.
+        """
+        return {}
+
+    def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        """Compute the score [N] of a batch, higher = more in-distribution.
+
+        Args:
+            inputs: The classifier's view of the batch.
+            fitted: The tensors of :meth:`fit`, by name, on the classifier's device.
+        """
+        raise NotImplementedError
+
+    def check_fitted(self, fitted: Mapping[str, Tensor]) -> None:
+        """Raise an `InputError` unless loaded tensors were fitted with these hyper-parameters."""
+
+
+def linear_head(classifier: Classifier) -> tuple[Tensor, Tensor]:
+    """Return weight [classes, D] and bias [classes] of a classifier known to have a linear head."""
+    head = classifier.linear_head()
+    assert head is not None, "checked by Baselines"
+    return head
+
+
+def parameter(
+    default: float | None, allowed: Callable[[float], bool], expected: str, kind: type = float
+) -> Any:
+    """Declare a hyper-parameter: a field of a :class:`Baseline` with a range."""
+    return field(
+        default=default, metadata={"allowed": allowed, "expected": expected, "kind": kind}
+    )
+
+
+def positive(default: float) -> Any:
+    """Declare a hyper-parameter above 0."""
+    return parameter(default, lambda value: value > 0, "a number above 0")
+
+
+def count(default: int | None) -> Any:
+    """Declare a hyper-parameter that is a whole number, 1 or more."""
+
+    def allowed(value: float) -> bool:
+        return value >= 1 and float(value).is_integer()
+
+    return parameter(default, allowed, "a whole number, 1 or more", int)
+
+
+def _checked(baseline: str, name: str, value: Any, metadata: Mapping[str, Any]) -> Any:
+    """Return a hyper-parameter as its type, or raise an `InputError` if it is out of range."""
+    if "allowed" not in metadata:
+        return value
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and metadata["allowed"](value)):
+        raise InputError(f"baselines: {baseline}: {name}={value} must be {metadata['expected']}")
+    return metadata["kind"](value)
