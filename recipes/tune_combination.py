@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 
 from diffguard_pl.metrics.detection import auroc, fpr_at_tpr
+from diffguard_pl.names import CASCADE, FUSION
 from diffguard_pl.runs.store import read_scores
-from diffguard_pl.scores.combination import CASCADE, FUSION, Cascade, Combination, Fusion, Scores
+from diffguard_pl.scores.combination import Cascade, Combination, Fusion, Scores
 
 Score = Callable[[Scores, Scores], np.ndarray]
 """Of the scores of the images that make the scales, and the scores of images."""

@@ -28,9 +28,10 @@ from ..config import module_from
 from ..datamodules.reading import read_image, reason, rgb, standard_transform, three_channels
 from ..diffguard import DiffGuard
 from ..errors import InputError, choose
+from ..names import CASCADE
 from ..runs import record
 from ..runs.files import atomic_write
-from ..scores.combination import CASCADE, Cascade, Combination, Fusion
+from ..scores.combination import Cascade, Combination, Fusion
 from ..scores.conformal import Threshold, check_tpr, lowest_for_nan, p_values, threshold
 from ..stages import Detection, Gate, as_batch
 from .decisions import Decisions, _joined

@@ -7,9 +7,9 @@ import pandas as pd
 
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows
-from ..names import CALIBRATION
+from ..names import CALIBRATION, CASCADE, FUSION
 from ..runs.store import Header
-from ..scores.combination import CASCADE, FUSION, Combination
+from ..scores.combination import Combination
 
 BUDGETS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

@@ -13,14 +13,13 @@ import pandas as pd
 
 from ..errors import InputError, choose
 from ..metrics.table import ScoreTable
-from ..names import CALIBRATION
+from ..names import CALIBRATION, CASCADE, FUSION
 from ..runs.store import Header
 from .conformal import By, scale
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FUSION, CASCADE = "fusion", "cascade"
 SURE = 0.025
 """Share of in-distribution images, at most, that the cascade rejects without a look at their reconstruction."""
 Scores = Mapping[str, np.ndarray]

@@ -124,8 +124,8 @@ def fit_baselines(
     missing = total - len(kept["labels"])
     if first_rank and missing > 0:
         warnings.warn(
-            f"{path} lacks {missing} of {total} training images, which could not be read; remove it "
-            "once they can be",
+            f"{path} lacks {missing} of {total} training images, which could not be read; remove "
+            "it once they can be",
             stacklevel=2,
         )
     baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
@@ -173,8 +173,8 @@ def _locked(path: Path) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise InputError(
-            f"DIFFGUARD_CACHE: cannot write {lock.lock_file} ({error.strerror or error}); set it to "
-            "a writable folder"
+            f"DIFFGUARD_CACHE: cannot write {lock.lock_file} ({error.strerror or error}); set it "
+            "to a writable folder"
         ) from error
     try:
         yield

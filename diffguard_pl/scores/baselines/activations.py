@@ -100,6 +100,7 @@ class SCALE(_Pruning):
     """
 
     name = "scale"
+    needs = frozenset({"logits", "features", "head"})
     percentile: float = parameter(85.0, lambda value: 0 <= value < 100, "0 or more, below 100")
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:

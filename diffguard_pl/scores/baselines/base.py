@@ -103,8 +103,7 @@ class Baseline:
             settings = {}
         if not isinstance(settings, Mapping):
             raise InputError(
-                f"baselines: {cls.name}: {settings!r} must be a mapping of hyper-parameters or "
-                "null"
+                f"baselines: {cls.name}: {settings!r} must be a mapping of hyper-parameters or null"
             )
         known = {parameter.name: parameter for parameter in fields(cls)}
         if settings and not known:
@@ -155,9 +154,7 @@ def parameter(
     default: float | None, allowed: Callable[[float], bool], expected: str, kind: type = float
 ) -> Any:
     """Declare a hyper-parameter: a field of a :class:`Baseline` with a range."""
-    return field(
-        default=default, metadata={"allowed": allowed, "expected": expected, "kind": kind}
-    )
+    return field(default=default, metadata={"allowed": allowed, "expected": expected, "kind": kind})
 
 
 def positive(default: float) -> Any:

@@ -37,7 +37,7 @@ class Baselines(nn.Module):
 
     Attributes:
         names: Names of the scores.
-        hyperparameters: Hyper-parameters of each score, defaults included.
+        hyperparameters: Hyper-parameters of each score, defaults included, by the given name.
         needs_fit: Whether any score is fitted to training images.
 
     Raises:
@@ -56,7 +56,7 @@ class Baselines(nn.Module):
                 f"{', '.join(BASELINES)}"
             )
         settings = names if isinstance(names, Mapping) else dict.fromkeys(names)
-        baselines = [find(name).from_settings(given) for name, given in settings.items()]
+        baselines = [find(name).from_settings(of) for name, of in settings.items()]
         # In a tuple, so that the classifier's weights are not part of this module's state.
         self._classifier = (classifier,)
         if any("head" in baseline.needs for baseline in baselines):
@@ -69,7 +69,9 @@ class Baselines(nn.Module):
         if len(self._baselines) < len(baselines):
             raise InputError(f"baselines: two of {[*settings]} have the same name; rename one")
         self.names = list(self._baselines)
-        self.hyperparameters = {name: asdict(of) for name, of in self._baselines.items()}
+        self.hyperparameters = {
+            given: asdict(baseline) for given, baseline in zip(settings, baselines, strict=True)
+        }
         self.needs_fit = bool(_needing("training features", baselines))
         for tensor in self._tensors():
             self.register_buffer(tensor, None)

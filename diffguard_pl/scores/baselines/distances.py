@@ -128,7 +128,8 @@ class ViM(Baseline):
 class Mahalanobis(Baseline):
     """Negative distance to the nearest class: -min_c (x - m_c)^T S^+ (x - m_c).
 
-    Lee et al., NeurIPS 2018. m_c are the means of the classes and S is the covariance within classes; S^+ = W W^T.
+    Lee et al., NeurIPS 2018. m_c are the means of the classes, S is the covariance within classes,
+    and S^+ = W W^T.
     pytorch-ood's S is not divided by the number of images.
     """
 
