@@ -351,7 +351,7 @@ def test_baselines_without_training_images(tmp_path):
     trainer = pl.Trainer(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
     )
-    with pytest.raises(InputError, match="baselines: knn must be fitted .*set data.train"):
+    with pytest.raises(InputError, match=r"baselines: knn must be fitted .*set data.train"):
         trainer.test(module, {"a": loader, "b": loader}, verbose=False)
     module.diffguard.fit(DataLoader(digits("train"), 64))
     trainer.test(module, {"a": loader, "b": loader}, verbose=False)
