@@ -1,4 +1,4 @@
-"""TODO."""
+"""From the table of all scores to the table of results."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from .detection import DetectionMetrics, detection_metrics
 
 
 class Interval(NamedTuple):
-    """Where a figure lies with 95 % confidence, by a bootstrap over images."""
+    """95 % confidence interval of a metric, by a bootstrap over images."""
 
     low: float
     high: float
 
 
 class ResultRow(NamedTuple):
-    """A line of the result table: one score on one out-of-distribution set, or its mean over the sets of a group.
+    """One score on one out-of-distribution dataset, or its mean over the datasets of a group.
 
     Attributes:
-        group: near, far, or another of the data module's.
-        dataset: name of the set, or ``mean``.
-        score: name of the score.
-        figures: as measured.
-        intervals: by the name of the figure, for ``auroc`` and ``fpr95``; empty where they were not computed.
+        group: Group of the dataset, such as near or far.
+        dataset: Name of the dataset, or ``mean``.
+        score: Name of the score.
+        metrics: Metrics of the score on the dataset.
+        intervals: Intervals by name of the metric, ``auroc`` and ``fpr95``; empty if not computed.
     """
 
     group: str
@@ -39,11 +39,11 @@ class ScoreTable:
     """All scores of all images.
 
     Attributes:
-        scores: names of the scores, K of them, the headline one first.
-        datasets: names of the data sets, the in-distribution one first.
-        groups: group of each out-of-distribution set; a set without one has its name.
-        values: float64 [N, K], higher = more in-distribution.
-        members: [N] which data set an image is of.
+        scores: Names of the K scores, the primary one first.
+        datasets: Names of the datasets, the in-distribution one first.
+        groups: Group of each out-of-distribution dataset; one without a group has its own name.
+        values: Scores [N, K], float64, higher = more in-distribution.
+        members: Index into ``datasets`` of each image [N].
     """
 
     scores: list[str]
@@ -53,56 +53,52 @@ class ScoreTable:
     members: np.ndarray
 
     def of(self, dataset: int) -> np.ndarray:
-        """The scores [n, K] of one data set."""
+        """Return the scores [n, K] of one dataset, by its index."""
         return self.values[self.members == dataset]
 
 
 def sizes(table: ScoreTable) -> dict[str, int]:
-    """How many images of each data set have scores."""
+    """Count the images of each dataset that have scores."""
     return {name: int((table.members == d).sum()) for d, name in enumerate(table.datasets)}
 
 
 def result_rows(table: ScoreTable) -> list[ResultRow]:
-    """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a set is empty.
+    """Compute a row for each dataset and score, then for the mean of each group.
+
+    Metrics are NaN where a score is NaN or a dataset is empty.
 
     Raises:
-        InputError: there are no in-distribution scores.
+        InputError: The in-distribution dataset has no scores.
     """
     ind = table.of(0)
     if len(ind) == 0:
-        raise InputError(f"there are no scores of the in-distribution set {table.datasets[0]}")
+        raise InputError(
+            f"in-distribution dataset {table.datasets[0]} has no scores; test on at least one image"
+        )
+    ind_has_nan = np.isnan(ind).any(axis=0)
     rows = []
     for d, dataset in enumerate(table.datasets[1:], 1):
         ood = table.of(d)
         group = table.groups.get(dataset, dataset)
+        undefined = ind_has_nan | np.isnan(ood).any(axis=0) | (len(ood) == 0)
         for k, score in enumerate(table.scores):
-            broken = len(ood) == 0 or np.isnan(ind[:, k]).any() or np.isnan(ood[:, k]).any()
-            measured = (
-                DetectionMetrics(*[float("nan")] * 5)
-                if broken
-                else detection_metrics(ind[:, k], ood[:, k])
-            )
-            rows.append(ResultRow(group, dataset, score, measured))
+            if undefined[k]:
+                metrics = DetectionMetrics(*[float("nan")] * 5)
+            else:
+                metrics = detection_metrics(ind[:, k], ood[:, k])
+            rows.append(ResultRow(group, dataset, score, metrics))
     return rows + group_means(rows)
 
 
 def group_means(rows: list[ResultRow]) -> list[ResultRow]:
-    """The mean over each group of at least two sets, for each score."""
+    """Compute the mean over each group of at least two datasets, for each score."""
     means = []
     for group in dict.fromkeys(row.group for row in rows):
-        datasets = dict.fromkeys(row.dataset for row in rows if row.group == group)
-        if len(datasets) < 2:
+        of_group = [row for row in rows if row.group == group]
+        if len({row.dataset for row in of_group}) < 2:
             continue
         for score in dict.fromkeys(row.score for row in rows):
-            of_score = [row.metrics for row in rows if row.group == group and row.score == score]
-            means.append(
-                ResultRow(
-                    group,
-                    "mean",
-                    score,
-                    DetectionMetrics(
-                        *(sum(column) / len(column) for column in zip(*of_score, strict=True))
-                    ),
-                )
-            )
+            metrics = [row.metrics for row in of_group if row.score == score]
+            mean = [sum(values) / len(values) for values in zip(*metrics, strict=True)]
+            means.append(ResultRow(group, "mean", score, DetectionMetrics(*mean)))
     return means

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Detection metrics of a run as a torchmetrics `Metric`."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,21 @@ from .table import ResultRow, ScoreTable, result_rows, sizes
 
 
 class OODMetrics(Metric):
-    """Every score on every out-of-distribution set, against one in-distribution set; exact for any real scores.
+    """Every score on every out-of-distribution dataset, against one in-distribution dataset.
+
+    Keeps all scores, in double precision: the metrics are exact for any real scores.
 
     Args:
-        scores: names of the scores, K of them.
-        datasets: names of the data sets, the in-distribution one first.
-        groups: group of each out-of-distribution set, such as near and far; a set without one has its name.
-        first_rank: make the table on the first rank alone; the others get an empty one, and their time.
-        derive: makes of the table of all scores and sets the one that figures are of.
+        scores: Names of the K scores.
+        datasets: Names of the datasets, the in-distribution one first.
+        groups: Group of each out-of-distribution dataset, such as near and far; one without a group
+            has its own name.
+        first_rank: Whether to compute on the first rank alone; the others return no rows.
+        derive: Function from the table of all scores to the one that metrics are computed of.
+
+    Attributes:
+        table: Scores of all ranks after :meth:`compute`, in the order of the datasets.
+        sizes: Number of images of each dataset after :meth:`compute`.
 
     Example:
         >>> metric = OODMetrics(["msp"], ["cifar10", "svhn"])
@@ -47,24 +54,26 @@ class OODMetrics(Metric):
         super().__init__()
         if len(datasets) < 2 and derive is None:
             raise InputError(
-                f"data sets {datasets}: expected an in-distribution one and at least one other"
+                f"datasets: {datasets} must be an in-distribution one and at least one other"
             )
         self.scores, self.datasets, self.groups = scores, datasets, groups or {}
         self.first_rank, self.derive = first_rank, derive
         self.sizes: dict[str, int] = {}
         self.table: ScoreTable | None = None
-        self.add_state("values", [], dist_reduce_fx="cat")
-        self.add_state("members", [], dist_reduce_fx="cat")
-        self.add_state("indices", [], dist_reduce_fx="cat")
+        for state in ("values", "members", "indices"):
+            self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor, members: Tensor, indices: Tensor | None = None) -> None:
-        """Count images.
+        """Add the scores of a batch.
 
         Args:
-            values: scores [N, K].
-            members: [N] the data set of each image: 0 for the in-distribution one.
-            indices: [N] of each image in its set, so that ``table`` has one order however the images were shared out; none: as
-                they come.
+            values: Scores [N, K].
+            members: Index of the dataset of each image [N]; 0 is the in-distribution one.
+            indices: Index of each image in its dataset [N], so that ``table`` has one order however
+                the images were distributed. Defaults to the order of the calls.
+
+        Raises:
+            InputError: The shapes do not fit.
         """
         if (
             values.ndim != 2
@@ -72,38 +81,29 @@ class OODMetrics(Metric):
             or members.shape != values.shape[:1]
         ):
             raise InputError(
-                f"scores are {list(values.shape)} of data sets {list(members.shape)}; expected [N, {len(self.scores)}] and [N]"
+                f"scores {list(values.shape)} and datasets {list(members.shape)} must be "
+                f"[N, {len(self.scores)}] and [N]"
             )
         exact = torch.float32 if values.device.type == "mps" else torch.float64
+        if indices is None:
+            indices = torch.zeros_like(members)
         self.values.append(values.detach().to(exact))
         self.members.append(members.detach())
-        self.indices.append(
-            torch.zeros_like(members) if indices is None else indices.detach().to(members)
-        )
+        self.indices.append(indices.detach().to(members))
 
     def compute(self) -> list[ResultRow]:
-        """A row for each set and score, then for the mean of each group of several sets; NaN where a score is NaN or a
-        set is empty.
-
-        Leaves the gathered scores in ``table``, set by set, and in ``sizes`` how many images of each set there were.
-        """
-        if (
-            self.first_rank
-            and torch.distributed.is_initialized()
-            and torch.distributed.get_rank() > 0
-        ):
+        """Compute the rows of the result table, see :func:`.table.result_rows`."""
+        distributed = torch.distributed.is_initialized()
+        if self.first_rank and distributed and torch.distributed.get_rank() > 0:
             return []
-        values, members, indices = (
-            dim_zero_cat(of).cpu().numpy() for of in (self.values, self.members, self.indices)
-        )
+        values = dim_zero_cat(self.values).cpu().numpy()
+        members = dim_zero_cat(self.members).cpu().numpy()
+        indices = dim_zero_cat(self.indices).cpu().numpy()
+
+        # One order, however the images were distributed over ranks: by dataset, then by index.
         order = np.lexsort((indices, members))
-        table = ScoreTable(
-            self.scores,
-            self.datasets,
-            self.groups,
-            values[order].astype(np.float64),
-            members[order],
-        )
+        values, members = values[order].astype(np.float64), members[order]
+        table = ScoreTable(self.scores, self.datasets, self.groups, values, members)
         self.table = table if self.derive is None else self.derive(table)
         self.sizes = sizes(self.table)
         return result_rows(self.table)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ...metrics.detection import threshold_at_tpr
 from ..gallery import kept_pictures, read_picture
 from ..pictures import difference
 from ..results import RunResults
@@ -36,21 +37,6 @@ class GalleryCards:
 
     cards: list[dict[str, Any]]
     kept: int
-
-
-def threshold(ind: np.ndarray) -> float:
-    """Return the highest threshold that at least 95 % of in-distribution scores [n] reach.
-
-    NaN are ignored; the threshold of no scores is NaN.
-    """
-    ind = np.sort(ind[~np.isnan(ind)])
-    count = len(ind)
-    rejected = (
-        (c for c in range(int(0.05 * count) + 1, -1, -1) if (count - c) / count >= 0.95)
-        if count
-        else iter(())
-    )
-    return next((float(ind[c]) for c in rejected), float("nan"))
 
 
 def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
@@ -79,7 +65,7 @@ def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
     outdone = np.where(is_ind, outdone_ood, outdone_ind)
 
     # The sign tells the side, so an image that outdoes none (or all) must not get 0.
-    is_accepted = values >= threshold(ind)
+    is_accepted = values >= threshold_at_tpr(ind)
     wrong_side = np.maximum(outdone, LEAST_CONFUSION)
     right_side = np.minimum(outdone - 1, -LEAST_CONFUSION)
     found = np.where(is_accepted != is_ind, wrong_side, right_side)

@@ -6,12 +6,13 @@ from typing import Any
 
 import yaml
 
+from ...metrics.detection import threshold_at_tpr
 from ...metrics.table import ResultRow
 from ...runs.files import atomic_write
 from ...scores.baselines.names import BASELINES
 from ..results import RunResults
 from ..style import COLOURS, colour_of
-from .gallery_cards import GALLERY_BYTES, GalleryCards, gallery_cards, threshold
+from .gallery_cards import GALLERY_BYTES, GalleryCards, gallery_cards
 from .plot_data import plot_data
 from .record_facts import facts, session_facts
 from .rendering import render
@@ -50,7 +51,7 @@ def _data(run: RunResults) -> dict[str, Any]:
         "datasets": header.datasets,
         "colours": [colour_of(number) for number in range(len(header.datasets))],
         "colour_count": len(COLOURS),
-        "thresholds": [threshold(run.table.of(0)[:, k]) for k in range(len(header.scores))],
+        "thresholds": [threshold_at_tpr(run.table.of(0)[:, k]) for k in range(len(header.scores))],
         "msp": header.scores.index("msp") if "msp" in header.scores else None,
         "cards": [],
         "classes": [],

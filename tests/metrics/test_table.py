@@ -1,0 +1,48 @@
+"""The result table: group means, and rows that are undefined."""
+
+import numpy as np
+import pytest
+from helpers.results import sklearn_figures
+
+from diffguard_pl import InputError
+from diffguard_pl.metrics.table import ScoreTable, result_rows, sizes
+
+
+def test_the_table_holds_every_dataset_and_the_mean_of_a_group():
+    values = np.random.default_rng(0).normal(size=(90, 2)) * [1, 300]
+    members = np.repeat([0, 1, 2], 30)
+    table = ScoreTable(["a", "b"], ["ind", "x", "y"], {"x": "far", "y": "far"}, values, members)
+    rows = {(row.group, row.dataset, row.score): row.metrics for row in result_rows(table)}
+    assert list(rows) == [
+        ("far", name, score) for name in ("x", "y", "mean") for score in ("a", "b")
+    ]
+    for k, score in enumerate("ab"):
+        each = [sklearn_figures(values[members == 0, k], values[members == d, k]) for d in (1, 2)]
+        assert rows["far", "x", score] == pytest.approx(each[0], abs=1e-12)
+        assert rows["far", "mean", score] == pytest.approx(tuple(np.mean(each, axis=0)), abs=1e-12)
+
+
+def test_a_nan_score_affects_only_its_own_rows():
+    values = np.array([[1.0, 1.0], [0.0, np.nan]])
+    table = ScoreTable(["good", "broken"], ["ind", "ood"], {}, values, np.array([0, 1]))
+    good, broken = result_rows(table)
+    assert good.metrics.auroc == 1
+    assert np.isnan(broken.metrics).all()
+
+
+def test_an_empty_dataset_has_nan_metrics_and_does_not_affect_the_others():
+    groups = {"letters": "far", "photos": "far"}
+    table = ScoreTable(
+        ["a"], ["digits", "letters", "photos"], groups, np.array([[1.0], [0.0]]), np.array([0, 2])
+    )
+    letters, photos, mean = result_rows(table)
+    assert np.isnan(letters.metrics).all()
+    assert photos.metrics.auroc == 1
+    assert np.isnan(mean.metrics).all()
+    assert sizes(table) == {"digits": 1, "letters": 0, "photos": 1}
+
+
+def test_a_table_without_in_distribution_scores_is_refused():
+    table = ScoreTable(["a"], ["digits", "letters"], {}, np.array([[1.0]]), np.array([1]))
+    with pytest.raises(InputError, match="in-distribution dataset digits"):
+        result_rows(table)
