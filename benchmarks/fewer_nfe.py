@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import diffguard_pl
 from diffguard_pl.datamodules.digits import digits, tuning
 from diffguard_pl.diffusion import ddim
-from diffguard_pl.diffusion.ddim import Callback, Level, NoiseModel, Step
-from diffguard_pl.diffusion.guidance import GuidanceInputs, Network, Protected
+from diffguard_pl.diffusion.ddim import Level, NoiseModel, Step, StepCallback
+from diffguard_pl.diffusion.guidance import GuidanceInputs, GuidingClassifier, Network
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.metrics.table import ScoreTable
@@ -58,17 +58,9 @@ class Batch:
         )
         null, labels = detector.backbone.null_label, self.prediction.labels
         self.null = labels if null is None else torch.full_like(labels, null)
-        self.depth, self.last = (
-            len(self.schedule) - detector.early_stop_steps,
-            detector.skip_last_steps,
-        )
-        begin = (
-            torch.tensor([self.depth - 1]),
-            len(self.schedule),
-            detector.skip_first_steps,
-            detector.forback_skip_diff,
-        )
-        self.start = int(ddim.first_denoising_index(*begin))
+        sampling = detector.sampling
+        self.depth, self.last = sampling.inversion_steps, sampling.skip_last_steps
+        self.start = int(sampling.first_denoising_index(torch.tensor([self.depth - 1])))
 
     def network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.rows += len(x)
@@ -90,34 +82,36 @@ class Batch:
     def guided(self, network: Network) -> NoiseModel:
         """For denoising N rows, and as many unguided ones behind them, if any, which share the network until guidance begins."""
         guidance, backbone, n = self.detector.guidance, self.detector.backbone, len(self.images)
-        judge = Protected(self.detector.classifier.whole, self.detector.classifier.input_size)
+        judge = GuidingClassifier(
+            self.detector.classifier.whole, self.detector.classifier.input_size
+        )
         scales = guidance.denoising_scales(self.schedule.timesteps, len(backbone.alpha_bar))
 
         def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
             i = int(index[0])
             asked = len(x) if scales[i + 1 : self.start + 1].any() else n
             wanted = GuidanceInputs(
-                asked=self.null.repeat(2)[:asked],
+                network_labels=self.null.repeat(2)[:asked],
                 labels=self.prediction.labels[: n if scales[i] else 0],
                 scale=scales[i].view(1, 1, 1, 1),
                 clip=torch.ones_like(level.noise, dtype=torch.bool)
                 if backbone.clip_denoised
                 else None,
-                twins=len(x) - asked,
+                unguided_copies=len(x) - asked,
             )
-            return guidance.noise(
+            return guidance.predict_eps(
                 network, x, self.schedule.timesteps[index][:asked], level, wanted, judge
             )
 
         return noise
 
-    def there(self, model: NoiseModel, callback: Callback | None = None) -> Tensor:
+    def there(self, model: NoiseModel, callback: StepCallback | None = None) -> Tensor:
         """Picture to noise [N, C, h, w]."""
         return ddim.invert(model, self.x, self.schedule, self.depth, callback=callback)[0]
 
     def back(self, model: NoiseModel, x: Tensor) -> Tensor:
         """Noise to guided pictures [N, C, h, w], and behind them the unguided ones where the detector compares to them."""
-        x = torch.cat([x, x]) if self.detector.compare_to == "unguided" else x
+        x = torch.cat([x, x]) if self.detector.sampling.with_unguided else x
         return ddim.denoise(
             model, x, self.schedule, torch.full((len(x),), self.start), last=self.last
         )
@@ -163,7 +157,7 @@ def second_order(
         x0, h = ddim.predict_x0(x, eps, level), end[i] - begin[i]
         x0_before, h_before = before.pop() if before else (x0, h)
         if i != first_order_at and h / h_before < 4:
-            eps = ddim.predict_eps(x, x0 + (h / h_before / 2).to(x) * (x0 - x0_before), level)
+            eps = ddim.eps_from_x0(x, x0 + (h / h_before / 2).to(x) * (x0 - x0_before), level)
         before.append((x0, h))
         return eps
 
@@ -201,8 +195,8 @@ def anchored(batch: Batch) -> Tensor:
         eps = model(torch.cat([x, x]) if top else x, index, level, index)
         unguided, level, to = (
             (eps[n:] if top else trail[i].eps),
-            level.of_rows(slice(n)),
-            to.of_rows(slice(n)),
+            level.select(slice(n)),
+            to.select(slice(n)),
         )
         x = (
             states[i - 1]

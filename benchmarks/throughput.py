@@ -33,7 +33,8 @@ from diffguard_pl.config import find_config
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
 from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.ddim import Level
-from diffguard_pl.diffusion.guidance import GuidanceInputs, Network, Protected
+from diffguard_pl.diffusion.guidance import GuidanceInputs, GuidingClassifier, Network
+from diffguard_pl.engine import reference
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -67,23 +68,23 @@ def flat(settings: dict[str, Any], key: str = "") -> dict[str, Any]:
 class Redundant(ClassifierGuidance):
     """As the original does it: x0hat comes from a second call of the network, whose graph is kept."""
 
-    def noise(
+    def predict_eps(
         self,
         network: Network,
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: GuidanceInputs,
-        classifier: Protected,
+        inputs: GuidanceInputs,
+        classifier: GuidingClassifier,
     ) -> Tensor:
-        if len(rows.labels):
-            g = len(rows.labels)
+        if len(inputs.labels):
+            g = len(inputs.labels)
             with torch.inference_mode(False), torch.enable_grad():
                 again = network(
-                    x[:g].clone().requires_grad_(), t[:g].clone(), rows.asked[:g].clone()
+                    x[:g].clone().requires_grad_(), t[:g].clone(), inputs.network_labels[:g].clone()
                 )
                 assert again.requires_grad
-        return super().noise(network, x, t, level, rows, classifier)
+        return super().predict_eps(network, x, t, level, inputs, classifier)
 
 
 def naive(detector: DiffGuard, images: Tensor) -> None:
@@ -94,15 +95,15 @@ def naive(detector: DiffGuard, images: Tensor) -> None:
             ours.scale, ours.cutouts, ours.cutout_size, ours.x0hat, ours.seed
         )
     try:
-        for batch in images.split(1 if detector.early_stop else 48):
-            detector.plainly(batch)
+        for batch in images.split(1 if detector.sampling.early_stop else 48):
+            reference.detect(detector, batch)
     finally:
         detector.guidance = ours
 
 
 def plain(detector: DiffGuard, images: Tensor, batch: int) -> None:
     for part in images.split(batch):
-        detector.plainly(part)
+        reference.detect(detector, part)
 
 
 def engine(detector: DiffGuard, images: Tensor, batch: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffguard_pl.diffusion.ddim import Callback, Step
+from diffguard_pl.diffusion.ddim import Step, StepCallback
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.report.gallery import folder_name
@@ -88,7 +88,7 @@ class TrajectoryLogger(pl.Callback):
                 pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png",
             )
 
-    def _keep(self, pl_module: DiffGuardModule, way: str, size: int) -> Callback:
+    def _keep(self, pl_module: DiffGuardModule, way: str, size: int) -> StepCallback:
         """Keeps pictures of the chosen images' rows; denoising has unguided rows too, after those of all ``size`` images."""
         backbone, frames = pl_module.diffguard.backbone, self.frames[way]
 

@@ -1,7 +1,7 @@
-"""TODO."""
+"""Data that flows between the stages: Prediction, Inversion, Reconstruction, Detection."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,19 +10,20 @@ from .classifiers.classifier import View
 from .errors import InputError
 
 Gate = Callable[["Prediction"], Tensor]
-"""Which images [N], bool, go through the diffusion model, by what the classifier says of them."""
+"""Maps a Prediction to a bool mask [N] of the images to run through the diffusion model."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Stage 1, classify.
+    """Result of stage 1, classify.
 
     Attributes:
-        view: logits, features and feature maps of the images.
-        predicted: [N] the class that the classifier gives.
-        labels: [N] the class to reconstruct under: the predicted one, or an oracle's.
-        cam: the classifier's activation [N, 1, H, W] in [0, 1] for the label, where the guidance asks for it.
-        baselines: what the classifier alone says, each [N], higher = more in-distribution.
+        view: Logits, features and feature maps of the images.
+        predicted: [N] classes that the classifier predicts.
+        labels: [N] classes to reconstruct under: the predicted ones, or oracle labels.
+        cam: [N, 1, H, W] Grad-CAM activation for the labels in [0, 1]. None unless guidance uses
+            it.
+        baselines: [N] scores of the classifier alone by name, higher = more in-distribution.
     """
 
     view: View
@@ -31,14 +32,29 @@ class Prediction:
     cam: Tensor | None
     baselines: dict[str, Tensor]
 
+    def select(self, rows: Tensor) -> "Prediction":
+        """Return the prediction of some of the images."""
+        logits, features, maps = self.view
+        return Prediction(
+            View(logits[rows], features[rows], [layer[rows] for layer in maps]),
+            self.predicted[rows],
+            self.labels[rows],
+            None if self.cam is None else self.cam[rows],
+            {name: scores[rows] for name, scores in self.baselines.items()},
+        )
+
+    def without_maps(self) -> "Prediction":
+        """Return the prediction without its feature maps, which are large."""
+        return replace(self, view=self.view._replace(maps=[]))
+
 
 @dataclass(frozen=True)
 class Inversion:
-    """Stage 2, invert.
+    """Result of stage 2, invert.
 
     Attributes:
         noise: [N, C, h, w].
-        stop_index: [N] the schedule index that inversion stopped at, on the CPU.
+        stop_index: [N] schedule index at which inversion stopped, on the CPU.
     """
 
     noise: Tensor
@@ -47,11 +63,11 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Stage 3, reconstruct. Images are [N, 3, H, W] in [0, 1].
+    """Result of stage 3, reconstruct. Images are [N, 3, H, W] in [0, 1].
 
     Attributes:
-        guided: under the label.
-        unguided: without guidance from the same noise; None unless the detector compares to it.
+        guided: Reconstructions under the label.
+        unguided: Reconstructions without guidance from the same noise. None unless compared to.
     """
 
     guided: Tensor
@@ -60,18 +76,19 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Detection:
-    """What the detector says of images.
+    """Result of stage 4, compare, with all that led to it.
+
+    Where a gate has kept an image from the diffusion model, its reconstructions and discrepancies
+    are NaN, its stop index is -1 and its NFE 0.
 
     Attributes:
-        labels: [N] the class each was reconstructed under.
-        reconstructions: [N, 3, H, W] in [0, 1].
-        scores: each discrepancy and each baseline [N], higher = more in-distribution.
-        prediction: stage 1, with the classifier's logits and the activation map.
-        stop_index: [N] where inversion stopped.
-        unguided: the unguided reconstructions, where there are any.
-        nfe: [N] evaluations of the diffusion model for each image; None where they were not counted.
-
-    Where a gate has kept an image from the diffusion model, its reconstructions and discrepancies are NaN, its stop index -1.
+        labels: [N] classes that the images were reconstructed under.
+        reconstructions: [N, 3, H, W] in [0, 1], under the label.
+        scores: [N] each discrepancy and baseline by name, higher = more in-distribution.
+        prediction: Result of stage 1.
+        stop_index: [N] schedule index at which inversion stopped.
+        unguided: [N, 3, H, W] reconstructions without guidance. None unless compared to.
+        nfe: [N] network evaluations (NFE) of each image. None if not counted.
     """
 
     labels: Tensor
@@ -83,38 +100,31 @@ class Detection:
     nfe: Tensor | None = None
 
 
-def _of_rows(prediction: Prediction, rows: Tensor) -> Prediction:
-    """Of some of the images."""
-    view = prediction.view
-    return Prediction(
-        View(view.logits[rows], view.features[rows], [maps[rows] for maps in view.maps]),
-        prediction.predicted[rows],
-        prediction.labels[rows],
-        None if prediction.cam is None else prediction.cam[rows],
-        {name: values[rows] for name, values in prediction.baselines.items()},
-    )
-
-
 def as_batch(batch: Any, *needed: str) -> Mapping[str, Any]:
-    """A loader's batch as a dict: one already, a pair (images, labels), or images.
+    """Return a dataloader's batch as a dict.
+
+    Args:
+        batch: A dict, a pair (images, labels), or images [N, 3, H, W].
+        needed: Keys that it must have.
 
     Raises:
-        InputError: it is something else, or has not all that is needed.
+        InputError: The batch is something else, or a key is missing.
     """
     if isinstance(batch, Tensor):
         batch = {"image": batch}
-    elif (
-        isinstance(batch, list | tuple)
-        and batch
-        and isinstance(batch[0], Tensor)
-        and batch[0].ndim == 4
-    ):
+    elif isinstance(batch, list | tuple) and _begins_with_images(batch):
         batch = dict(zip(("image", "label"), batch, strict=False))
     if not isinstance(batch, Mapping):
         raise InputError(
-            f"a batch is a {type(batch).__name__}, expected images [N, 3, H, W], (images, labels), or a dict with these"
+            f"batch: must not be a {type(batch).__name__}; yield images [N, 3, H, W], "
+            "(images, labels), or a dict with 'image' and 'label'"
         )
     for name in needed:
         if name not in batch:
-            raise InputError(f"a batch has no {name!r}; it has: {', '.join(map(str, batch))}")
+            keys = ", ".join(map(str, batch))
+            raise InputError(f"batch: key {name!r} not found; it has: {keys}")
     return batch
+
+
+def _begins_with_images(batch: list | tuple) -> bool:
+    return bool(batch) and isinstance(batch[0], Tensor) and batch[0].ndim == 4

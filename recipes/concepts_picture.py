@@ -12,6 +12,7 @@ from torch import Tensor
 import diffguard_pl
 from diffguard_pl.datamodules.digits import CLASSES, digits, held_out
 from diffguard_pl.diffusion.ddim import Step
+from diffguard_pl.engine import reference
 from diffguard_pl.report.pictures import Frame, difference, draw_strips, to_image
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "way.png"
@@ -49,7 +50,7 @@ def ways(detector: diffguard_pl.DiffGuard, image: Tensor, what: str) -> dict[str
 
         return after
 
-    found = detector.plainly(image[None], watch={way: keep(way) for way in taken})
+    found = reference.detect(detector, image[None], watch={way: keep(way) for way in taken})
     label, score = CLASSES[found.labels[0]], float(next(iter(found.scores.values()))[0])
     known = found.unguided[0] if found.unguided is not None else image
     pair = [to_image(part.detach()) for part in (known, found.reconstructions[0])]

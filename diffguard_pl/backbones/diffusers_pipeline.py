@@ -15,7 +15,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ..checkpoints.registry import resolve
-from ..diffusion.ddim import Level, predict_eps
+from ..diffusion.ddim import Level, eps_from_x0
 from ..diffusion.schedule import (
     Schedule,
     alpha_bar_of,
@@ -134,7 +134,7 @@ class DiffusersPipeline(Backbone):
             return output
         level = Level.of(self.levels[t], x)
         if self.prediction_type == "sample":
-            return predict_eps(x, output, level)
+            return eps_from_x0(x, output, level)
         return (
             level.signal * output + level.noise * x
         )  # v = signal * eps - noise * x0 (Salimans & Ho 2022)

@@ -146,7 +146,9 @@ class AnalysisModule(pl.LightningModule):
         classifier, side = self.detector.classifier, pictures.shape[-1]
         size = self.analysis.cutout_size or round(side * 7 / 8)
         crops = next(crop_sequence(side, self.analysis.cutouts, size, self.analysis.seed))
-        views = torch.cat([interpolate(crop.of(pictures), classifier.input_size) for crop in crops])
+        views = torch.cat(
+            [interpolate(crop.apply(pictures), classifier.input_size) for crop in crops]
+        )
         return classifier.whole(pictures), classifier(views).view(
             len(crops), len(pictures), -1
         ).mean(dim=0)

@@ -191,9 +191,9 @@ class Detector:
         return self.calibrate_features(torch.cat(found))
 
     def fit_baselines(self, loader: Iterable[Any]) -> "Detector":
-        """Fit baselines that need it to the classifier's training images, see :meth:`diffguard_pl.DiffGuard.fit`."""
+        """Fit baselines that need it to the classifier's training images, see :meth:`diffguard_pl.DiffGuard.fit_baselines`."""
         with self._arithmetic():
-            self.model.fit(loader)
+            self.model.fit_baselines(loader)
         return self
 
     def calibrate_features(self, features: Tensor) -> "Detector":

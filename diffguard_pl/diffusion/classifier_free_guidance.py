@@ -1,28 +1,48 @@
-"""TODO."""
+"""Classifier-free guidance by a class-conditional diffusion model, where the classifier looks
+(paper, section 3.2.2).
+
+    eps_hat(x_t, y) = eps(x_t, null) + w (eps(x_t, y) - eps(x_t, null))
+
+This is equation 6 of Ho & Salimans (2022), with the scale w counted from the unconditional noise.
+Distinct semantic guidance limits it to the region M that the classifier's decision rests on, its
+Grad-CAM above a cut:
+
+    eps_hat = M eps_hat(x_t, y) + (1 - M) eps(x_t, null)
+"""
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .ddim import Level
-from .guidance import Guidance, GuidanceInputs, Network, Protected, _clipped, _interval
+from .guidance import (
+    Guidance,
+    GuidanceInputs,
+    GuidingClassifier,
+    Network,
+    checked_interval,
+    clip_where,
+)
 
 
 class ClassifierFreeGuidance(Guidance):
-    """Classifier-free guidance, where the classifier looks at if wanted (Ho & Salimans 2022, eq. 6; DiffGuard, section 3.5).
+    """Classifier-free guidance with optional distinct semantic guidance (paper, section 3.2.2).
 
     Args:
-        scale: w in eps_null + w (eps_label - eps_null).
-        cam_cut: distinct semantic guidance: guide only where the classifier's activation, scaled to 0..1 in each image, is above
-            this; a negative value: where it is below its absolute value. None: guide everywhere.
-        inversion_label: invert under the label; if false, under no class.
-        inversion_scale: guidance scale of inversion under the label.
-        interval: guide only at these time steps, as shares of the training schedule, 0 (clean) to 1 (noise); elsewhere a step takes
-            one row in place of two (Kynkaanniemi et al. 2024).
+        scale: Guidance scale w.
+        cam_cut: Threshold of distinct semantic guidance, a fraction of each image's highest
+            Grad-CAM activation: guide only where the activation is above it or, if negative, where
+            it is below its absolute value. None: guide everywhere.
+        inversion_label: Whether inversion is conditional on the label. Defaults to False: under "no
+            class".
+        inversion_scale: Guidance scale of a conditional inversion.
+        interval: Fractions of the training schedule, 0 (clean) to 1 (noise), between which
+            denoising is guided; a step elsewhere takes one network evaluation in place of two
+            (Kynkaanniemi et al. 2024).
     """
 
     needs_null_label = True
-    rows = 2
+    nfe_per_step = 2
 
     def __init__(
         self,
@@ -34,29 +54,39 @@ class ClassifierFreeGuidance(Guidance):
     ):
         if cam_cut is not None and not -1 <= cam_cut <= 1:
             raise InputError(
-                f"guidance: cam_cut={cam_cut}; expected a share of the highest activation, -1 to 1, or null"
+                f"guidance.cam_cut={cam_cut}: must be a fraction of the highest activation; "
+                "set -1 to 1, or null"
             )
-        self.scale, self.cam_cut, self.interval = scale, cam_cut, _interval(interval)
+        self.scale, self.cam_cut = scale, cam_cut
+        self.interval = checked_interval(interval)
         self.inversion_scale = inversion_scale if inversion_label else 0.0
 
-    def tells(self, scale: Tensor, masked: bool) -> Tensor:
+    def needs_single_call(self, scale: Tensor, masked: bool) -> Tensor:
+        # w = 1 leaves eps(x_t, y) alone
         return (scale == 1) & (not masked)
 
-    def noise(
+    def predict_eps(
         self,
         network: Network,
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: GuidanceInputs,
-        classifier: Protected,
+        inputs: GuidanceInputs,
+        classifier: GuidingClassifier,
     ) -> Tensor:
-        n, g = len(t), len(rows.labels)
-        asked = torch.cat([rows.asked, rows.labels])
-        eps, towards = network(torch.cat([x[:n], x[:g]]), torch.cat([t, t[:g]]), asked).split(
-            [n, g]
-        )
-        steered = eps[:g] + rows.scale * (towards - eps[:g])
-        if rows.mask is not None:
-            steered = torch.where(rows.mask, steered, eps[:g])
-        return _clipped(x, torch.cat([steered, eps[g:], eps[: rows.twins]]), level, rows.clip)
+        n, g = len(t), len(inputs.labels)
+
+        # One network call on n rows, and on the g guided ones once more under their label.
+        x_in = torch.cat([x[:n], x[:g]])
+        labels = torch.cat([inputs.network_labels, inputs.labels])
+        eps, eps_label = network(x_in, torch.cat([t, t[:g]]), labels).split([n, g])
+
+        # Classifier-free guidance.
+        guided = eps[:g] + inputs.scale * (eps_label - eps[:g])
+
+        # Distinct semantic guidance.
+        if inputs.mask is not None:
+            guided = torch.where(inputs.mask, guided, eps[:g])
+
+        eps = torch.cat([guided, eps[g:], eps[: inputs.unguided_copies]])
+        return clip_where(inputs.clip, x, eps, level)

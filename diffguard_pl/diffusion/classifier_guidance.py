@@ -1,4 +1,14 @@
-"""TODO."""
+"""Clean-gradient guidance by the classifier under protection (paper, section 3.2.1,
+equations 4 and 7).
+
+    eps_hat(x_t, y) = eps(x_t) - sqrt(1 - alpha_bar_t) s grad_x_in log p(y | cutouts(x_in))
+    x_in = sqrt(1 - alpha_bar_t) x0hat + (1 - sqrt(1 - alpha_bar_t)) x_t
+
+This is classifier guidance (Dhariwal & Nichol 2021, algorithm 2) for a classifier that has never
+seen noise: it judges x0hat, the clean image that the network predicts from x_t, mixed with x_t. The
+gradient is taken with respect to x_in, so that nothing is ever back-propagated through the
+diffusion network, and x0hat comes from the step's network call.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,46 +20,33 @@ from torch.nn.functional import interpolate, log_softmax
 from ..dtypes import at_least_float32
 from ..errors import InputError
 from .ddim import Level, predict_x0
-from .guidance import Guidance, GuidanceInputs, Network, Protected, _clipped, _interval
+from .guidance import (
+    Guidance,
+    GuidanceInputs,
+    GuidingClassifier,
+    Network,
+    checked_interval,
+    clip_where,
+)
 
 GRADIENT_SCALE = 1024.0
-"""Keeps gradients of a classifier in half precision from vanishing; a power of two, so that it changes nothing else."""
-
-
-def cut(images: Tensor, crops: Tensor, size: int) -> Tensor:
-    """Squares of images [n, C, H, W], resized to [n * cutouts, C, size, size], nearest neighbour, as ``interpolate`` does.
-
-    Args:
-        images: whose squares may all be different ones.
-        crops: [n, cutouts, 3] x, y and side.
-        size: of the result.
-    """
-    channels, width = images.shape[1], images.shape[-1]
-    x, y, side = crops.unbind(dim=-1)
-    steps = (
-        torch.arange(size, device=crops.device, dtype=torch.float32)
-        * (side.float() / size)[..., None]
-    )
-    steps = steps.floor().long().minimum(side[..., None] - 1)  # [n, cutouts, size]
-    pixels = (y[..., None] + steps)[..., None] * width + (x[..., None] + steps)[..., None, :]
-    taken = images.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(-1, channels, -1))
-    return taken.unflatten(2, pixels.shape[1:]).transpose(1, 2).flatten(0, 1)
+"""Keeps the gradient of a half-precision classifier from underflow. A power of two: exact."""
 
 
 class ClassifierGuidance(Guidance):
-    """Clean-gradient guidance by the classifier under protection (DiffGuard, section 3.3; Dhariwal & Nichol 2021, algorithm 2).
-
-    The gradient is taken at an estimate of the clean picture, with respect to that estimate: nothing is ever back-propagated
-    through the diffusion network, and the estimate comes from the step's own output.
+    """Clean-gradient guidance by the classifier under protection (paper, section 3.2.1).
 
     Args:
-        scale: of the gradient.
-        cutouts: crops of the picture that the classifier judges at each step; their log-probabilities are summed. 0: the whole
-            picture.
-        cutout_size: side of the smallest crop, and of all once resized, in pixels of the diffusion model.
-        x0hat: judge the predicted clean picture, mixed with x; if false, x itself.
-        seed: of the crop geometry. Every image sees the same sequence of crops, whatever batch it is in.
-        interval: steer only at these time steps, as shares of the training schedule, 0 (clean) to 1 (noise).
+        scale: Scale s of the gradient.
+        cutouts: Number of random crops that the classifier sees at each step, whose
+            log-probabilities are summed. 0: the whole image.
+        cutout_size: Side of the smallest crop, in pixels of the diffusion model; all crops are
+            resized to it.
+        x0hat: Whether the classifier sees the predicted clean image, mixed with x_t. If false, it
+            sees x_t.
+        seed: Seed of the crop sequence, which is the same for every image and every batch.
+        interval: Fractions of the training schedule, 0 (clean) to 1 (noise), between which
+            denoising is guided.
     """
 
     needs_pixels = True
@@ -63,18 +60,13 @@ class ClassifierGuidance(Guidance):
         seed: int = 100,
         interval: tuple[float, float] = (0.0, 1.0),
     ):
-        if cutouts < 0 or cutout_size < 1:
-            raise InputError(
-                f"guidance: cutouts={cutouts}, cutout_size={cutout_size}; expected at least 0 and 1"
-            )
-        self.scale, self.cutouts, self.cutout_size, self.x0hat, self.seed = (
-            scale,
-            cutouts,
-            cutout_size,
-            x0hat,
-            seed,
-        )
-        self.interval = _interval(interval)
+        if cutouts < 0:
+            raise InputError(f"guidance.cutouts={cutouts}: must be at least 0")
+        if cutout_size < 1:
+            raise InputError(f"guidance.cutout_size={cutout_size}: must be at least 1")
+        self.scale, self.cutouts, self.cutout_size = scale, cutouts, cutout_size
+        self.x0hat, self.seed = x0hat, seed
+        self.interval = checked_interval(interval)
 
     def crops(self, steps: int, image_size: int) -> Tensor | None:
         if self.cutouts == 0:
@@ -82,23 +74,31 @@ class ClassifierGuidance(Guidance):
         sequence = crop_sequence(image_size, self.cutouts, self.cutout_size, self.seed)
         return torch.tensor([[crop[:3] for crop in next(sequence)] for _ in range(steps)])
 
-    def noise(
+    def predict_eps(
         self,
         network: Network,
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: GuidanceInputs,
-        classifier: Protected,
+        inputs: GuidanceInputs,
+        classifier: GuidingClassifier,
     ) -> Tensor:
-        eps, g = network(x[: len(t)], t, rows.asked), len(rows.labels)
-        at = level.of_rows(slice(g))
-        x0 = predict_x0(x[:g], eps[:g], at)
-        eps = _clipped(x, torch.cat([eps, eps[: rows.twins]]), level, rows.clip)
+        n, g = len(t), len(inputs.labels)
+
+        # One network call. The clean gradient is taken at the unclamped x0hat.
+        eps = network(x[:n], t, inputs.network_labels)
+        guided_level = level.select(slice(g))
+        x0 = predict_x0(x[:g], eps[:g], guided_level)
+
+        # The step itself uses the clamped x0.
+        eps = torch.cat([eps, eps[: inputs.unguided_copies]])
+        eps = clip_where(inputs.clip, x, eps, level)
         if g == 0:
             return eps
-        gradient = self.gradient(x[:g], x0, at, rows.labels, rows.crops, classifier)
-        return torch.cat([eps[:g] - at.noise * rows.scale * gradient, eps[g:]])
+
+        # eps_hat = eps - sqrt(1 - alpha_bar) s g
+        gradient = self.gradient(x[:g], x0, guided_level, inputs.labels, inputs.crops, classifier)
+        return torch.cat([eps[:g] - guided_level.noise * inputs.scale * gradient, eps[g:]])
 
     def gradient(
         self,
@@ -107,51 +107,90 @@ class ClassifierGuidance(Guidance):
         level: Level,
         labels: Tensor,
         crops: Tensor | None,
-        classifier: Protected,
+        classifier: GuidingClassifier,
     ) -> Tensor:
-        """The gradient [n, 3, H, W] without its scale: d/dx_in sum log p(label | crops of x_in).
+        """Return the clean gradient without its scale, grad_x_in sum log p(y | crops of x_in), [n,
+        3, H, W].
 
         Args:
-            x: [n, 3, H, W].
-            x0: the picture predicted from it, unclamped.
-            level: of x.
-            labels: [n].
-            crops: [n, cutouts, 3] x, y and side; None: the whole picture.
-            classifier: whose gradient.
+            x: [n, 3, H, W] states.
+            x0: [n, 3, H, W] unclamped prediction of the clean images.
+            level: Signal and noise level of x.
+            labels: [n] classes y.
+            crops: [n, cutouts, 3] x, y and side of the squares. None: the whole image.
+            classifier: Classifier under protection.
         """
         x_in = level.noise * x0 + (1 - level.noise) * x if self.x0hat else x
         with torch.inference_mode(False), torch.enable_grad():
             x_in = x_in.clone().requires_grad_()
+
+            # Cutouts of the image in [0, 1], in the size that the classifier takes.
             views = (x_in + 1) / 2
             if crops is not None:
-                views = cut(views, crops, self.cutout_size)
+                views = crop_and_resize(views, crops, self.cutout_size)
                 if self.cutout_size != classifier.input_size:
                     views = interpolate(views, classifier.input_size)
+
+            # Sum of log p(y | view) over all views.
             log_p = log_softmax(at_least_float32(classifier.logits(views)), dim=-1)
-            chosen = log_p.gather(
-                1, labels.clone().repeat_interleave(1 if crops is None else crops.shape[1])[:, None]
-            )
+            views_per_image = 1 if crops is None else crops.shape[1]
+            chosen = log_p.gather(1, labels.clone().repeat_interleave(views_per_image)[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum() * GRADIENT_SCALE, x_in)
         return gradient / GRADIENT_SCALE
 
 
+def crop_and_resize(images: Tensor, crops: Tensor, size: int) -> Tensor:
+    """Return crops that may differ for each image, resized by nearest neighbour exactly as
+    ``interpolate`` does.
+
+    Args:
+        images: [n, C, H, W].
+        crops: [n, cutouts, 3] x, y and side of the squares.
+        size: Side of the result.
+
+    Returns:
+        [n * cutouts, C, size, size].
+    """
+    channels, width = images.shape[1], images.shape[-1]
+    x, y, side = crops.unbind(dim=-1)
+
+    # Offsets of the nearest source pixels along one side, [n, cutouts, size].
+    grid = torch.arange(size, device=crops.device, dtype=torch.float32)
+    offsets = grid * (side.float() / size)[..., None]
+    offsets = offsets.floor().long().minimum(side[..., None] - 1)
+
+    # Their positions in the flattened image, [n, cutouts, size, size].
+    rows, columns = y[..., None] + offsets, x[..., None] + offsets
+    pixels = rows[..., None] * width + columns[..., None, :]
+
+    flat = pixels.flatten(1)[:, None].expand(-1, channels, -1)
+    taken = images.flatten(2).gather(2, flat)
+    return taken.unflatten(2, pixels.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
 class Crop(NamedTuple):
-    """A square of ``side`` pixels at (x, y), resized to ``size`` pixels, nearest neighbour."""
+    """A square of ``side`` pixels at (x, y), resized to ``size`` pixels by nearest neighbour."""
 
     x: int
     y: int
     side: int
     size: int
 
-    def of(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, C, size, size]."""
-        return interpolate(
-            images[:, :, self.y : self.y + self.side, self.x : self.x + self.side], self.size
-        )
+    def apply(self, images: Tensor) -> Tensor:
+        """Return the crop of images [n, C, H, W], [n, C, size, size]."""
+        bottom, right = self.y + self.side, self.x + self.side
+        return interpolate(images[:, :, self.y : bottom, self.x : right], self.size)
 
 
 def crop_sequence(image_size: int, count: int, size: int, seed: int) -> Iterator[list[Crop]]:
-    """The crops of each step in turn, without end; in the original's order of random numbers."""
+    """Yield the crops of each step, without end, drawn in the order of the original implementation.
+
+    Args:
+        image_size: Side of the images.
+        count: Number of crops of a step.
+        size: Side of the smallest crop, to which all are resized.
+        seed: Seed of the sequence.
+    """
     generator = torch.Generator().manual_seed(seed)
     smallest = min(image_size, size)
     while True:

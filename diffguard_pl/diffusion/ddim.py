@@ -1,7 +1,9 @@
-"""DDIM at eta = 0, in both directions (Song et al. 2021, eq. 12). No noise is ever drawn.
+"""DDIM at eta = 0, in both directions (Song et al. 2021, equation 12). No noise is ever drawn.
 
-Every function works on rows: each row of a batch may be at a step of its own, so rows of different images, at different steps,
-share one pass of the network.
+    x0hat = (x - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)
+    x_to  = sqrt(alpha_bar_to) x0hat + sqrt(1 - alpha_bar_to) eps
+
+Each row of a batch has its own level, so rows of different images and timesteps can share a batch.
 """
 
 from collections.abc import Callable
@@ -15,35 +17,56 @@ from .schedule import Schedule
 
 
 class Level(NamedTuple):
-    """How much of each row is picture and how much is noise: x = signal * x0 + noise * eps. Both [N, 1, 1, 1]."""
+    """Signal and noise level of each row: x = signal x0 + noise eps. Both are [N, 1, 1, 1].
+
+    Attributes:
+        signal: sqrt(alpha_bar).
+        noise: sqrt(1 - alpha_bar).
+    """
 
     signal: Tensor
     noise: Tensor
 
     @classmethod
     def of(cls, alpha_bar: Tensor, like: Tensor) -> "Level":
-        """From alpha-bar [N] in float64, in the type and on the device of ``like``."""
-        return cls(
-            *(
-                root.to(like).view(-1, 1, 1, 1)
-                for root in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-            )
-        )
+        """Return the level of alpha-bar [N] in float64, with the dtype and device of ``like``."""
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        return cls(signal.to(like).view(-1, 1, 1, 1), noise.to(like).view(-1, 1, 1, 1))
 
-    def of_rows(self, rows: Tensor | slice) -> "Level":
-        """That of some of the rows."""
+    def select(self, rows: Tensor | slice) -> "Level":
+        """Return the level of some of the rows."""
         return Level(self.signal[rows], self.noise[rows])
+
+
+def predict_x0(x: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """Return x0hat, the clean image that remains when the noise is removed from x."""
+    return (x - level.noise * eps) / level.signal
+
+
+def eps_from_x0(x: Tensor, x0: Tensor, level: Level) -> Tensor:
+    """Return the noise that remains when the clean image is removed from x."""
+    return (x - level.signal * x0) / level.noise
+
+
+def clip_eps(x: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """Return the noise whose x0hat is that of ``eps`` clamped to [-1, 1]."""
+    return eps_from_x0(x, predict_x0(x, eps, level).clamp(-1, 1), level)
+
+
+def step(x: Tensor, eps: Tensor, level: Level, to: Level) -> Tensor:
+    """Take a DDIM step between two levels: up in noise for inversion, down for denoising."""
+    return to.signal * predict_x0(x, eps, level) + to.noise * eps
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did, for a callback.
+    """A step that some rows of a batch have taken, as callbacks see it.
 
     Attributes:
         index: [n] schedule index of each row, on the CPU.
-        rows: [n] which rows of the batch took the step.
-        x: [n, C, H, W] after the step.
-        eps: [n, C, H, W] the noise that the step used.
+        rows: [n] rows of the batch that took the step.
+        x: [n, C, H, W] states after the step.
+        eps: [n, C, H, W] noise that the step used.
     """
 
     index: Tensor
@@ -52,33 +75,21 @@ class Step:
     eps: Tensor
 
 
-Callback = Callable[[Step], None]
+StepCallback = Callable[[Step], None]
 
 
 class NoiseModel(Protocol):
+    """Predicts the noise of a step, guidance included."""
+
     def __call__(self, x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
-        """The noise in x [n, C, H, W] at schedule indices [n], on the CPU, and level; ``rows`` [n] says which rows of the batch
-        these are."""
+        """Return the noise in x.
 
-
-def predict_x0(x: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """The picture that is left when the noise is taken out."""
-    return (x - level.noise * eps) / level.signal
-
-
-def predict_eps(x: Tensor, x0: Tensor, level: Level) -> Tensor:
-    """The noise that is left when the picture is taken out."""
-    return (x - level.signal * x0) / level.noise
-
-
-def clip_eps(x: Tensor, eps: Tensor, level: Level) -> Tensor:
-    """The noise after its picture is clamped to [-1, 1]."""
-    return predict_eps(x, predict_x0(x, eps, level).clamp(-1, 1), level)
-
-
-def step(x: Tensor, eps: Tensor, level: Level, to: Level) -> Tensor:
-    """One DDIM step from ``level`` to ``to``: towards noise in inversion, towards the picture in denoising."""
-    return to.signal * predict_x0(x, eps, level) + to.noise * eps
+        Args:
+            x: [n, C, H, W] states.
+            index: [n] schedule index of each state, on the CPU.
+            level: Signal and noise level of x.
+            rows: [n] rows of the batch that these states are.
+        """
 
 
 @torch.no_grad()
@@ -89,44 +100,51 @@ def invert(
     steps: int,
     clip: bool = False,
     stop: Callable[[Tensor, Tensor], Tensor] | None = None,
-    callback: Callback | None = None,
+    callback: StepCallback | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Picture to noise, each row until it stops.
+    """Invert images to noise, each until it stops.
 
     Args:
-        model: predicts the noise.
-        x: pictures [N, C, H, W].
-        schedule: of S steps.
-        steps: how many of them to take at most.
-        clip: clamp the predicted picture to [-1, 1] at every step but the first.
-        stop: adaptive early stop; given x [n, C, H, W] after a step and their rows [n], says which are done: bool [n]. None:
-            all rows take all steps.
-        callback: called after each step.
+        model: Predicts the noise.
+        x: Images or latents [N, C, H, W].
+        schedule: Schedule of S steps.
+        steps: Number of steps to take at most.
+        clip: Whether x0hat is clamped to [-1, 1] at every step but the first.
+        stop: Adaptive early stop: maps the states x [n, C, H, W] after a step and their rows [n]
+            to a bool mask [n] of those to stop. None: all rows take all steps.
+        callback: Called after each step.
 
     Returns:
-        The noise [N, C, H, W] and the index [N] that each row stopped at, the latter on the CPU.
+        The noise [N, C, H, W] and the index [N] at which each row stopped, the latter on the CPU.
     """
     x = x.clone()
     rows = torch.arange(len(x))
-    stopped_at = torch.full((len(x),), steps - 1)
+    stop_index = torch.full((len(x),), steps - 1)
     for i in range(steps):  # 0, ..., steps-1
         index = torch.full_like(rows, i)
         level = Level.of(schedule.inversion_from[index], x)
+        to = Level.of(schedule.inversion_to[index], x)
+
+        # Predict the noise of the rows that have not stopped.
         x_i = x[rows]
         eps = model(x_i, index, level, rows)
         if clip and i > 0:
             eps = clip_eps(x_i, eps, level)
-        x_i = step(x_i, eps, level, Level.of(schedule.inversion_to[index], x))
+
+        # DDIM step towards noise.
+        x_i = step(x_i, eps, level, to)
         x[rows] = x_i
         if callback:
             callback(Step(index, rows, x_i, eps))
+
+        # Adaptive early stop.
         if stop:
-            done = stop(x_i, rows).cpu()
-            stopped_at[rows[done]] = i
-            rows = rows[~done]
+            stopped = stop(x_i, rows).cpu()
+            stop_index[rows[stopped]] = i
+            rows = rows[~stopped]
             if len(rows) == 0:
                 break
-    return x, stopped_at
+    return x, stop_index
 
 
 @torch.no_grad()
@@ -135,44 +153,34 @@ def denoise(
     x: Tensor,
     schedule: Schedule,
     start: Tensor,
-    callback: Callback | None = None,
+    callback: StepCallback | None = None,
     last: int = 0,
 ) -> Tensor:
-    """Noise to picture. All rows begin together, each at a step of its own, and leave when they are done.
+    """Denoise to images. All rows begin together, each at its own index, and leave when done.
 
     Args:
-        model: predicts the noise, guidance included.
-        x: noise [N, C, H, W].
-        schedule: of S steps.
-        start: [N] the index each row begins at, on the CPU; it takes ``start + 1 - last`` steps.
-        callback: called after each step.
-        last: the index that the last step is taken from.
+        model: Predicts the noise, guidance included.
+        x: Noise [N, C, H, W].
+        schedule: Schedule of S steps.
+        start: [N] first index of each row, on the CPU; it takes ``start + 1 - last`` steps.
+        callback: Called after each step.
+        last: Index of the last step.
 
     Returns:
-        Pictures [N, C, H, W].
+        Images or latents [N, C, H, W].
     """
     x = x.clone()
     for k in range(int(start.max()) + 1 - last):
         rows = (start - k >= last).nonzero()[:, 0]
-        index = start[rows] - k
+        index = start[rows] - k  # start, start-1, ..., last
         level = Level.of(schedule.denoising_from[index], x)
+        to = Level.of(schedule.denoising_to[index], x)
+
+        # DDIM step towards the image.
         x_i = x[rows]
         eps = model(x_i, index, level, rows)
-        x_i = step(x_i, eps, level, Level.of(schedule.denoising_to[index], x))
+        x_i = step(x_i, eps, level, to)
         x[rows] = x_i
         if callback:
             callback(Step(index, rows, x_i, eps))
     return x
-
-
-def first_denoising_index(
-    stop_index: Tensor, steps: int, skip_first_steps: int = 0, forback_skip_diff: int = 0
-) -> Tensor:
-    """The index [N] that denoising starts at: all ``steps`` indices in descending order, less the first ``skip``.
-
-    With ``forback_skip_diff`` d > 0, skip = max(0, steps - stop_index - d), so that denoising starts a little above the noise
-    level that inversion stopped at; else skip = ``skip_first_steps``.
-    """
-    if forback_skip_diff > 0:
-        return (stop_index + forback_skip_diff - 1).clamp(max=steps - 1)
-    return torch.full_like(stop_index, steps - 1 - skip_first_steps)

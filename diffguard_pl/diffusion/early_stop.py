@@ -1,4 +1,7 @@
-"""Adaptive early stop: invert an image only until it is noisy enough (DiffGuard, section 3.4)."""
+"""Adaptive early stop: invert each image only until it is noisy enough (paper, section 3.2.1).
+
+stop at the first step after which sim(x_t, x_0) < threshold, for any of the similarities
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -7,34 +10,66 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+METRICS = ["psnr", "dists", "lpips"]
+"""Names of the similarities that can stop an inversion."""
+
 
 class Similarity(Protocol):
-    """How alike x and an image are; what is computed of the image alone is computed once."""
+    """Similarity of states to an image; what depends on the image alone is computed once."""
 
     def reference(self, images: Tensor) -> list[Tensor]:
-        """What is kept of images [N, C, H, W] in [-1, 1], each [N, ...]."""
+        """Return what to keep of images [N, C, H, W] in [-1, 1], each tensor [N, ...]."""
 
     def __call__(self, x: Tensor, reference: Sequence[Tensor]) -> Tensor:
-        """[n], higher = more alike."""
+        """Return the similarity [n] of x [n, C, H, W] to its images, higher = more alike."""
 
 
 class PSNR:
-    """20 log10(255 / rmse) [N] of [-1, 1] images as they are: the original puts the peak at 255, so values are 47 and up."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]: 20 log10(255 / rmse).
+
+    The original puts the peak at 255, whatever the range of the images, so values are above 47.
+    """
 
     def reference(self, images: Tensor) -> list[Tensor]:
         return [images]
 
     def __call__(self, x: Tensor, reference: Sequence[Tensor]) -> Tensor:
-        return 20 * torch.log10(255 / (x - reference[0]).square().mean(dim=(1, 2, 3)).sqrt())
+        rmse = (x - reference[0]).square().mean(dim=(1, 2, 3)).sqrt()
+        return 20 * torch.log10(255 / rmse)
+
+
+class FeatureDistance(Protocol):
+    """A learned distance in two parts: features of images, and the distance of features."""
+
+    def features(self, images: Tensor) -> list[Tensor]: ...
+
+    def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor: ...
+
+
+class LearnedSimilarity:
+    """DISTS or LPIPS as 1 - distance of (x + 1) / 2, which the original does not clamp to [0, 1].
+
+    Args:
+        metric: The learned distance.
+    """
+
+    def __init__(self, metric: FeatureDistance):
+        self.metric = metric
+
+    def reference(self, images: Tensor) -> list[Tensor]:
+        return self.metric.features((images + 1) / 2)
+
+    def __call__(self, x: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        return 1 - self.metric.distance(self.metric.features((x + 1) / 2), reference)
 
 
 class EarlyStop:
-    """Says which rows are done: those for which any similarity to the input is below its threshold.
+    """Criterion that stops the inversion of an image when it is no longer similar to its input.
 
     Args:
-        thresholds: similarity name to threshold.
-        similarities: by name.
-        crop: taken of x and the image before they are compared.
+        thresholds: Threshold of each similarity, by name.
+        similarities: Similarities by name.
+        crop: Applied to states and images before they are compared.
     """
 
     def __init__(
@@ -47,17 +82,22 @@ class EarlyStop:
         self.tests = [(similarities[name], threshold) for name, threshold in thresholds.items()]
 
     def reference(self, images: Tensor) -> list[Tensor]:
-        """What is kept of the images [N, C, H, W] in [-1, 1] that are inverted, each [N, ...]."""
+        """Return what to keep of the inputs [N, C, H, W] in [-1, 1], each tensor [N, ...]."""
         images = self.crop(images)
         kept = [similarity.reference(images) for similarity, _ in self.tests]
-        self.counts = [len(tensors) for tensors in kept]
+        self.tensors_per_test = [len(tensors) for tensors in kept]
         return [tensor for tensors in kept for tensor in tensors]
 
-    def done(self, x: Tensor, reference: Sequence[Tensor]) -> Tensor:
-        """Done or not: bool [n], of x [n, C, H, W] after a step."""
-        x, left = self.crop(x), iter(reference)
-        found = [
-            similarity(x, list(islice(left, count))) < threshold
-            for (similarity, threshold), count in zip(self.tests, self.counts, strict=True)
-        ]
-        return torch.stack(found).any(dim=0)
+    def should_stop(self, x: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        """Return a bool mask [n] of the states to stop.
+
+        Args:
+            x: [n, C, H, W] states after a step.
+            reference: Rows of :meth:`reference` that belong to these states.
+        """
+        x = self.crop(x)
+        remaining = iter(reference)
+        below = []
+        for (similarity, threshold), count in zip(self.tests, self.tensors_per_test, strict=True):
+            below.append(similarity(x, list(islice(remaining, count))) < threshold)
+        return torch.stack(below).any(dim=0)

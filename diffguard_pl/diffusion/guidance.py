@@ -1,7 +1,14 @@
-"""What steers a reconstruction to a label: the classifier's gradient, or a class-conditional network.
+"""Base class of guidance: how the noise prediction of a denoising step is pulled towards a label.
 
-A guidance turns one pass of the network into the noise of its rows. GuidanceInputs are of any image, of inversion and of denoising, at any
-time step; some may be unguided (the auxiliary reconstruction of ``compare_to: unguided``): they share the batch.
+    eps_hat(x_t, y) = eps(x_t) + (a term that makes the label y more likely)
+
+Each kind of guidance has a file: :mod:`.classifier_guidance` takes the term from the gradient of a
+classifier (paper, section 3.2.1), :mod:`.classifier_free_guidance` from a class-conditional
+diffusion model (section 3.2.2).
+
+A guidance turns one network call into the noise of all rows of a batch. The rows may belong to
+different images, to inversion or denoising and to any timestep; those that are not guided, such as
+the rows of inversion or of the unguided reconstruction (``compare_to: unguided``), share the call.
 """
 
 from abc import ABC, abstractmethod
@@ -20,34 +27,40 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class GuidanceInputs(NamedTuple):
-    """What is wanted of the rows of a pass: of n that the network is asked for, and of twins. Those that are steered come first.
+    """Guidance inputs of one network call on n rows, of which the first g are guided.
+
+    Behind the n rows come k unguided copies: the first k rows once more, to be predicted without
+    guidance. They reuse the network output of those rows.
 
     Attributes:
-        asked: [n] the label that the network is asked under: "no class", or the row's own where it is not to be steered but told.
-        labels: [g] the class that each is steered to.
-        scale: [g, 1, 1, 1] of the guidance.
-        crops: [g, cutouts, 3] x, y and side of the squares that the classifier judges; None: it judges the whole picture.
-        mask: bool [g, 1, h, w], where to steer; None: everywhere.
-        clip: bool [n + twins, 1, 1, 1], whether the predicted picture is clamped to [-1, 1]; None: nowhere.
-        twins: the last so many rows are the first ones once more, wanted without guidance; the network is not asked again.
+        network_labels: [n] label under which the network is evaluated: "no class", or the label of
+            a conditional row.
+        labels: [g] class that each guided row is pulled towards.
+        scale: [g, 1, 1, 1] guidance scale.
+        crops: [g, cutouts, 3] x, y and side of the squares that the classifier sees. None: the
+            whole image.
+        mask: bool [g, 1, h, w], True where the guidance acts. None: everywhere.
+        clip: bool [n + k, 1, 1, 1], True where the predicted x0 is clamped to [-1, 1]. None:
+            nowhere.
+        unguided_copies: Number of copies k.
     """
 
-    asked: Tensor
+    network_labels: Tensor
     labels: Tensor
     scale: Tensor
     crops: Tensor | None = None
     mask: Tensor | None = None
     clip: Tensor | None = None
-    twins: int = 0
+    unguided_copies: int = 0
 
 
 @dataclass(frozen=True)
-class Protected:
-    """The classifier as guidance sees it.
+class GuidingClassifier:
+    """The classifier under protection, as classifier guidance uses it.
 
     Attributes:
-        logits: images [n, 3, H, W] in [0, 1] -> [n, classes], differentiable.
-        input_size: side of the images that it takes.
+        logits: Differentiable function from images [n, 3, H, W] in [0, 1] to logits [n, classes].
+        input_size: Side of the images that the classifier takes, in pixels.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -55,62 +68,112 @@ class Protected:
 
 
 class Guidance(ABC):
-    """How a reconstruction is steered to a label.
+    """Base class of guidance.
 
     Attributes:
-        scale: of denoising.
-        inversion_scale: of inversion; 0: under no class, 1: under the label.
-        rows: of the network that a row which is steered takes.
-        interval: steer only at these time steps, as shares of the training schedule, 0 (clean) to 1 (noise).
+        scale: Guidance scale of denoising.
+        inversion_scale: Guidance scale of inversion. 0: under "no class"; 1: under the label.
+        nfe_per_step: Network evaluations (NFE) of a guided step.
+        interval: Fractions of the training schedule, 0 (clean) to 1 (noise), between which
+            denoising is guided.
+        cam_cut: Threshold of distinct semantic guidance. None: no mask.
+        needs_null_label: Whether the diffusion model needs a label that means "no class".
+        needs_pixels: Whether x has to be an image, not a latent.
     """
 
     scale: float
     inversion_scale = 0.0
-    rows = 1
+    nfe_per_step = 1
     interval: tuple[float, float] = (0.0, 1.0)
     cam_cut: float | None = None
     needs_null_label = False
     needs_pixels = False
 
-    def denoising_scales(self, timesteps: Tensor, total: int) -> Tensor:
-        """The scale [S] at each of the time steps [S] of a schedule of ``total`` training steps: 0 outside the interval."""
+    def denoising_scales(self, timesteps: Tensor, train_steps: int) -> Tensor:
+        """Return the guidance scale [S] at each timestep, 0 outside the interval.
+
+        Args:
+            timesteps: [S] timesteps of the sampling schedule.
+            train_steps: Length T of the training schedule.
+        """
         low, high = self.interval
-        inside = (timesteps >= low * (total - 1)) & (timesteps <= high * (total - 1))
+        last = train_steps - 1
+        inside = (timesteps >= low * last) & (timesteps <= high * last)
         return torch.where(inside, self.scale, 0.0)
 
-    def tells(self, scale: Tensor, masked: bool) -> Tensor:
-        """Whether for this scale [n] it is enough to ask the network under the label: bool [n]."""
+    def check_interval(self, timesteps: Tensor, train_steps: int) -> None:
+        """Raise an `InputError` if the interval contains none of the timesteps [S]."""
+        if self.scale and not self.denoising_scales(timesteps, train_steps).any():
+            raise InputError(
+                f"guidance.interval={list(self.interval)}: contains none of the {len(timesteps)} "
+                "timesteps; widen it or raise steps"
+            )
+
+    def needs_single_call(self, scale: Tensor, masked: bool) -> Tensor:
+        """Return where evaluating the network under the label alone gives the guided noise.
+
+        Args:
+            scale: [n] guidance scale of each row.
+            masked: Whether guidance is limited to a mask.
+
+        Returns:
+            bool [n].
+        """
         return torch.zeros_like(scale, dtype=torch.bool)
 
-    def steers(self, scale: Tensor, masked: bool) -> Tensor:
-        """Whether a row of this scale [n] is to be steered: bool [n]."""
-        return (scale != 0) & ~self.tells(scale, masked)
+    def is_guided(self, scale: Tensor, masked: bool) -> Tensor:
+        """Return which rows need a guided step, bool [n]; see :meth:`needs_single_call`."""
+        return (scale != 0) & ~self.needs_single_call(scale, masked)
 
     def crops(self, steps: int, image_size: int) -> Tensor | None:
-        """The squares that the classifier judges at each denoising step, first to last: x, y and side [steps, cutouts, 3]."""
+        """Return the squares that the classifier sees at each denoising step, or None if it sees
+        the whole image.
+
+        Args:
+            steps: Number of denoising steps.
+            image_size: Side of x.
+
+        Returns:
+            x, y and side of each square, [steps, cutouts, 3].
+        """
         return None
 
     @abstractmethod
-    def noise(
+    def predict_eps(
         self,
         network: Network,
         x: Tensor,
         t: Tensor,
         level: Level,
-        rows: GuidanceInputs,
-        classifier: Protected,
+        inputs: GuidanceInputs,
+        classifier: GuidingClassifier,
     ) -> Tensor:
-        """The noise in x [n + twins, C, H, W] at time steps t [n] and level [n + twins], in one call of the network."""
+        """Return the noise in x [n + k, C, H, W], guided in the first g rows, with one network
+        call.
+
+        Args:
+            network: Diffusion model.
+            x: [n + k, C, H, W] states, in the order of :class:`GuidanceInputs`.
+            t: [n] timesteps.
+            level: Signal and noise level of the n + k rows.
+            inputs: What each row needs.
+            classifier: Classifier under protection.
+        """
 
 
-def _interval(interval: tuple[float, float]) -> tuple[float, float]:
+def checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    """Return the interval, or raise an `InputError` unless it is two ascending fractions."""
     low, high = interval
     if not 0 <= low <= high <= 1:
         raise InputError(
-            f"guidance: interval={list(interval)}; expected two shares of the schedule, 0 <= low <= high <= 1"
+            f"guidance.interval={list(interval)}: must be two fractions of the schedule; "
+            "set 0 <= low <= high <= 1"
         )
     return low, high
 
 
-def _clipped(x: Tensor, eps: Tensor, level: Level, clip: Tensor | None) -> Tensor:
-    return eps if clip is None else torch.where(clip, clip_eps(x, eps, level), eps)
+def clip_where(clip: Tensor | None, x: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """Return the noise, with x0hat clamped to [-1, 1] in the rows where ``clip`` is True."""
+    if clip is None:
+        return eps
+    return torch.where(clip, clip_eps(x, eps, level), eps)

@@ -1,290 +1,407 @@
-"""Continuous batching: the network's batch is kept full with rows of different images.
+"""Continuous batching: the network's batch is kept full with steps of different images.
 
-Each image is a program of its own: invert until it stops, then denoise with and without guidance. Every pass takes one step of as
-many programs as fill the batch, whatever phase and time step they are in; when a program is done the next image takes its place, as
-requests do in a server of language models (Yu et al. 2022, Orca). The arithmetic of a row is that of :mod:`.ddim`, which
-says the same in two plain loops.
+Each image is a trajectory: invert until it stops, then denoise with and without guidance. Every
+pass of the network takes one step of as many trajectories as fill the batch, whatever their
+direction and timestep. When one is done, the next image takes its place, like requests in a
+language-model server (Orca, Yu et al. 2022). The arithmetic of a row is that of
+:mod:`.reference`, which states the same method in plain loops.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..diffusion.ddim import Level, first_denoising_index, step
-from ..diffusion.guidance import GuidanceInputs, Network
-from .slots import Pool, Reading, to_device
-from .trajectory import Chain, Job, Method, Table
+from ..diffusion.ddim import Level, step
+from ..diffusion.guidance import GuidanceInputs
+from ..diffusion.sampling import GuidedSampler
+from .slots import AsyncFlags, SlotPool, to_device
+from .trajectory import Request, StepTable, Trajectory
 
-HELD = 4
-"""Images a slot whose results may be held back by an older image that takes long."""
+MAX_PENDING_PER_SLOT = 4
+"""Images per slot whose results may be held back by an older image that takes many steps."""
+
+
+class Batch(NamedTuple):
+    """Rows of one pass: n trajectories, of which the first g are guided, then k unguided forks.
+
+    The forks are those of the first k trajectories.
+
+    Attributes:
+        trajectories: The n trajectories.
+        forks: The k forks.
+        num_guided: Number g.
+        source: [n + k] slot that each state is read from.
+        target: [n + k] slot that it is written to.
+        table_row: [n + k] row in the :class:`StepTable`.
+        steps_taken: [n + k] denoising steps taken before.
+        conditional: [n + k] 1 where the network is evaluated under the label, without guidance.
+    """
+
+    trajectories: list[Trajectory]
+    forks: list[Trajectory]
+    num_guided: int
+    source: Tensor
+    target: Tensor
+    table_row: Tensor
+    steps_taken: Tensor
+    conditional: Tensor
 
 
 class Engine:
-    """Runs jobs through full batches; results come back job by job, in the order in which they were submitted.
+    """Runs requests through full batches and returns them in the order of submission.
 
-    Memory is bounded by the slots: at most about twice as many images are on their way, and those that wait, done or not, for their
-    turn to go back are at most ``HELD`` times as many, besides the job that came last.
+    Memory is bounded by the slots: about twice as many images are in flight at most, and at most
+    ``MAX_PENDING_PER_SLOT`` times as many wait to be returned, besides those of the last request.
 
     Args:
-        network: the diffusion model.
-        method: what to do with each image.
-        slots: rows of the batch.
-        before_pass: called before each pass of the network.
-        late: learn only a pass later which images have stopped, so that the device need not wait; none: on a GPU.
+        sampler: Diffusion model, guidance and settings.
+        slots: Number of rows of the network's batch.
+        before_pass: Called before each pass of the network.
+        defer_stop_check: Read early-stop flags one pass late to avoid a device sync. Defaults to
+            True on CUDA.
 
     Attributes:
-        rows: that were of use so far.
-        passes: of the network so far.
+        nfe: Network evaluations so far; rows that only fill a compiled network's batch are not
+            counted.
+        passes: Passes of the network so far.
     """
 
     def __init__(
         self,
-        network: Network,
-        method: Method,
+        sampler: GuidedSampler,
         slots: int,
         before_pass: Callable[[], None] = lambda: None,
-        late: bool | None = None,
+        defer_stop_check: bool | None = None,
     ):
-        self.network, self.method, self.slots, self.before_pass = (
-            network,
-            method,
-            slots,
-            before_pass,
-        )
-        self.late = late
-        self.jobs: deque[Job] = deque()
-        self.waiting: deque[Chain] = deque()
-        self.active: list[Chain] = []
-        self.unread: deque[tuple[Reading, list[Chain]]] = deque()
-        self.states, self.references = Pool(slots), Pool(slots)
+        self.sampler, self.settings = sampler, sampler.settings
+        self.slots, self.before_pass = slots, before_pass
+        self.defer_stop_check = defer_stop_check
         self.nfe = self.passes = 0
-        self.table: Any = None
-        indices = torch.arange(len(method.schedule))
-        self.starts = first_denoising_index(
-            indices, len(indices), method.skip_first_steps, method.forback_skip_diff
-        ).tolist()
+
+        self.requests: deque[Request] = deque()
+        self.waiting: deque[Trajectory] = deque()
+        self.active: list[Trajectory] = []
+        self.stop_checks: deque[tuple[AsyncFlags, list[Trajectory]]] = deque()
+        self.states, self.references = SlotPool(slots), SlotPool(slots)
+        self._table: StepTable | None = None
+
+        stop_index = torch.arange(len(self.settings.schedule))
+        self.first_denoising_index = self.settings.first_denoising_index(stop_index).tolist()
 
     @property
     def utilisation(self) -> float:
-        """Share of the batch that was of use, over all passes so far."""
+        """Fraction of the batch that was filled with images, over all passes so far."""
         return self.nfe / max(1, self.passes * self.slots)
 
-    def submit(self, job: Job) -> None:
-        """Take a job; :meth:`run` works on it."""
-        method = self.method
-        if self.table is None and len(job.x):
-            self.table = Table(method, job.x)
-            self.late = job.x.is_cuda if self.late is None else self.late
-        job.guided = torch.empty_like(job.x)
-        job.unguided = torch.empty_like(job.x) if method.unguided else None
-        job.stop_index = torch.full((len(job.x),), method.inversion_steps - 1)
-        job.nfe = [0] * len(job.x)
-        job.left = len(job.x) * (1 + method.unguided)
-        self.jobs.append(job)
-        self.waiting.extend(Chain(job, i) for i in range(len(job.x)))
+    @property
+    def table(self) -> StepTable:
+        """Constants of every step, which are known once the first images have come."""
+        assert self._table is not None
+        return self._table
 
-    def run(self, drain: bool = False) -> list[Job]:
-        """Work until no image waits for a slot, or until all is done; returns the jobs that are done."""
-        done: list[Job] = []
+    def submit(self, request: Request) -> None:
+        """Queue a request for :meth:`run`."""
+        if self._table is None and len(request.x):
+            self._table = StepTable(self.sampler, request.x)
+            if self.defer_stop_check is None:
+                self.defer_stop_check = request.x.is_cuda
+        request.allocate_results(self.settings)
+        self.requests.append(request)
+        self.waiting.extend(Trajectory(request, image) for image in range(len(request.x)))
+
+    def run(self, drain: bool = False) -> list[Request]:
+        """Work until no image waits for a slot, or with ``drain`` until all images are done.
+
+        Returns:
+            The requests that are done.
+        """
+        done: list[Request] = []
         while True:
-            while self.jobs and self.jobs[0].left == 0:
-                done.append(self.jobs.popleft())
-            held = sum(len(job.x) for job in self.jobs) - (len(self.jobs[-1].x) if self.jobs else 0)
-            hurry = drain or held > HELD * self.slots
-            if not (self.waiting or (hurry and self.active)):
+            while self.requests and self.requests[0].missing == 0:
+                done.append(self.requests.popleft())
+
+            # Too many results wait for older images: finish those before new ones begin.
+            backlog = self._num_pending() > MAX_PENDING_PER_SLOT * self.slots
+            partial_batches = drain or backlog
+            if not self.waiting and not (partial_batches and self.active):
                 return done
-            if self._admit(none=hurry and not drain) < self.slots and not hurry:
-                return done
+
+            if drain or not backlog:
+                ready = self._admit()
+                if ready < self.slots and not partial_batches:
+                    return done
             self._pass(longest_first=drain and not self.waiting)
 
-    def _admit(self, none: bool = False) -> int:
-        """Begin with images that wait, until there are enough rows for a pass; returns how many there are."""
-        ready = sum(self._need(chain) for chain in self.active if not chain.asleep)
-        new: dict[int, list[Chain]] = {}
-        while self.waiting and ready < self.slots and not none:
-            chain = self.waiting.popleft()
-            new.setdefault(id(chain.job), []).append(chain)
-            self.active.append(chain)
-            ready += self._need(chain)
-        for chains in new.values():
-            job, device = chains[0].job, chains[0].job.x.device
-            images = to_device([chain.image for chain in chains], device)
-            x = job.x[images]
-            slots = self.states.put(
-                [x, job.labels[images], *([] if job.mask is None else [job.mask[images]])]
-            )
-            references = (
-                self.references.put(self.method.stop.reference(x))
-                if self.method.stop
-                else [-1] * len(chains)
-            )
-            for chain, slot, reference in zip(chains, slots, references, strict=True):
-                chain.slot, chain.reference = slot, reference
+    def _num_pending(self) -> int:
+        """Return the number of images in all requests but the last."""
+        if not self.requests:
+            return 0
+        return sum(len(request.x) for request in self.requests) - len(self.requests[-1].x)
+
+    def _admit(self) -> int:
+        """Start waiting images until there is work for a full batch.
+
+        Returns:
+            The network evaluations that are ready.
+        """
+        ready = sum(self._nfe_of_next_step(t) for t in self.active if not t.awaiting_stop_check)
+        admitted: dict[int, list[Trajectory]] = {}
+        while self.waiting and ready < self.slots:
+            trajectory = self.waiting.popleft()
+            admitted.setdefault(id(trajectory.request), []).append(trajectory)
+            self.active.append(trajectory)
+            ready += self._nfe_of_next_step(trajectory)
+        for trajectories in admitted.values():
+            self._load(trajectories)
         return ready
 
-    def _acts(self, chain: Chain) -> bool:
-        """Whether guidance steers its next step, or parts it from what is unguided."""
-        steers, tells = (
-            kind[chain.inverting][chain.index] for kind in (self.table.steers, self.table.tells)
-        )
-        return chain.guided and (steers or (tells and chain.unguided))
+    def _load(self, trajectories: list[Trajectory]) -> None:
+        """Copy the images of one request into slots."""
+        request = trajectories[0].request
+        images = to_device([t.image for t in trajectories], request.x.device)
+        x = request.x[images]
+        state = [x, request.labels[images]]
+        if request.mask is not None:
+            state.append(request.mask[images])
+        for trajectory, slot in zip(trajectories, self.states.put(state), strict=True):
+            trajectory.slot = slot
+        if self.sampler.early_stop:
+            reference_slots = self.references.put(self.sampler.early_stop.reference(x))
+            for trajectory, slot in zip(trajectories, reference_slots, strict=True):
+                trajectory.reference_slot = slot
 
-    def _need(self, chain: Chain) -> int:
-        """GuidanceInputs of the network that its next step takes."""
-        return self.method.guidance.rows if self._acts(chain) else 1
+    def _is_guided(self, trajectory: Trajectory) -> bool:
+        """Return whether the next step is guided, or separates guided from unguided denoising."""
+        row = self.table.row(trajectory)
+        separates = self.table.needs_single_call[row] and trajectory.yields_unguided
+        return trajectory.yields_guided and (self.table.is_guided[row] or separates)
 
-    def _choose(self, longest_first: bool) -> tuple[list[Chain], list[Chain], list[Chain]]:
-        """Who takes a step: chains that part in two, others that are steered, and all others.
+    def _is_conditional(self, trajectory: Trajectory) -> bool:
+        """Return whether evaluating the network under the label alone guides the next step."""
+        single_call = self.table.needs_single_call[self.table.row(trajectory)]
+        return trajectory.yields_guided and single_call
 
-        The oldest first, so that jobs are done in their order; at the end those that have longest to go, so that all are done
-        together.
+    def _nfe_of_next_step(self, trajectory: Trajectory) -> int:
+        """Return the network evaluations of the next step."""
+        return self.sampler.guidance.nfe_per_step if self._is_guided(trajectory) else 1
+
+    def _choose(
+        self, longest_first: bool
+    ) -> tuple[list[Trajectory], list[Trajectory], list[Trajectory]]:
+        """Choose the trajectories of a pass: those that fork, other guided ones, and the rest.
+
+        The oldest come first, so that requests are done in order. At the end those with most steps
+        to go come first, so that all are done together.
         """
-        parting: list[Chain] = []
-        steered: list[Chain] = []
-        others: list[Chain] = []
-        room = self.slots
         candidates = self.active
         if longest_first:
-            candidates = sorted(
-                candidates,
-                key=lambda c: (c.inverting, -c.index if c.inverting else c.index),
-                reverse=True,
-            )
-        for chain in candidates:
-            need = self._need(chain)
-            if chain.asleep or need > room:
+            candidates = sorted(candidates, key=_progress)
+        forking: list[Trajectory] = []
+        guided: list[Trajectory] = []
+        others: list[Trajectory] = []
+        room = self.slots
+        for trajectory in candidates:
+            nfe = self._nfe_of_next_step(trajectory)
+            if trajectory.awaiting_stop_check or nfe > room:
                 continue
-            room -= need
-            (others if not self._acts(chain) else parting if chain.unguided else steered).append(
-                chain
-            )
+            if not self._is_guided(trajectory):
+                others.append(trajectory)
+            elif trajectory.yields_unguided:
+                forking.append(trajectory)
+            else:
+                guided.append(trajectory)
+            room -= nfe
             if room == 0:
                 break
-        return parting, steered, others
+        return forking, guided, others
 
     def _pass(self, longest_first: bool) -> None:
-        """One step of as many chains as fill the batch."""
-        parting, steered, others = self._choose(longest_first)
-        chains, g = [*parting, *steered, *others], len(parting) + len(steered)
-        if not chains:  # all wait to hear whether they have stopped
-            self._hear()
+        """Take one step of as many trajectories as fill the batch."""
+        forking, guided, others = self._choose(longest_first)
+        if not (forking or guided or others):
+            # All trajectories await a stop check.
+            self._collect_stop_flags()
             return
         self.before_pass()
-        method, table, device = self.method, self.table, self.states.tensors[0].device
-        twins = [
-            chain.twin(slot)
-            for chain, slot in zip(parting, self.states.take(len(parting)), strict=True)
-        ]
+        batch = self._gather(forking, guided, others)
+        x = self._take_step(batch)
+        self._scatter(batch, x)
 
-        told = [
-            i >= g and c.guided and table.tells[c.inverting][c.index] for i, c in enumerate(chains)
-        ]
-        plan = [
-            (c.slot, c.slot, table.row(c), c.taken, tell)
-            for c, tell in zip(chains, told, strict=True)
-        ]
-        plan += [
-            (source, twin.slot, row, 0, False)
-            for (source, _, row, _, _), twin in zip(plan, twins, strict=False)
-        ]
-        source, target, row, taken, tell = to_device(plan, device).T
-        n = len(chains)
-        x, labels, *mask = (tensor[source] for tensor in self.states.tensors)
-        level, to = (Level(*ends.unbind(dim=1)) for ends in table.levels[row].split(2, dim=1))
-        null = labels if method.null_label is None else torch.full_like(labels, method.null_label)
-        rows = GuidanceInputs(
-            asked=torch.where(tell.bool(), labels, null)[:n],
-            labels=labels[:g],
-            scale=table.scales[row[:g]],
-            crops=None if table.crops is None else table.crops[taken[:g]],
-            mask=mask[0][:g] | (row[:g] < len(method.schedule)).view(-1, 1, 1, 1) if mask else None,
-            clip=None if table.clip is None else table.clip[row],
-            twins=len(twins),
+        # Flags of earlier passes have arrived by now, those of this one may not.
+        arrived = len(self.stop_checks)
+        self._request_stop_flags(batch.trajectories, x)
+        self._advance(batch)
+        for _ in range(arrived if self.defer_stop_check else len(self.stop_checks)):
+            self._collect_stop_flags()
+
+    def _gather(
+        self, forking: list[Trajectory], guided: list[Trajectory], others: list[Trajectory]
+    ) -> Batch:
+        """Lay out the rows of a pass, and fork off unguided trajectories."""
+        trajectories = [*forking, *guided, *others]
+        for trajectory in trajectories:
+            trajectory.request.nfe[trajectory.image] += self._nfe_of_next_step(trajectory)
+
+        # One row for each trajectory: source, target, table_row, steps_taken, conditional.
+        rows = []
+        num_guided = len(forking) + len(guided)
+        for i, trajectory in enumerate(trajectories):
+            slot, table_row = trajectory.slot, self.table.row(trajectory)
+            conditional = i >= num_guided and self._is_conditional(trajectory)
+            rows.append((slot, slot, table_row, trajectory.steps_taken, conditional))
+
+        # One row for each fork, which takes the same step without guidance.
+        slots = self.states.take(len(forking))
+        forks = [t.fork_unguided(slot) for t, slot in zip(forking, slots, strict=True)]
+        for i, fork in enumerate(forks):
+            source, _, table_row, _, _ = rows[i]
+            rows.append((source, fork.slot, table_row, 0, False))
+
+        columns = to_device(rows, self.states.tensors[0].device).T
+        return Batch(trajectories, forks, num_guided, *columns)
+
+    def _take_step(self, batch: Batch) -> Tensor:
+        """Return the states [n + k, C, h, w] after a step."""
+        n, table = len(batch.trajectories), self.table
+        x = self.states.tensors[0][batch.source]
+        before, after = table.levels[batch.table_row].split(2, dim=1)
+        level, to = Level(*before.unbind(dim=1)), Level(*after.unbind(dim=1))
+        eps = self.sampler.guidance.predict_eps(
+            self._evaluate_network,
+            x,
+            table.timesteps[batch.table_row[:n]],
+            level,
+            self._guidance_inputs(batch),
+            self.sampler.classifier,
         )
-        for chain in chains:
-            chain.job.nfe[chain.image] += self._need(chain)
-        eps = method.guidance.noise(
-            self._ask, x, table.timesteps[row[:n]], level, rows, method.classifier
-        )
-        x = step(x, eps, level, to)
-        self.states.tensors[0][target] = x
-        for tensor in self.states.tensors[1:] if twins else ():
-            tensor[target[n:]] = tensor[source[n:]]
         self.passes += 1
+        return step(x, eps, level, to)
 
-        heard = len(self.unread)
-        stoppable = [
-            i
-            for i, c in enumerate(chains)
-            if c.inverting and method.stop and c.index + 1 < method.inversion_steps
-        ]
-        if stoppable:
-            positions, kept = to_device([(i, chains[i].reference) for i in stoppable], device).T
-            assert method.stop is not None
-            done = method.stop.done(
-                x[positions], [tensor[kept] for tensor in self.references.tensors]
-            )
-            self.unread.append((Reading(done), [chains[i] for i in stoppable]))
-            for i in stoppable:
-                chains[i].asleep = True
-        self._advance(chains, twins)
-        for _ in range(heard if self.late else len(self.unread)):
-            self._hear()
+    def _guidance_inputs(self, batch: Batch) -> GuidanceInputs:
+        """Return what guidance needs to know of each row."""
+        n, g, table = len(batch.trajectories), batch.num_guided, self.table
+        guided_row = batch.table_row[:g]
+        _, labels, *mask = (tensor[batch.source] for tensor in self.states.tensors)
+        null_labels = self.sampler.null_labels(labels)
+        guided_mask = None
+        if mask:
+            # Distinct semantic guidance limits denoising, never inversion.
+            inverting = (guided_row < table.steps).view(-1, 1, 1, 1)
+            guided_mask = mask[0][:g] | inverting
+        return GuidanceInputs(
+            network_labels=torch.where(batch.conditional.bool(), labels, null_labels)[:n],
+            labels=labels[:g],
+            scale=table.scales[guided_row],
+            crops=None if table.crops is None else table.crops[batch.steps_taken[:g]],
+            mask=guided_mask,
+            clip=None if table.clip is None else table.clip[batch.table_row],
+            unguided_copies=len(batch.forks),
+        )
 
-    def _ask(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def _evaluate_network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.nfe += len(x)
-        return self.network(x, t, labels)
+        return self.sampler.network(x, t, labels)
 
-    def _advance(self, chains: list[Chain], twins: list[Chain]) -> None:
-        """Note that these have taken a step."""
-        done: list[Chain] = []
-        for chain in [*chains, *twins]:
-            chain.taken += 1
-            chain.index += 1 if chain.inverting else -1
-            if chain.inverting and chain.index == self.method.inversion_steps:
-                self._turn(chain)
-            elif not chain.inverting and chain.index < self.method.skip_last_steps:
-                done.append(chain)
-        if twins:
-            after = {id(chain): twin for chain, twin in zip(chains, twins, strict=False)}
-            self.active = [
-                c for chain in self.active for c in (chain, after.get(id(chain))) if c is not None
-            ]
+    def _scatter(self, batch: Batch, x: Tensor) -> None:
+        """Write the states back, and copy label and mask to the slots of the forks."""
+        states, *others = self.states.tensors
+        states[batch.target] = x
+        if batch.forks:
+            n = len(batch.trajectories)
+            for tensor in others:
+                tensor[batch.target[n:]] = tensor[batch.source[n:]]
+
+    def _request_stop_flags(self, trajectories: list[Trajectory], x: Tensor) -> None:
+        """Start an adaptive early-stop check of all trajectories that may still be inverted."""
+        early_stop = self.sampler.early_stop
+        if early_stop is None:
+            return
+        last = self.settings.inversion_steps - 1
+        rows = [i for i, t in enumerate(trajectories) if t.inverting and t.index < last]
+        if not rows:
+            return
+        checked = [trajectories[i] for i in rows]
+        plan = [(i, trajectories[i].reference_slot) for i in rows]
+        index, reference_slots = to_device(plan, x.device).T
+        reference = [tensor[reference_slots] for tensor in self.references.tensors]
+        self.stop_checks.append((AsyncFlags(early_stop.should_stop(x[index], reference)), checked))
+        for trajectory in checked:
+            trajectory.awaiting_stop_check = True
+
+    def _collect_stop_flags(self) -> None:
+        """Wait for the oldest stop check, and start denoising where inversion has stopped."""
+        flags, trajectories = self.stop_checks.popleft()
+        for trajectory, stopped in zip(trajectories, flags.wait(), strict=True):
+            trajectory.awaiting_stop_check = False
+            if stopped:
+                self._start_denoising(trajectory)
+
+    def _advance(self, batch: Batch) -> None:
+        """Move the trajectories of a pass to their next step, and finish those at their end."""
+        done: list[Trajectory] = []
+        for trajectory in [*batch.trajectories, *batch.forks]:
+            trajectory.steps_taken += 1
+            trajectory.index += 1 if trajectory.inverting else -1
+            if trajectory.inverting:
+                if trajectory.index == self.settings.inversion_steps:
+                    self._start_denoising(trajectory)
+            elif trajectory.index < self.settings.skip_last_steps:
+                done.append(trajectory)
+        self._insert_forks(batch)
         if done:
             self._finish(done)
 
-    def _hear(self) -> None:
-        """Learn which images have stopped."""
-        reading, chains = self.unread.popleft()
-        for chain, stopped in zip(chains, reading.get(), strict=True):
-            chain.asleep = False
-            if stopped:
-                self._turn(chain)
+    def _insert_forks(self, batch: Batch) -> None:
+        """Put each fork behind the trajectory that it comes from, so that it is as old."""
+        if not batch.forks:
+            return
+        forks = {id(t): fork for t, fork in zip(batch.trajectories, batch.forks, strict=False)}
+        active = []
+        for trajectory in self.active:
+            active.append(trajectory)
+            if id(trajectory) in forks:
+                active.append(forks[id(trajectory)])
+        self.active = active
 
-    def _turn(self, chain: Chain) -> None:
-        """From inversion to denoising."""
-        stopped_at = chain.index - 1
-        chain.job.stop_index[chain.image] = stopped_at
-        if chain.reference >= 0:
-            self.references.give([chain.reference])
-        chain.inverting, chain.index, chain.taken = False, self.starts[stopped_at], 0
-        chain.unguided = self.method.unguided
+    def _start_denoising(self, trajectory: Trajectory) -> None:
+        """Turn from inversion to denoising."""
+        stop_index = trajectory.index - 1
+        trajectory.request.stop_index[trajectory.image] = stop_index
+        if trajectory.reference_slot >= 0:
+            self.references.give_back([trajectory.reference_slot])
+        trajectory.inverting, trajectory.steps_taken = False, 0
+        trajectory.index = self.first_denoising_index[stop_index]
+        trajectory.yields_unguided = self.settings.with_unguided
 
-    def _finish(self, chains: list[Chain]) -> None:
-        """Hand over the reconstructions of chains that are done."""
-        for job in {id(chain.job): chain.job for chain in chains}.values():
-            own = [chain for chain in chains if chain.job is job]
-            for name in ("guided", "unguided"):
-                made = [(chain.image, chain.slot) for chain in own if getattr(chain, name)]
-                if made:
-                    images, slots = to_device(made, job.x.device).T
-                    getattr(job, name)[images] = self.states.tensors[0][slots]
-                    job.left -= len(made)
-        self.states.give([chain.slot for chain in chains])
-        gone = {id(chain) for chain in chains}
-        self.active = [chain for chain in self.active if id(chain) not in gone]
+    def _finish(self, trajectories: list[Trajectory]) -> None:
+        """Copy reconstructions to their requests and free the slots."""
+        requests = {id(t.request): t.request for t in trajectories}
+        for request in requests.values():
+            own = [t for t in trajectories if t.request is request]
+            self._write_result(request, request.guided, [t for t in own if t.yields_guided])
+            if request.unguided is not None:
+                self._write_result(request, request.unguided, [t for t in own if t.yields_unguided])
+        self.states.give_back([t.slot for t in trajectories])
+        finished = {id(t) for t in trajectories}
+        self.active = [t for t in self.active if id(t) not in finished]
+
+    def _write_result(
+        self, request: Request, result: Tensor, trajectories: list[Trajectory]
+    ) -> None:
+        if not trajectories:
+            return
+        plan = [(t.image, t.slot) for t in trajectories]
+        images, slots = to_device(plan, result.device).T
+        result[images] = self.states.tensors[0][slots]
+        request.missing -= len(trajectories)
+
+
+def _progress(trajectory: Trajectory) -> tuple[bool, int]:
+    """Sort key: how far a trajectory is; inversion before denoising, most steps to go first."""
+    remaining = -trajectory.index if trajectory.inverting else trajectory.index
+    return not trajectory.inverting, -remaining

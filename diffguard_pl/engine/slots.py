@@ -1,4 +1,4 @@
-"""TODO."""
+"""Device memory of the engine: slots for tensors, and flags that come without a device sync."""
 
 from __future__ import annotations
 
@@ -9,46 +9,55 @@ import torch
 from torch import Tensor
 
 
-class Pool:
-    """GuidanceInputs of tensors that are taken and given back; grows when all are taken.
+class SlotPool:
+    """Rows of several tensors that are taken and given back; grows when all are taken.
 
     Args:
-        size: to begin with.
+        size: Number of slots to begin with.
     """
 
     def __init__(self, size: int):
-        self.size, self.begin, self.free = 0, size, list[int]()
+        self.first_size, self.size = size, 0
+        self.free: list[int] = []
         self.tensors: list[Tensor] = []
 
     def put(self, rows: Sequence[Tensor]) -> list[int]:
-        """Keep rows [n, ...] of each tensor; returns their places."""
+        """Store rows [n, ...] of each tensor and return their slots."""
         if not self.tensors:
             self.tensors = [row.new_empty((0, *row.shape[1:])) for row in rows]
-        places = self.take(len(rows[0]))
-        at = to_device(places, rows[0].device)
+        slots = self.take(len(rows[0]))
+        index = to_device(slots, rows[0].device)
         for tensor, row in zip(self.tensors, rows, strict=True):
-            tensor[at] = row
-        return places
+            tensor[index] = row
+        return slots
 
     def take(self, count: int) -> list[int]:
-        """Places that nobody has."""
+        """Return slots that are free."""
         if count > len(self.free):
-            more = max(count - len(self.free), self.size // 2, self.begin)
-            self.tensors = [
-                torch.cat([tensor, tensor.new_zeros((more, *tensor.shape[1:]))])
-                for tensor in self.tensors
-            ]
-            self.free += range(self.size, self.size + more)
-            self.size += more
+            self._grow(count - len(self.free))
         return [self.free.pop() for _ in range(count)]
 
-    def give(self, places: list[int]) -> None:
-        """They are free again."""
-        self.free += places
+    def give_back(self, slots: list[int]) -> None:
+        """Free these slots."""
+        self.free += slots
+
+    def _grow(self, missing: int) -> None:
+        # by half at least, so that growing costs little in total
+        more = max(missing, self.size // 2, self.first_size)
+        self.tensors = [
+            torch.cat([tensor, tensor.new_zeros((more, *tensor.shape[1:]))])
+            for tensor in self.tensors
+        ]
+        self.free += range(self.size, self.size + more)
+        self.size += more
 
 
-class Reading:
-    """Flags on their way from the device; on a GPU they are copied while it goes on."""
+class AsyncFlags:
+    """Bool flags on their way to the CPU; on CUDA they are copied while the device goes on.
+
+    Args:
+        flags: bool [n].
+    """
 
     def __init__(self, flags: Tensor):
         self.event: torch.cuda.Event | None = None
@@ -60,18 +69,16 @@ class Reading:
         else:
             self.flags = flags
 
-    def get(self) -> list[bool]:
-        """Waits for them."""
+    def wait(self) -> list[bool]:
+        """Wait for the copy and return the flags."""
         if self.event is not None:
             self.event.synchronize()
         return self.flags.tolist()
 
 
 def to_device(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """Integers as a tensor, without waiting for the device."""
+    """Return integers as a tensor on the device, without a device sync."""
     tensor = torch.tensor(numbers, dtype=torch.long)
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

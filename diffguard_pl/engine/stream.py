@@ -1,54 +1,41 @@
-"""TODO."""
+"""Batches of images in, their detections out, with full batches of the diffusion model between."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..stages import Detection, Gate, Prediction, _of_rows
+from ..stages import Detection, Gate, Prediction
 from .engine import Engine
+from .method import Method
 from .timing import Stopwatch
-from .trajectory import Job, Method
-
-if TYPE_CHECKING:
-    from ..diffguard import DiffGuard
+from .trajectory import Request
 
 
 class Stream:
-    """Batches of images in, their detections out, in the same order, but not at once: see :mod:`.diffusion.engine`.
+    """Takes batches of images and returns their detections later, in the same order.
+
+    The diffusion model's batch is filled across the boundaries of these batches, see
+    :mod:`.engine`.
 
     Args:
-        detector: of the images.
-        before_pass: called before each pass of the diffusion model.
+        diffguard: DiffGuard.
+        before_pass: Called before each pass of the diffusion model.
 
     Attributes:
-        engine: that knows how full the batches are.
-        stopwatch: with the seconds of ``classify`` (and encode), ``diffuse`` and ``compare`` (and decode).
+        engine: Engine of the diffusion model, which knows how full its batches were.
+        stopwatch: Seconds of ``classify`` (and encode), ``diffuse`` and ``compare`` (and decode).
     """
 
-    def __init__(self, detector: "DiffGuard", before_pass: Callable[[], None] = lambda: None):
-        self.detector = detector
-        method = Method(
-            schedule=detector.schedule,
-            guidance=detector.guidance,
-            classifier=detector._protected(),
-            train_steps=len(detector.backbone.alpha_bar),
-            null_label=detector.backbone.null_label,
-            inversion_steps=len(detector.schedule) - detector.early_stop_steps,
-            skip_first_steps=detector.skip_first_steps,
-            skip_last_steps=detector.skip_last_steps,
-            forback_skip_diff=detector.forback_skip_diff,
-            clip=detector.backbone.clip_denoised,
-            unguided=detector.compare_to == "unguided",
-            stop=detector._early_stop() if detector.early_stop else None,
-        )
-        self.engine = Engine(detector._eps, method, detector.slots, before_pass)
+    def __init__(self, diffguard: Method, before_pass: Callable[[], None] = lambda: None):
+        self.diffguard = diffguard
+        self.engine = Engine(diffguard.sampler(), diffguard.slots, before_pass)
         self.stopwatch = Stopwatch()
         self.device = torch.device("cpu")
-        self.keeps_maps = detector.discrepancies.needs_maps and detector.compare_to == "input"
-        """Feature maps of images on their way: they are large, 16 MB an image for a ResNet-50."""
+        # Feature maps are large, 16 MB an image for a ResNet-50: drop those that nobody compares.
+        self.keeps_maps = diffguard.compares_input_maps
 
     @torch.no_grad()
     def push(
@@ -58,108 +45,126 @@ class Stream:
         tag: Any = None,
         gate: Gate | None = None,
     ) -> list[tuple[Any, Any]]:
-        """Take images; returns what is done of those that came before: the tag of each batch and its :class:`Detection`.
+        """Take a batch of images and return what is done of earlier ones.
 
         Args:
-            images: as of :meth:`DiffGuard.forward`.
-            labels: as of :meth:`DiffGuard.forward`.
-            tag: whatever should come back with the detection.
-            gate: which of the images to diffuse; none: all.
+            images: [N, 3, H, W] in [0, 1].
+            labels: [N] oracle labels. Negative ones, or None, stand for the predicted class.
+            tag: Whatever should come back with the detection.
+            gate: Decides which images are diffused. None: all.
+
+        Returns:
+            The tag of each batch and its :class:`~diffguard_pl.Detection`.
         """
-        with self.stopwatch.timing("classify", images.device):
-            prediction = self.detector.classify(images, labels)
-            passed = None if gate is None else gate(prediction).cpu()
-            whole = Ticket(tag, images, prediction, passed)
-            if passed is not None and not passed.all():
-                images, prediction = images[passed], _of_rows(prediction, passed)
-            x = self.detector._encoded(images) if len(images) else images
-            if not self.keeps_maps:
-                whole.prediction = replace(
-                    whole.prediction, view=whole.prediction.view._replace(maps=[])
-                )
         self.device = images.device
-        self.engine.submit(Job(x, prediction.labels, self.detector._mask(prediction, x), whole))
+        with self.stopwatch.timing("classify", images.device):
+            prediction = self.diffguard.classify(images, labels)
+            passed = None if gate is None else gate(prediction).cpu()
+            payload = Payload(tag, images, prediction, passed)
+            if not self.keeps_maps:
+                payload.prediction = prediction.without_maps()
+
+            # Only images that pass the gate are diffused.
+            if passed is not None and not passed.all():
+                images, prediction = images[passed], prediction.select(passed)
+            x = self.diffguard.encode(images) if len(images) else images
+            mask = self.diffguard.latent_mask(prediction, x)
+        self.engine.submit(Request(x, prediction.labels, mask, payload))
         return self._run()
 
     def push_nothing(self, tag: Any) -> list[tuple[Any, Detection | None]]:
-        """A batch without images: its tag comes back when its turn has come, with None."""
+        """Take a batch without images: its tag comes back in its turn, with None."""
         nothing = torch.zeros(0, dtype=torch.long)
-        self.engine.submit(Job(nothing, nothing, ticket=Ticket(tag)))
+        self.engine.submit(Request(nothing, nothing, payload=Payload(tag)))
         return self._run()
 
     @torch.no_grad()
     def drain(self) -> list[tuple[Any, Any]]:
-        """The rest."""
+        """Finish and return all that is left."""
         return self._run(drain=True)
 
     def _run(self, drain: bool = False) -> list[tuple[Any, Any]]:
         with self.stopwatch.timing("diffuse", self.device):
             done = self.engine.run(drain)
         with self.stopwatch.timing("compare", self.device):
-            return [self._detected(job) for job in done]
+            return [(request.payload.tag, self._detection(request)) for request in done]
 
-    def _detected(self, job: Job) -> tuple[Any, Any]:
-        tag, images, prediction, passed = (
-            job.ticket.tag,
-            job.ticket.images,
-            job.ticket.prediction,
-            job.ticket.passed,
-        )
-        if images is None:
-            return tag, None
+    def _detection(self, request: Request) -> Detection | None:
+        """Return the detection of all images of a batch, including those that the gate stopped."""
+        payload: Payload = request.payload
+        images, prediction, passed = payload.images, payload.prediction, payload.passed
+        if images is None or prediction is None:
+            return None
         if passed is None or passed.all():
-            return tag, self._compared(images, prediction, job)
-        if not passed.any():
-            return tag, _with_gaps(None, images, prediction, passed, self.detector)
-        detection = self._compared(images[passed], _of_rows(prediction, passed), job)
-        return tag, _with_gaps(detection, images, prediction, passed, self.detector)
+            return self._compared(images, prediction, request)
+        part = None
+        if passed.any():
+            part = self._compared(images[passed], prediction.select(passed), request)
+        return self._with_gaps(part, images, prediction, passed)
 
-    def _compared(self, images: Tensor, prediction: Prediction, job: Job) -> Detection:
-        x = job.guided if job.unguided is None else torch.cat([job.guided, job.unguided])
-        detection = self.detector._detection(
-            images, prediction, job.stop_index, self.detector._decoded(x, len(images))
+    def _compared(self, images: Tensor, prediction: Prediction, request: Request) -> Detection:
+        """Decode and compare the reconstructions of a request."""
+        x = request.guided
+        if request.unguided is not None:
+            x = torch.cat([request.guided, request.unguided])
+        detection = self.diffguard.detection(
+            images, prediction, request.stop_index, self.diffguard.decode(x)
         )
-        return replace(detection, nfe=torch.tensor(job.nfe))
+        return replace(detection, nfe=torch.tensor(request.nfe))
+
+    def _with_gaps(
+        self, part: Detection | None, images: Tensor, prediction: Prediction, passed: Tensor
+    ) -> Detection:
+        """Spread the detection of the images that passed the gate over all images.
+
+        The others get NaN, stop index -1 and NFE 0.
+
+        Args:
+            part: Detection of the images that passed. None if none did.
+            images: [N, 3, H, W] all images.
+            prediction: Prediction of all images.
+            passed: bool [N], True where the gate let an image pass.
+        """
+
+        def spread(values: Tensor | None, like: Tensor, fill: float) -> Tensor:
+            whole = torch.full_like(like, fill)
+            if values is not None:
+                whole[passed] = values.to(whole)
+            return whole
+
+        nan, integers = float("nan"), torch.zeros(len(images), dtype=torch.long)
+        one_per_image = prediction.view.logits[:, 0]
+        scores = {
+            name: spread(part.scores[name] if part else None, one_per_image, nan)
+            for name in self.diffguard.score_names
+            if name not in prediction.baselines
+        }
+        unguided = None
+        if self.diffguard.sampling.with_unguided:
+            unguided = spread(part.unguided if part else None, images, nan)
+        return Detection(
+            prediction.labels,
+            spread(part.reconstructions if part else None, images, nan),
+            scores | prediction.baselines,
+            prediction,
+            spread(part.stop_index if part else None, integers, -1),
+            unguided,
+            spread(part.nfe if part else None, integers, 0),
+        )
 
 
 @dataclass
-class Ticket:
-    """What a stream wants back with the results of images: their tag, themselves, stage 1, and which of them are diffused."""
+class Payload:
+    """What a stream keeps of a batch until its results are there.
+
+    Attributes:
+        tag: Tag of the batch.
+        images: [N, 3, H, W] in [0, 1]. None for a batch without images.
+        prediction: Stage 1.
+        passed: bool [N], True where the gate let an image pass. None without a gate.
+    """
 
     tag: Any
     images: Tensor | None = None
-    prediction: Any = None
+    prediction: Prediction | None = None
     passed: Tensor | None = None
-
-
-def _with_gaps(
-    found: Detection | None,
-    images: Tensor,
-    prediction: Prediction,
-    passed: Tensor,
-    detector: "DiffGuard",
-) -> Detection:
-    """The detection of all images, from that of those that passed the gate."""
-
-    def spread(part: Tensor | None, like: Tensor, fill: float = float("nan")) -> Tensor:
-        whole = torch.full_like(like, fill)
-        if part is not None:
-            whole[passed] = part.to(whole)
-        return whole
-
-    one = prediction.view.logits[:, 0]
-    scores = {
-        name: spread(found.scores[name] if found else None, one)
-        for name in detector.discrepancies.names
-    }
-    return Detection(
-        prediction.labels,
-        spread(found.reconstructions if found else None, images),
-        scores | prediction.baselines,
-        prediction,
-        spread(found.stop_index if found else None, torch.zeros(len(images), dtype=torch.long), -1),
-        spread(found.unguided if found else None, images)
-        if detector.compare_to == "unguided"
-        else None,
-        spread(found.nfe if found else None, torch.zeros(len(images), dtype=torch.long), 0),
-    )

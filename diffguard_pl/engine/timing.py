@@ -1,4 +1,4 @@
-"""How long the stages of a run take, without making the device wait."""
+"""Time that the stages of a run take, measured without device syncs."""
 
 import time
 from collections import defaultdict
@@ -9,30 +9,33 @@ import torch
 
 
 class Stopwatch:
-    """Seconds by name; on CUDA, between events that are read when they have happened."""
+    """Seconds by name. On CUDA they are taken between events, which are read once they are done."""
 
     def __init__(self) -> None:
         self.total: dict[str, float] = defaultdict(float)
-        self.running: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self.pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def timing(self, name: str, device: torch.device) -> Iterator[None]:
-        """What is done in the block is called so."""
+        """Add the time of the block to ``name``."""
         if device.type != "cuda":
-            began = time.perf_counter()
+            start = time.perf_counter()
             yield
-            self.total[name] += time.perf_counter() - began
+            self.total[name] += time.perf_counter() - start
             return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record(torch.cuda.current_stream(device))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(torch.cuda.current_stream(device))
         yield
         end.record(torch.cuda.current_stream(device))
-        self.running.append((name, begin, end))
+        self.pending.append((name, start, end))
 
     def seconds(self) -> dict[str, float]:
-        """By name, of what the device has done so far."""
-        done = [lap for lap in self.running if lap[2].query()]
-        for name, begin, end in done:
-            self.total[name] += begin.elapsed_time(end) / 1000
-        self.running = [lap for lap in self.running if lap not in done]
+        """Return the seconds by name of all blocks that the device has finished."""
+        still_pending = []
+        for name, start, end in self.pending:
+            if end.query():
+                self.total[name] += start.elapsed_time(end) / 1000
+            else:
+                still_pending.append((name, start, end))
+        self.pending = still_pending
         return dict(self.total)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Data of the engine: requests, the trajectories of their images, and a table of all steps."""
 
 from __future__ import annotations
 
@@ -9,131 +9,141 @@ import torch
 from torch import Tensor
 
 from ..diffusion.ddim import Level
-from ..diffusion.early_stop import EarlyStop
-from ..diffusion.guidance import Guidance, Protected
-from ..diffusion.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is done with each image.
-
-    Attributes:
-        schedule: of S steps.
-        guidance: what steers denoising.
-        classifier: that guidance asks.
-        train_steps: T of the training schedule.
-        null_label: the label that means "no class" to the network; None where it has none.
-        inversion_steps: to take at most.
-        skip_first_steps: leave out the first so many denoising steps; not used where forback_skip_diff is set.
-        skip_last_steps: leave out the last so many denoising steps.
-        forback_skip_diff: start denoising so many steps above where inversion stopped.
-        clip: clamp predicted pictures to [-1, 1], but at the first inversion step.
-        unguided: reconstruct without guidance, too.
-        stop: adaptive early stop.
-    """
-
-    schedule: Schedule
-    guidance: Guidance
-    classifier: Protected
-    train_steps: int
-    null_label: int | None
-    inversion_steps: int
-    skip_first_steps: int = 0
-    skip_last_steps: int = 0
-    forback_skip_diff: int = 0
-    clip: bool = False
-    unguided: bool = False
-    stop: EarlyStop | None = None
+from ..diffusion.sampling import GuidedSampler, SamplingSettings
 
 
 @dataclass(eq=False)
-class Job:
-    """Images that come together, and whose results go back together.
+class Request:
+    """Images that arrive together, and whose results are returned together.
 
     Attributes:
-        x: [N, C, h, w] what is diffused of them.
-        labels: [N] to reconstruct under.
-        mask: bool [N, 1, h, w] where to steer; None: everywhere.
-        ticket: whatever the caller wants back with the results.
-        guided: [N, C, h, w] reconstructed under the label.
-        unguided: [N, C, h, w] without guidance; None if the method has none.
-        stop_index: [N] where inversion stopped, on the CPU.
-        rows: [N] of the network that each image has taken, on the CPU.
-        left: reconstructions that are still to be made.
+        x: [N, C, h, w] images or latents to invert and reconstruct.
+        labels: [N] classes to reconstruct under.
+        mask: bool [N, 1, h, w], True where denoising is guided. None: everywhere.
+        payload: Whatever the caller wants back with the results.
+        guided: [N, C, h, w] reconstructions under the label.
+        unguided: [N, C, h, w] reconstructions without guidance. None if the settings ask for none.
+        stop_index: [N] schedule index at which inversion stopped, on the CPU.
+        nfe: [N] network evaluations of each image.
+        missing: Number of reconstructions that are not finished.
     """
 
     x: Tensor
     labels: Tensor
     mask: Tensor | None = None
-    ticket: Any = None
+    payload: Any = None
     guided: Tensor = field(init=False)
     unguided: Tensor | None = field(init=False, default=None)
     stop_index: Tensor = field(init=False)
     nfe: list[int] = field(init=False)
-    left: int = field(init=False)
+    missing: int = field(init=False)
+
+    def allocate_results(self, settings: SamplingSettings) -> None:
+        """Make room for the results."""
+        count = len(self.x)
+        self.guided = torch.empty_like(self.x)
+        self.unguided = torch.empty_like(self.x) if settings.with_unguided else None
+        self.stop_index = torch.full((count,), settings.inversion_steps - 1)
+        self.nfe = [0] * count
+        self.missing = 2 * count if settings.with_unguided else count
 
 
-class Chain:
-    """One state x on its way: an image's inversion, then its guided or unguided denoising, or both while they are the same."""
+class Trajectory:
+    """One state x of an image on its way to noise and back.
+
+    It is the image's inversion, and then its guided and its unguided denoising for as long as the
+    two are the same. At the first guided step the unguided part forks off as a second trajectory.
+
+    Attributes:
+        request: Request of the image.
+        image: Number of the image in the request.
+        slot: Slot of the state.
+        reference_slot: Slot of what adaptive early stop compares to; -1 without early stop.
+        inverting: Whether it is in inversion; else in denoising.
+        index: Schedule index of its next step.
+        steps_taken: Number of steps taken in this direction.
+        yields_guided: Whether it ends in the guided reconstruction.
+        yields_unguided: Whether it ends in the unguided reconstruction.
+        awaiting_stop_check: Whether early stop has yet to say if it continues.
+    """
 
     __slots__ = (
-        "asleep",
-        "guided",
+        "awaiting_stop_check",
         "image",
         "index",
         "inverting",
-        "job",
-        "reference",
+        "reference_slot",
+        "request",
         "slot",
-        "taken",
-        "unguided",
+        "steps_taken",
+        "yields_guided",
+        "yields_unguided",
     )
 
-    def __init__(self, job: Job, image: int):
-        self.job, self.image, self.slot, self.reference = job, image, -1, -1
-        self.inverting, self.index, self.taken = True, 0, 0
-        self.guided, self.unguided = True, False
-        self.asleep = False
-        """It is not known yet whether it has stopped."""
+    def __init__(self, request: Request, image: int):
+        self.request, self.image = request, image
+        self.slot = self.reference_slot = -1
+        self.inverting, self.index, self.steps_taken = True, 0, 0
+        self.yields_guided, self.yields_unguided = True, False
+        self.awaiting_stop_check = False
 
-    def twin(self, slot: int) -> Chain:
-        """The unguided part of it, which goes its own way from here on."""
-        twin = Chain(self.job, self.image)
-        twin.slot, twin.inverting, twin.index, twin.taken = slot, False, self.index, self.taken
-        twin.guided, twin.unguided, self.unguided = False, True, False
-        return twin
+    def fork_unguided(self, slot: int) -> Trajectory:
+        """Split off the unguided denoising as a trajectory with its state in ``slot``."""
+        fork = Trajectory(self.request, self.image)
+        fork.slot = slot
+        fork.inverting, fork.index, fork.steps_taken = False, self.index, self.steps_taken
+        fork.yields_guided, fork.yields_unguided = False, True
+        self.yields_unguided = False
+        return fork
 
 
-class Table:
-    """What each row of a pass needs to know, by :meth:`row`: S rows for inversion, then S for denoising."""
+class StepTable:
+    """Constants of every step on the device: S rows for inversion, then S for denoising.
 
-    def __init__(self, method: Method, like: Tensor):
-        schedule, guidance = method.schedule, method.guidance
-        steps, device = len(schedule), like.device
-        begin = Level.of(torch.cat([schedule.inversion_from, schedule.denoising_from]), like)
-        end = Level.of(torch.cat([schedule.inversion_to, schedule.denoising_to]), like)
-        self.levels = torch.stack([*begin, *end], dim=1)
+    Args:
+        sampler: Sampler of the steps.
+        like: Tensor [N, C, h, w] with the dtype, device and size of the states.
+
+    Attributes:
+        levels: [2S, 4, 1, 1, 1] signal and noise before the step, signal and noise after it.
+        timesteps: [2S].
+        scales: [2S, 1, 1, 1] guidance scales.
+        is_guided: [2S] whether the step is guided.
+        needs_single_call: [2S] whether its guided noise is that of the network under the label.
+        crops: [S, cutouts, 3] crops of the k-th denoising step. None: the whole image.
+        clip: bool [2S, 1, 1, 1], True where x0hat is clamped to [-1, 1]. None: nowhere.
+    """
+
+    def __init__(self, sampler: GuidedSampler, like: Tensor):
+        schedule, guidance = sampler.settings.schedule, sampler.guidance
+        self.steps, device = len(schedule), like.device
+
+        # Signal and noise level before and after each step.
+        before = torch.cat([schedule.inversion_from, schedule.denoising_from])
+        after = torch.cat([schedule.inversion_to, schedule.denoising_to])
+        self.levels = torch.stack([*Level.of(before, like), *Level.of(after, like)], dim=1)
         self.timesteps = torch.cat([schedule.timesteps] * 2).to(device)
-        inversion = torch.full((steps,), guidance.inversion_scale)
-        denoising = guidance.denoising_scales(schedule.timesteps, method.train_steps)
-        self.scales = torch.cat([inversion, denoising]).to(like).view(-1, 1, 1, 1)
-        masked = guidance.cam_cut is not None
-        self.steers = {
-            True: guidance.steers(inversion, False).tolist(),
-            False: guidance.steers(denoising, masked).tolist(),
-        }
-        self.tells = {
-            True: guidance.tells(inversion, False).tolist(),
-            False: guidance.tells(denoising, masked).tolist(),
-        }
-        crops = guidance.crops(steps, like.shape[-1])
-        self.crops = None if crops is None else crops.to(device)
-        self.clip = (
-            (torch.arange(2 * steps) > 0).to(device).view(-1, 1, 1, 1) if method.clip else None
-        )
-        self.steps = steps
 
-    def row(self, chain: Chain) -> int:
-        """Of a chain's next step."""
-        return chain.index if chain.inverting else self.steps + chain.index
+        # Guidance. A mask limits denoising, never inversion.
+        inversion, denoising = sampler.inversion_scales(), sampler.denoising_scales()
+        masked = guidance.cam_cut is not None
+        self.scales = torch.cat([inversion, denoising]).to(like).view(-1, 1, 1, 1)
+        self.is_guided = [
+            *guidance.is_guided(inversion, masked=False).tolist(),
+            *guidance.is_guided(denoising, masked).tolist(),
+        ]
+        self.needs_single_call = [
+            *guidance.needs_single_call(inversion, masked=False).tolist(),
+            *guidance.needs_single_call(denoising, masked).tolist(),
+        ]
+        crops = guidance.crops(self.steps, like.shape[-1])
+        self.crops = None if crops is None else crops.to(device)
+
+        # All steps clamp x0hat, except the first of inversion.
+        self.clip: Tensor | None = None
+        if sampler.clip_denoised:
+            self.clip = (torch.arange(2 * self.steps) > 0).to(device).view(-1, 1, 1, 1)
+
+    def row(self, trajectory: Trajectory) -> int:
+        """Return the row of a trajectory's next step."""
+        return trajectory.index if trajectory.inverting else self.steps + trajectory.index

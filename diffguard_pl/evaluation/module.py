@@ -19,8 +19,8 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from ..datamodules.base import OODData
 from ..diffguard import DiffGuard
-from ..diffusion.ddim import Callback as StepCallback
-from ..diffusion.ddim import Step
+from ..diffusion.ddim import Step, StepCallback
+from ..engine import reference
 from ..errors import InputError, choose
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow
@@ -44,7 +44,7 @@ class DiffGuardModule(pl.LightningModule):
 
     Fusion and cascade are calibrated on one more loader, of in-distribution validation images, whose name is ``calibration``; the
     data modules of this package give it by themselves. Baselines that need fitting are fitted on the data module's
-    ``train_dataloader()``, unless ``module.diffguard.fit(loader)`` was called before.
+    ``train_dataloader()``, unless ``module.diffguard.fit_baselines(loader)`` was called before.
 
     Args:
         oracle: whose true labels to reconstruct under in place of the predicted ones: ``none``, ``ind`` (in-distribution images),
@@ -243,8 +243,8 @@ class DiffGuardModule(pl.LightningModule):
             self._land(self.stream.drain())
             watch = {way: self._after_step(way) for way in ("inversion", "denoising")}
             with self.stream.stopwatch.timing("diffuse", self.device):
-                detection = self.diffguard.plainly(
-                    images, self._oracle_labels(batch, dataloader_idx), watch
+                detection = reference.detect(
+                    self.diffguard, images, self._oracle_labels(batch, dataloader_idx), watch
                 )
             self._land([(tag, detection)])
         else:

@@ -253,7 +253,7 @@ def test_guided_denoising_step_by_step_as_the_dit_pipeline(folder, pipeline, mon
     )
 
     def model(x, index, level, rows):
-        return ClassifierFreeGuidance(scale).noise(
+        return ClassifierFreeGuidance(scale).predict_eps(
             backbone.eps, x, schedule.timesteps[index], level, wanted, classifier=None
         )
 

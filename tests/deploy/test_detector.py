@@ -764,7 +764,7 @@ def test_batches_come_as_loaders_give_them(detector):
             detector.calibrate(batches)
     model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines=["knn"])
     with pytest.raises(InputError, match="a batch has no 'label'; it has: image"):
-        model.fit(DataLoader(images, 4))
+        model.fit_baselines(DataLoader(images, 4))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from diffguard_pl.diffusion.classifier_guidance import crop_sequence
 from diffguard_pl.diffusion.ddim import (
     Level,
     clip_eps,
+    eps_from_x0,
     first_denoising_index,
-    predict_eps,
     predict_x0,
     step,
 )
@@ -86,7 +86,7 @@ def test_a_step_and_its_reverse_give_x_back(a, b):
     here, there = (Level.of(torch.tensor([level], dtype=torch.float64), x) for level in (a, b))
     torch.testing.assert_close(step(step(x, eps, here, there), eps, there, here), x)
     torch.testing.assert_close(
-        predict_eps(x, predict_x0(x, eps, here), here), eps, atol=1e-6, rtol=1e-6
+        eps_from_x0(x, predict_x0(x, eps, here), here), eps, atol=1e-6, rtol=1e-6
     )
 
 

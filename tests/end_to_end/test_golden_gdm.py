@@ -5,8 +5,8 @@ import torch
 from helpers.golden import REFERENCE, NFECounter, _scores, close, gdm_golden, unit
 from safetensors.torch import load_file
 
-from diffguard_pl.diffusion.ddim import Level, predict_eps, predict_x0, step
-from diffguard_pl.diffusion.guidance import Protected
+from diffguard_pl.diffusion.ddim import Level, eps_from_x0, predict_x0, step
+from diffguard_pl.diffusion.guidance import GuidingClassifier
 
 RUNS = ["plain", "offset", "early_stop", "no_cutouts", "no_x0hat", "smooth", "smooth_early_stop"]
 
@@ -34,7 +34,7 @@ def test_inversion_and_stop_indices(run):
 def test_every_guidance_and_denoising_step_from_the_golden_state():
     golden = gdm_golden("smooth")
     detector, schedule = golden.diffguard, golden.diffguard.schedule
-    classifier = Protected(detector.classifier.whole, 28)
+    classifier = GuidingClassifier(detector.classifier.whole, 28)
     crops = detector.guidance.crops(8, 32)
     states = torch.cat(
         [gdm_golden("plain").tensors["xT"][:, None], golden.tensors["denoise_steps"]], dim=1
@@ -49,7 +49,7 @@ def test_every_guidance_and_denoising_step_from_the_golden_state():
             x, x0, level, golden.labels, crops[k].expand(3, -1, -1), classifier
         )
         assert (g - expected).norm() / expected.norm() < 1e-4
-        eps = predict_eps(x, x0.clamp(-1, 1), level) - level.noise * expected
+        eps = eps_from_x0(x, x0.clamp(-1, 1), level) - level.noise * expected
         close(
             step(x, eps, level, Level.of(schedule.denoising_to[index], x)), states[:, k + 1], 1e-5
         )

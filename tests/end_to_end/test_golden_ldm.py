@@ -1,5 +1,7 @@
 """The LDM pipeline is the original's, number by number."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.golden import NFECounter, _scores, close, ldm_golden, unit
@@ -31,7 +33,7 @@ def test_activation_map_and_mask(run):
         cam = golden.tensors["cam"]
         low, high = cam.amin((1, 2), keepdim=True), cam.amax((1, 2), keepdim=True)
         close(prediction.cam[:, 0], (cam - low) / (high - low + 1e-7), 1e-4)
-    mask = golden.diffguard._mask(prediction, golden.tensors["denoise_steps"][:, 0])
+    mask = golden.diffguard.latent_mask(prediction, golden.tensors["denoise_steps"][:, 0])
     assert torch.equal(mask.float(), golden.tensors["cam_mask_latent"])
 
 
@@ -92,7 +94,8 @@ def test_no_row_too_many_goes_through_the_network(run, rows):
 
 def test_an_unguided_reconstruction_costs_one_row_a_step():
     golden = ldm_golden("masked")
-    golden.diffguard.compare_to = "unguided"
+    sampling = golden.diffguard.sampling
+    golden.diffguard.sampling = replace(sampling, compare_to="unguided")
     counter = NFECounter(golden.diffguard.backbone.unet)
     golden.diffguard(golden.images, golden.labels)
     assert counter.nfe == 72 + 24 - 3  # the first step without guidance is part of that with it

@@ -12,6 +12,7 @@ from diffguard_pl import DiffGuard
 from diffguard_pl.backbones.base import blocks
 from diffguard_pl.commands.evaluate import main
 from diffguard_pl.datamodules.digits import digits, photos
+from diffguard_pl.engine import reference
 from diffguard_pl.scores.discrepancies import Seen
 
 SMALL = [
@@ -77,8 +78,11 @@ def test_states_levels_and_scores_are_float32(family, mixed):
             == {dtype}
         )
     with torch.autocast("cpu", dtype, enabled=mixed):
-        detection = detector.plainly(
-            golden.images, golden.labels, {"inversion": steps.append, "denoising": steps.append}
+        detection = reference.detect(
+            detector,
+            golden.images,
+            golden.labels,
+            {"inversion": steps.append, "denoising": steps.append},
         )
         engine = detector(golden.images, golden.labels)
     assert {part.dtype for step in steps for part in (step.x, step.eps)} == {torch.float32}
@@ -138,7 +142,7 @@ def test_compiled_blocks_give_the_same_scores_and_compile_once(name, eager_backe
         torch._dynamo.config.error_on_recompile = True
         try:
             again = compiled(images()[:5])  # batches of another size
-            compiled.plainly(images()[:3])
+            reference.detect(compiled, images()[:3])
         finally:
             torch._dynamo.config.error_on_recompile = False
     for score, values in plain(images()[:5]).scores.items():

@@ -353,7 +353,7 @@ def test_baselines_without_training_images(tmp_path):
     )
     with pytest.raises(InputError, match=r"baselines: knn must be fitted .*set data.train"):
         trainer.test(module, {"a": loader, "b": loader}, verbose=False)
-    module.diffguard.fit(DataLoader(digits("train"), 64))
+    module.diffguard.fit_baselines(DataLoader(digits("train"), 64))
     trainer.test(module, {"a": loader, "b": loader}, verbose=False)
     assert [row.score for row in module.results][-1] == "knn"
 
