@@ -19,9 +19,9 @@ class Stopwatch:
     def timing(self, name: str, device: torch.device) -> Iterator[None]:
         """Add the time of the block to ``name``."""
         if device.type != "cuda":
-            start = time.perf_counter()
+            began = time.perf_counter()
             yield
-            self.total[name] += time.perf_counter() - start
+            self.total[name] += time.perf_counter() - began
             return
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record(torch.cuda.current_stream(device))

@@ -356,7 +356,7 @@ class DiffGuardModule(pl.LightningModule):
             ) from error
 
     def on_test_epoch_end(self) -> None:
-        if self.stream.engine.jobs:  # the last batch was not announced as such
+        if self.stream.engine.requests:  # the last batch was not announced as such
             raise InputError(
                 "test loaders: one gave fewer batches than its length says, and the last images have no scores; mend the "
                 "length, or give none"

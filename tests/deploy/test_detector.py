@@ -124,7 +124,7 @@ def test_larger_pictures_are_prepared_as_the_calibration_images_were(detector):
         ([torch.rand(2, 8, 8)], r"image 0: is \[2, "),
         (
             [torch.rand(3, 16, 16), torch.rand(3, 16, 16) * 3],
-            "image 1: has values from .* expected numbers in|image 1 of the batch has values",
+            "image 1.* has values",
         ),
         (torch.full((1, 3, 16, 16), float("nan")), "NaN"),
     ],
@@ -757,13 +757,13 @@ def test_batches_come_as_loaders_give_them(detector):
         )
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for batches, said in (
-        ([{"pixels": images}], "a batch has no 'image'; it has: pixels"),
-        (["photo.png"], "a batch is a str"),
+        ([{"pixels": images}], "batch: .*'image' not found.*pixels"),
+        (["photo.png"], "batch: .*str"),
     ):
         with pytest.raises(InputError, match=said):
             detector.calibrate(batches)
     model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines=["knn"])
-    with pytest.raises(InputError, match="a batch has no 'label'; it has: image"):
+    with pytest.raises(InputError, match="batch: .*'label' not found.*image"):
         model.fit_baselines(DataLoader(images, 4))
 
 

@@ -11,11 +11,11 @@ from diffguard_pl.diffusion.ddim import (
     Level,
     clip_eps,
     eps_from_x0,
-    first_denoising_index,
     predict_x0,
     step,
 )
 from diffguard_pl.diffusion.early_stop import PSNR, EarlyStop
+from diffguard_pl.diffusion.sampling import SamplingSettings
 from diffguard_pl.diffusion.schedule import (
     cosine_alpha_bar,
     linear_alpha_bar,
@@ -112,8 +112,11 @@ def test_rows_of_one_batch_take_steps_of_their_own():
 
 def test_where_denoising_starts():
     stopped = torch.tensor([0, 40, 89, 99])
-    assert first_denoising_index(stopped, 100, forback_skip_diff=3).tolist() == [2, 42, 91, 99]
-    assert first_denoising_index(stopped, 100, skip_first_steps=40).tolist() == [59] * 4
+    schedule = respaced(linear_alpha_bar(), 100)
+    above_the_stop = SamplingSettings(schedule, forback_skip_diff=3)
+    fixed = SamplingSettings(schedule, skip_first_steps=40)
+    assert above_the_stop.first_denoising_index(stopped).tolist() == [2, 42, 91, 99]
+    assert fixed.first_denoising_index(stopped).tolist() == [59] * 4
 
 
 def test_early_stop_when_any_metric_is_below_its_threshold():
@@ -132,7 +135,7 @@ def test_early_stop_when_any_metric_is_below_its_threshold():
     assert PSNR()(x, PSNR().reference(images)).tolist() == pytest.approx(
         [68.13, 48.13, 68.13], abs=0.01
     )
-    assert stop.done(x, stop.reference(images)).tolist() == [False, True, True]
+    assert stop.should_stop(x, stop.reference(images)).tolist() == [False, True, True]
 
 
 def test_the_crop_sequence_is_the_same_each_time_and_stays_inside():

@@ -193,7 +193,7 @@ def test_help_lists_the_settings(tmp_path):
         ),
         (
             ["--model.early_stop", "{psnr: 50}"],
-            r"early_stop works on images, and LatentDiffusion diffuses latents",
+            r"early_stop: does not support LatentDiffusion",
         ),
         (["--model.oracle", "both"], r"no oracle 'both'; there are: none, ind, all"),
         (["--trainer.accelerator", "abacus"], r"abacus"),

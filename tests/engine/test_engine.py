@@ -1,5 +1,7 @@
 """Continuous batching gives the scores of the plain loops, in full batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
@@ -14,9 +16,9 @@ from diffguard_pl.backbones import Backbone, DiffusersPipeline, PixelDiffusion
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
-from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance, Crop, cut
+from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance, Crop, crop_and_resize
 from diffguard_pl.diffusion.schedule import Schedule, linear_alpha_bar, respaced
-from diffguard_pl.engine import engine
+from diffguard_pl.engine import engine, reference
 
 
 def streamed(
@@ -28,7 +30,7 @@ def streamed(
 ) -> list:
     """Detections of batches, in the order in which they come."""
     stream, found = detector.stream(), []
-    stream.engine.late = late
+    stream.engine.defer_stop_check = late
     of_batch = [None] * len(images.split(batch)) if labels is None else labels.split(batch)
     for i, (part, own) in enumerate(zip(images.split(batch), of_batch, strict=True)):
         found += stream.push(part, own, tag=i)
@@ -48,7 +50,8 @@ def assert_same(
 ) -> None:
     """Stop indices and scores are those of the plain loops."""
     detector.slots = slots
-    plain, found = detector.plainly(images, labels), streamed(detector, images, batch, late, labels)
+    plain = reference.detect(detector, images, labels)
+    found = streamed(detector, images, batch, late, labels)
     assert torch.equal(torch.cat([d.stop_index for d in found]), plain.stop_index)
     for name, scores in plain.scores.items():
         difference = (torch.cat([d.scores[name] for d in found]) - scores).abs()
@@ -85,7 +88,7 @@ def test_the_golden_gdm_runs(run):
     detector, images = golden.diffguard, golden.images
     detector.slots = 4
     plain, found = (
-        detector.plainly(images, golden.labels),
+        reference.detect(detector, images, golden.labels),
         streamed(detector, images, 2, True, golden.labels),
     )
     assert torch.equal(torch.cat([d.stop_index for d in found]), plain.stop_index)
@@ -100,7 +103,7 @@ def test_the_golden_gdm_runs(run):
 @pytest.mark.parametrize("compare_to", ["input", "unguided"])
 def test_the_golden_ldm_runs(run, compare_to):
     golden = ldm_golden(run)
-    golden.diffguard.compare_to = compare_to
+    golden.diffguard.sampling = replace(golden.diffguard.sampling, compare_to=compare_to)
     # a latent of guided_inversion, at scale 10, may fall to another code on rounding: 0.02 of an l2 of 39
     assert_same(
         golden.diffguard,
@@ -115,15 +118,13 @@ def test_the_golden_ldm_runs(run, compare_to):
 
 def test_told_but_not_steered(some_digits, digits_ldm):
     """At scale 1 the network is asked under the label alone, and without guidance under none."""
-    guidance, compare_to = digits_ldm.guidance, digits_ldm.compare_to
+    guidance, sampling = digits_ldm.guidance, digits_ldm.sampling
     try:
-        digits_ldm.guidance, digits_ldm.compare_to = (
-            ClassifierFreeGuidance(1.0, inversion_label=True),
-            "unguided",
-        )
+        digits_ldm.guidance = ClassifierFreeGuidance(1.0, inversion_label=True)
+        digits_ldm.sampling = replace(sampling, compare_to="unguided")
         assert_same(digits_ldm, some_digits[::3], 7, 4, late=False)
     finally:
-        digits_ldm.guidance, digits_ldm.compare_to, digits_ldm.slots = guidance, compare_to, 64
+        digits_ldm.guidance, digits_ldm.sampling, digits_ldm.slots = guidance, sampling, 64
 
 
 @pytest.mark.parametrize("interval", [(0.0, 0.4), (0.3, 0.7), (0.6, 1.0), (1.0, 1.0)])
@@ -132,13 +133,10 @@ def test_guidance_in_an_interval_of_time_steps(
     family, interval, some_digits, digits_gdm, digits_ldm
 ):
     detector = digits_gdm if family == "gdm" else digits_ldm
-    compare_to, detector.compare_to = detector.compare_to, "unguided"
+    sampling, above = detector.sampling, 15 if family == "gdm" else 0
+    detector.sampling = replace(sampling, compare_to="unguided", forback_skip_diff=above)
     try:
         detector.guidance.interval = interval
-        detector.forback_skip_diff, before = (
-            15 if family == "gdm" else 0,
-            detector.forback_skip_diff,
-        )
         assert_same(detector, some_digits[::6], 7, 4, late=True)
         detection = detector(some_digits[:2])
         if interval[0] in (0.0, 1.0):
@@ -146,23 +144,24 @@ def test_guidance_in_an_interval_of_time_steps(
                 interval[0] == 1.0
             )
     finally:
-        detector.guidance.interval, detector.compare_to = (0.0, 1.0), compare_to
-        detector.forback_skip_diff, detector.slots = before, 64
+        detector.guidance.interval = (0.0, 1.0)
+        detector.sampling, detector.slots = sampling, 64
 
 
 def test_guidance_that_begins_late_shares_the_steps_before_it(digits_ldm, some_digits):
     images = some_digits[:4]
-    digits_ldm.compare_to = "unguided"
+    sampling = digits_ldm.sampling
+    digits_ldm.sampling = replace(sampling, compare_to="unguided")
     try:
         digits_ldm.guidance.interval = (0.0, 0.35)  # at 1, 101, 201 and 301 of 1000
         before = digits_ldm.nfe
         digits_ldm(images)
         # 10 inversion steps; 6 for both; the first with guidance serves both; 3 of two rows and one without guidance
         assert digits_ldm.nfe - before == 4 * (10 + 6 + 2 + 3 * 3)
-        with pytest.raises(InputError, match=r"interval=\[0.5, 0.2\]; expected two shares"):
+        with pytest.raises(InputError, match=r"interval=\[0.5, 0.2\]: must be two fractions"):
             ClassifierFreeGuidance(interval=(0.5, 0.2))
     finally:
-        digits_ldm.guidance.interval, digits_ldm.compare_to = (0.0, 1.0), "input"
+        digits_ldm.guidance.interval, digits_ldm.sampling = (0.0, 1.0), sampling
 
 
 def test_a_score_depends_neither_on_the_batch_nor_on_the_order(digits_gdm, some_digits):
@@ -190,9 +189,9 @@ def test_crops_are_those_of_interpolate(squares, size):
     )
     images = torch.rand(2, 3, 32, 32)
     expected = [interpolate(images[:, :, y : y + s, x : x + s], size) for x, y, s in crops.tolist()]
-    found = cut(images, crops.expand(2, -1, -1), size).unflatten(0, (2, len(crops)))
+    found = crop_and_resize(images, crops.expand(2, -1, -1), size).unflatten(0, (2, len(crops)))
     assert torch.equal(found, torch.stack(expected, dim=1))
-    assert torch.equal(found[:, 0], Crop(*crops[0].tolist(), size).of(images))
+    assert torch.equal(found[:, 0], Crop(*crops[0].tolist(), size).apply(images))
 
 
 # ------------------------------------------------------------------------------------------------------- full and bounded
@@ -242,12 +241,12 @@ def cheap() -> DiffGuard:
 def test_batches_are_full_and_memory_is_bounded_by_the_slots(cheap, late):
     images = torch.cat([data.images for data in (digits("test"), held_out())])[:500]
     stream, stops, held = cheap.stream(), [], []
-    stream.engine.late = late
+    stream.engine.defer_stop_check = late
     kept = []
 
     def look():
-        held.append(len({(id(c.job), c.image) for c in stream.engine.active}))
-        kept.append(sum(len(job.x) for job in stream.engine.jobs))
+        held.append(len({(id(c.request), c.image) for c in stream.engine.active}))
+        kept.append(sum(len(job.x) for job in stream.engine.requests))
 
     stream.engine.before_pass = look
     for batch in images.split(50):
@@ -282,7 +281,7 @@ def test_an_image_that_takes_long_does_not_let_results_pile_up():
     stream, found, kept = detector.stream(), [], []
     for i, batch in enumerate(images.split(4)):
         found += stream.push(batch, tag=i)
-        kept.append(sum(len(job.x) for job in stream.engine.jobs))
+        kept.append(sum(len(job.x) for job in stream.engine.requests))
     found += stream.drain()
     assert [tag for tag, _ in found] == list(range(30))
     stops = torch.cat([d.stop_index for _, d in found])
@@ -319,23 +318,23 @@ def test_a_network_that_takes_one_size_only_is_given_that(cheap):
     cheap.compiled = True  # or says that it is
     cheap.backbone.sizes.clear()
     ((_, detection),) = stream.push(images) + stream.drain()
-    cheap.plainly(images)
+    reference.detect(cheap, images)
     torch.testing.assert_close(detection.scores["l2"], expected.scores["l2"], atol=1e-5, rtol=1e-5)
     assert set(cheap.backbone.sizes) == {64}
     assert stream.engine.nfe < 64 * stream.engine.passes
 
 
-class NeverRead(engine.Reading):
+class NeverRead(engine.AsyncFlags):
     """Flags on a device that nobody may ask; about every eighth image stops."""
 
-    def get(self) -> list[bool]:
+    def wait(self) -> list[bool]:
         return [i % 8 == 0 for i in range(len(self.flags))]
 
 
 @pytest.mark.parametrize("family", ["gdm", "ldm"])
 def test_no_pass_waits_for_the_device(family, monkeypatch):
     """On the meta device every look at a value is an error."""
-    monkeypatch.setattr(engine, "Reading", NeverRead)
+    monkeypatch.setattr(engine, "AsyncFlags", NeverRead)
     if family == "gdm":
         backbone = PixelDiffusion(str(REFERENCE / "gdm_unet.pt"), GDM_ARCHITECTURE, input_size=28)
         guidance = ClassifierGuidance(cutouts=2, cutout_size=24)
@@ -356,7 +355,7 @@ def test_no_pass_waits_for_the_device(family, monkeypatch):
         if family == "ldm"
         else None
     )
-    job = engine.Job(x, torch.empty(6, dtype=torch.long, device="meta"), mask)
+    job = engine.Request(x, torch.empty(6, dtype=torch.long, device="meta"), mask)
     stream.engine.submit(job)
     with torch.no_grad():
         assert stream.engine.run(drain=True) == [job]
@@ -387,7 +386,7 @@ def test_no_pass_of_a_diffusers_pipeline_waits_for_the_device(prediction_type, t
     ("slots", "guidance"), [(0, ClassifierGuidance(cutouts=0)), (-3, ClassifierGuidance(cutouts=0))]
 )
 def test_slots_that_cannot_be(cheap, slots, guidance):
-    with pytest.raises(InputError, match=f"slots={slots}: expected at least 1"):
+    with pytest.raises(InputError, match=f"slots={slots}: must be at least 1"):
         DiffGuard(cheap.classifier, cheap.backbone, guidance, 10, ["l2"], slots=slots)
 
 
@@ -397,11 +396,11 @@ def test_slots_that_cannot_be(cheap, slots, guidance):
         ({"compile": True}, "Cheap does not say which is its network; give it a property denoiser"),
         (
             {"skip_first_steps": 7, "skip_last_steps": 3},
-            "skip_last_steps=3: denoising may begin at step 2 and would take none",
+            "skip_last_steps=3: must be at most 2",
         ),
         (
             {"guidance": ClassifierGuidance(cutouts=0, interval=(0.45, 0.46))},
-            r"interval=\[0.45, 0.46\]: holds none of the 10",
+            r"interval=\[0.45, 0.46\]: contains none of the 10",
         ),
     ],
 )
@@ -414,7 +413,7 @@ def test_other_settings_that_cannot_be(cheap, settings, said):
 def test_skip_last_steps_is_judged_by_where_denoising_can_begin(cheap):
     kind = {"guidance": ClassifierGuidance(cutouts=0), "steps": 10, "discrepancies": ["l2"]}
     DiffGuard(cheap.classifier, cheap.backbone, forback_skip_diff=2, skip_last_steps=2, **kind)
-    with pytest.raises(InputError, match="may begin at step 1"):
+    with pytest.raises(InputError, match="must be at most 1"):
         DiffGuard(
             cheap.classifier,
             cheap.backbone,
