@@ -146,7 +146,7 @@ def test_a_4_comes_back_as_something_else_and_a_3_as_itself(config):
             torch.rand(2, 3, 16, 16) * 2 - 1,
             r"images: must be .*\[0, 1\].*image 0 .*values from -",
         ),
-        (torch.full((1, 3, 16, 16), float("nan")), "image 0 .*NaN"),
+        (torch.full((1, 3, 16, 16), float("nan")), r"image 0 .*NaN"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "torch.uint8, convert"),
     ],
 )

@@ -763,7 +763,7 @@ def test_batches_come_as_loaders_give_them(detector):
         with pytest.raises(InputError, match=said):
             detector.calibrate(batches)
     model = diffguard_pl.load("digits_ldm", discrepancies=["maps"], baselines=["knn"])
-    with pytest.raises(InputError, match="batch: .*'label' not found.*image"):
+    with pytest.raises(InputError, match=r"batch: .*'label' not found.*image"):
         model.fit_baselines(DataLoader(images, 4))
 
 
