@@ -1,4 +1,7 @@
-"""DiffGuard: training-free, diffusion-based out-of-distribution detection (Gao et al., ICCV 2023)."""
+"""DiffGuard: training-free, diffusion-based out-of-distribution detection (Gao et al., ICCV 2023).
+
+Names are imported on first use: torch, Lightning and diffusers take seconds, and ``--help`` needs none of them.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -27,25 +30,25 @@ __all__ = [
     "OODMetrics",
     "load",
 ]
-WHERE = {
-    "classifiers.classifier": ["Classifier"],
-    "config": ["load"],
-    "deploy.decisions": ["Decision", "Decisions"],
-    "deploy.detector": ["Detector"],
-    "diffguard": ["DiffGuard"],
-    "errors": ["InputError"],
-    "evaluation.module": ["DiffGuardModule"],
-    "metrics.torchmetric": ["OODMetrics"],
-    "stages": ["Detection"],
+_MODULES = {
+    "Classifier": "classifiers.classifier",
+    "Decision": "deploy.decisions",
+    "Decisions": "deploy.decisions",
+    "Detection": "stages",
+    "Detector": "deploy.detector",
+    "DiffGuard": "diffguard",
+    "DiffGuardModule": "evaluation.module",
+    "InputError": "errors",
+    "OODMetrics": "metrics.torchmetric",
+    "load": "config",
 }
-"""Names by module, imported when they are asked for: torch, Lightning and diffusers take seconds, and ``--help`` needs none."""
+_SUBPACKAGES = ("backbones", "callbacks", "datamodules", "diffusion")
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in WHERE.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
-    if name in ("backbones", "callbacks", "datamodules", "diffusion"):
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name in _SUBPACKAGES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

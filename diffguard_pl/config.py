@@ -1,55 +1,60 @@
-"""Configs by name, and a detector or a data module from one."""
+"""Configs: finding them by name, and building a DiffGuard or a data module from one.
+
+jsonargparse and Lightning are imported where they are needed, so that a detector file loads without Lightning.
+"""
 
 import json
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse import ArgumentParser
-from pytorch_lightning import LightningDataModule
 
-from .config_errors import construction_errors, reason
-from .datamodules import import_data_modules
-from .datamodules.base import OODData
-from .diffguard import DiffGuard
+from .config_errors import parser_errors
 from .errors import InputError
-from .evaluation.module import DiffGuardModule
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+    from .datamodules.base import OODData
+    from .diffguard import DiffGuard
+
+EVALUATION_SETTINGS = ("oracle", "fusion", "cascade", "tf32")
+"""Settings of ``model`` that concern an evaluation (``DiffGuardModule``) and not the method (``DiffGuard``)."""
 
 
 def config_names() -> list[str]:
-    """The configs that come with the package."""
+    """Return the names of the configs that the package contains, such as ``oracle/gdm``."""
     folder = _folder()
-    return sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
-    )
+    files = folder.rglob("*.yaml")
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def config_name(path: Path) -> str:
-    """What a config file is called: a shipped one by its name, such as ``oracle/gdm``, another by its file's."""
+    """Return the name of a shipped config such as ``oracle/gdm``, or the stem of any other file."""
     path, folder = path.resolve().with_suffix(""), _folder().resolve()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def find_config(name: str | Path) -> Path:
-    """A config file by path, or by the name of a shipped one, with or without ``.yaml``.
+    """Find a config file by its path or by the name of a shipped config, with or without ``.yaml``.
 
     Raises:
-        InputError: neither; lists what there is.
+        InputError: neither exists; the message lists the shipped configs.
     """
     shipped = _folder() / f"{str(name).removesuffix('.yaml')}.yaml"
     for path in (Path(name), Path(f"{name}.yaml"), shipped):
         if path.is_file():
             return path
-    raise InputError(
-        f"no config {str(name)!r}; the shipped ones are: {', '.join(config_names())}; or give the path of a file"
-    )
+    names = ", ".join(config_names())
+    raise InputError(f"unknown config {str(name)!r}; choose from: {names}; or give a path")
 
 
 def with_bases(name: str | Path) -> list[Path]:
-    """The files that make up a config: the one that it names as its ``base`` (a name, or a path from its folder), then itself.
+    """List the files of a config: those it builds on through ``base``, outermost first, then itself.
+
+    Args:
+        name: Path or name of a config. Its ``base`` is a name, or a path relative to its folder.
 
     Raises:
         InputError: a file is missing, is not YAML, or builds on itself.
@@ -58,86 +63,122 @@ def with_bases(name: str | Path) -> list[Path]:
     while base := read(files[0]).get("base"):
         if not isinstance(base, str):
             raise InputError(
-                f"config {files[0]}: base: expected the name or path of one config, found {base!r}"
+                f"config {files[0]}: base: must be the name or path of one config, not {base!r}"
             )
         beside = files[0].parent / base
         file = beside if beside.is_file() else find_config(base)
         if file.resolve() in [known.resolve() for known in files]:
-            raise InputError(f"config {file}: builds on itself")
+            raise InputError(f"config {file}: base: builds on itself; remove the circle")
         files.insert(0, file)
     return files
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The content of a config file."""
+    """Read the settings of a config file, without those of its base.
+
+    Raises:
+        InputError: the file is not YAML, or is not a mapping.
+    """
     try:
         content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {file}: not YAML: " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
-        raise InputError(f"config {file}: expected settings, found {type(content).__name__}")
+        raise InputError(f"config {file}: must map settings, not be a {type(content).__name__}")
     return content
 
 
-def load(config: str | Path, **settings: Any) -> DiffGuard:
-    """The detector of a config.
+def load(config: str | Path, **settings: Any) -> "DiffGuard":
+    """Build the DiffGuard of a config.
 
     Args:
-        config: path or name of a config file; of its settings only ``model`` is used.
-        settings: override those of ``model``, in dotted form with ``__`` for the dot: ``guidance__scale=5``.
+        config: Path or name of a config file. Only its settings of ``model`` are used.
+        settings: Overrides of these, with ``__`` for the dot: ``guidance__scale=5``.
+
+    Raises:
+        InputError: the config or a setting is unknown or invalid.
 
     Example:
-        >>> detector = load("digits_ldm", guidance__scale=5)
+        >>> diffguard = load("digits_ldm", guidance__scale=5)
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DiffGuardModule, "model")
-    flags = [
-        f"--model.{name.replace('__', '.')}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in settings.items()
-    ]
-    return _instantiate(parser, [config], "model", flags).diffguard.eval()
+    flags = []
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        flags.append(f"--model.{name.replace('__', '.')}={text}")
+    sections = [_method_settings(section) for section in _sections([config], "model")]
+    with parser_errors(f"config {config}: "):
+        return _build(_model_parser(), "model", sections, flags).eval()
 
 
-def module_from(settings: Mapping[str, Any]) -> DiffGuardModule:
-    """The module of the settings that a config has under ``model``."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DiffGuardModule, "model")
-    try:
-        parsed = parser.parse_object({"model": dict(settings)})
-    except ArgumentError as error:
-        raise InputError(reason(error)) from error
-    with construction_errors():
-        return parser.instantiate_classes(parsed).model
+def diffguard_from(settings: Mapping[str, Any]) -> "DiffGuard":
+    """Build a DiffGuard from the settings that a config has under ``model``.
+
+    Raises:
+        InputError: a setting is unknown or invalid.
+    """
+    with parser_errors():
+        return _build(_model_parser(), "model", [_method_settings(settings)])
 
 
-def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> OODData:
-    """The data module of a config, or of several that override each other.
+def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> "OODData":
+    """Build the data module of a config, or of several where later ones override earlier ones.
 
     Args:
-        configs: paths or names of config files; of their settings only ``data`` is used.
-        flags: override those, as on the command line: ``--data.root=/datasets``.
+        configs: Paths or names of config files. Only their settings of ``data`` are used.
+        flags: Overrides of these in the form of the command line: ``--data.root=/datasets``.
+
+    Raises:
+        InputError: a config or a setting is unknown or invalid.
     """
-    import_data_modules()  # so that a config may name its classes without their package
+    from jsonargparse import ArgumentParser
+    from pytorch_lightning import LightningDataModule
+
+    from .datamodules import import_data_modules
+    from .datamodules.base import OODData
+
+    import_data_modules()  # configs name their classes without the package
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    return OODData.wrap(_instantiate(parser, configs, "data", flags))
+    with parser_errors(f"config {configs[0]}: "):
+        return OODData.wrap(_build(parser, "data", _sections(configs, "data"), flags))
 
 
-def _instantiate(
-    parser: ArgumentParser, configs: Sequence[str | Path], section: str, flags: Sequence[str]
+def _model_parser() -> "ArgumentParser":
+    from jsonargparse import ArgumentParser
+
+    from .diffguard import DiffGuard
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiffGuard, "model")
+    return parser
+
+
+def _method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in EVALUATION_SETTINGS}
+
+
+def _sections(configs: Sequence[str | Path], name: str) -> list[dict[str, Any]]:
+    """Read one section of configs and of those they build on, in the order in which they override."""
+    files = [file for config in configs for file in with_bases(config)]
+    sections = [content[name] for content in map(read, files) if name in content]
+    if not sections:
+        raise InputError(f"config {configs[0]}: has no settings of {name}; add {name}")
+    return sections
+
+
+def _build(
+    parser: "ArgumentParser",
+    name: str,
+    sections: Sequence[Mapping[str, Any]],
+    flags: Sequence[str] = (),
 ) -> Any:
+    """Instantiate what a parser's argument ``name`` describes, from sections that override each other."""
     settings = None
-    try:
-        for file in (file for config in configs for file in with_bases(config)):
-            if section in read(file):
-                settings = parser.parse_object({section: read(file)[section]}, settings)
-        if settings is None:
-            raise InputError(f"config {configs[0]}: says nothing of {section}")
-        parsed = parser.parse_args(list(flags), namespace=settings)
-    except ArgumentError as error:
-        raise InputError(f"config {configs[0]}: {reason(error)}") from error
-    with construction_errors():
-        return parser.instantiate_classes(parsed)[section]
+    for section in sections:
+        settings = parser.parse_object({name: section}, settings)
+    parsed = parser.parse_args(list(flags), namespace=settings)
+    return parser.instantiate_classes(parsed)[name]
 
 
 def _folder() -> Path:

@@ -1,96 +1,174 @@
-"""TODO."""
+"""A parser's errors in one line. Only this file interprets the prose of argparse and jsonargparse.
+
+`EXPLANATIONS` maps patterns of their messages to our lines. A message that none matches is shown as it is.
+"""
 
 import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from argparse import ArgumentError
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
-from jsonargparse import ArgumentParser
-from pytorch_lightning import LightningDataModule
-
-from .backbones import Backbone
-from .diffusion.guidance import Guidance
 from .errors import InputError
 
-BASES = {"model.guidance": Guidance, "model.backbone": Backbone, "data": LightningDataModule}
-"""Settings that name a class, and what it is one of."""
-SOURCES = ["ImageList", "ImageDirectory", "ClassFolders", "HuggingFaceImages"]
-ORDER = "give --config before the settings that it brings, a small/ one behind what it scales"
+CLASSES = {
+    "model.guidance": (
+        "diffguard_pl.diffusion.guidance.Guidance",
+        "diffguard_pl.diffusion.classifier_guidance",
+        "diffguard_pl.diffusion.classifier_free_guidance",
+    ),
+    "model.backbone": ("diffguard_pl.backbones.base.Backbone", "diffguard_pl.backbones"),
+    "data": ("pytorch_lightning.LightningDataModule", "diffguard_pl.datamodules"),
+}
+"""Settings that name a class: its base class, then the modules that hold the classes of this package."""
+
+SOURCES = ("ImageList", "ImageDirectory", "ClassFolders", "HuggingFaceImages")
+"""Classes of image sources, which share no base class."""
+
+CONFIG_FIRST = (
+    "give --config before the settings that it defines, and small/ configs after what they scale"
+)
 
 
 @contextmanager
-def construction_errors() -> Iterator[None]:
-    """An error in the constructor of a class that a setting names, without what jsonargparse wraps around it."""
+def parser_errors(prefix: str = "") -> Iterator[None]:
+    """Turn the errors of a parser, and of the classes that it instantiates, into `InputError`.
+
+    Args:
+        prefix: Text in front of a parser's error, such as the name of the config.
+    """
     try:
         yield
     except InputError:
         raise
+    except ArgumentError as error:
+        raise InputError(prefix + explain(str(error))) from error
     except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(reason(error)) from error
+        raise InputError(explain(str(error))) from error
 
 
-def reason(error: Exception) -> str:
-    """The line of a jsonargparse error that says what is wrong."""
-    text = str(error)
-    if said := inside(text):
-        return said
-    keys = ".".join(re.findall(r"key \"([\w.]+)\"", text))
-    listed = text.rpartition("Errors:")[2].partition("Given value")[0]
-    lines = [
-        " ".join(part.split())
-        for part in re.split(r"^\s*- ", listed, flags=re.MULTILINE)
-        if part.strip()
-    ]
-    found = next((line for line in lines if "NoneType" not in line), " ".join(text.split()))
-    found = re.sub(r"^Problem with given class_path '[\w.]+': ", "", found)
-    return f"{keys}: {found}" if found.startswith("Expected") else found
+def explain(message: str, settings: Collection[str] = ()) -> str:
+    """Say in one line what is wrong.
 
-
-def inside(text: str) -> str | None:
-    """What is wrong with a class inside a setting, where it is a name that there is not."""
-    if found := re.search(
-        r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted",
-        text,
-        re.DOTALL,
-    ):
-        return unknown("setting", found[2], settings_of(found[1]))
-    if found := re.search(
-        r"key \"(?:ind|ood|train|calibration)\":\s*Expected a dot import path string: ?'?([\w.]+)",
-        text,
-    ):
-        return unknown("source of images", found[1], SOURCES)
-    found, given = (
-        re.search(r"key \"([\w.]+)\":", text),
-        re.search(r"import path string: ?'?([\w.]+)", text),
-    )
-    if found and given and found[1] in BASES:
-        return unknown(
-            f"class for {found[1]}", given[1], [sub.__name__ for sub in subclasses(BASES[found[1]])]
-        )
-    return None
-
-
-def subclasses(base: type) -> list[type]:
-    """The classes that may be named where one of these is asked for, of those that are imported."""
-    below: list[type] = type.__subclasses__(base)
-    is_hidden = inspect.isabstract(base) or base.__name__.startswith("_")
-    here = [] if is_hidden or base is LightningDataModule else [base]
-    return here + [found for sub in below for found in subclasses(sub)]
+    Args:
+        message: Text of a parser's error.
+        settings: Names of the settings that the parser knows, in dotted form.
+    """
+    text = " ".join(message.split())
+    for pattern, answer in EXPLANATIONS.items():
+        found = re.search(pattern, text)
+        if found and (line := answer(found, settings)):
+            return line
+    return text
 
 
 def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:
-    """One line on a name that there is not: what it may have been meant to be, and what there is."""
-    available = list(available)
+    """Say in one line that a name is unknown: the closest one, and those to choose from.
+
+    Args:
+        kind: What the name should be the name of.
+        name: The unknown name.
+        available: Known names. If there are none, the class that would define them has not been given yet.
+        parent: Dotted prefix of the names, such as ``model.``.
+    """
+    available = sorted(available)
     if not available:
-        return f"no {kind} {parent}{name}: {ORDER}"
+        return f"unknown {kind} {parent}{name}; {CONFIG_FIRST}"
     near = difflib.get_close_matches(name, available, 1)
     hint = f"; did you mean {parent}{near[0]}?" if near else ";"
-    return f"no {kind} {parent}{name}{hint} there are: {', '.join(sorted(available))}"
+    return f"unknown {kind} {parent}{name}{hint} choose from: {', '.join(available)}"
 
 
-def settings_of(class_path: str) -> list[str]:
-    """Names of the settings of a class that has been imported."""
+def subclasses(base: type) -> list[type]:
+    """List the classes that may be named where one of class ``base`` is needed, of those imported."""
+    is_hidden = inspect.isabstract(base) or base.__name__.startswith("_")
+    found = [] if is_hidden else [base]
+    below: list[type] = type.__subclasses__(base)
+    for subclass in below:
+        found += subclasses(subclass)
+    return found
+
+
+def _setting_of_class(found: re.Match[str], _: Collection[str]) -> str:
+    class_path, option = found.groups()
+    return unknown("setting", option, _settings_of_class(class_path))
+
+
+def _source(found: re.Match[str], _: Collection[str]) -> str:
+    return unknown("source of images", found[1], SOURCES)
+
+
+def _class(found: re.Match[str], _: Collection[str]) -> str:
+    setting, name = found.groups()
+    base_path, *modules = CLASSES[setting]
+    for module in modules:
+        import_module(module)
+    base_module, _, base_name = base_path.rpartition(".")
+    base = getattr(import_module(base_module), base_name)
+    names = {known.__name__ for known in subclasses(base)} - {"LightningDataModule"}
+    return unknown(f"class for {setting}", name, names)
+
+
+def _class_not_given(found: re.Match[str], _: Collection[str]) -> str:
+    return f"{found[1]}: its class is not known yet; {CONFIG_FIRST}"
+
+
+def _setting(found: re.Match[str], settings: Collection[str]) -> str | None:
+    """Answer an unknown setting with its siblings: those below the longest known part of its name."""
+    if not settings:
+        return None
+    key = ".".join(found.groups())
+    parent = key
+    while parent and not any(name.startswith(f"{parent}.") for name in settings):
+        parent = parent.rpartition(".")[0]
+    prefix = f"{parent}." if parent else ""
+    siblings = {
+        name.removeprefix(prefix).split(".")[0] for name in settings if name.startswith(prefix)
+    }
+    return unknown("setting", key.removeprefix(prefix).split(".")[0], siblings, prefix)
+
+
+def _first_error(found: re.Match[str], _: Collection[str]) -> str:
+    """Answer a union's list of errors, one a type, with the first that is not about None."""
+    keys, listed = found.groups()
+    key = ".".join(re.findall(r"key \"([\w.]+)\"", keys))
+    errors = [line.strip() for line in re.split(r"(?:^|\s)- ", listed) if line.strip()]
+    error = next((line for line in errors if "NoneType" not in line), errors[0])
+    error = re.sub(r"^Problem with given class_path '[\w.]+': ", "", error)
+    return f"{key}: {error}" if error.startswith("Expected") else error
+
+
+def _wrong_value(found: re.Match[str], _: Collection[str]) -> str:
+    key = ".".join(re.findall(r"key \"([\w.]+)\"", found[0]))
+    return f"{key}: must be {found[1]}, not {found[2]}"
+
+
+EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] = {
+    # a setting that a class inside a setting does not have
+    r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted": _setting_of_class,
+    # a class that does not exist
+    r"key \"(?:ind|ood|train|calibration)\": .*?import path string: ?'?([\w.]+)": _source,
+    r"key \"(model\.guidance|model\.backbone|data)\":.*?import path string: ?'?([\w.]+)": _class,
+    # a setting of a class before the class
+    r"key \"([\w.]+)\": Expected an instantiatable class.* is abstract": _class_not_given,
+    # a setting that the parser does not have
+    r"[Uu]nrecognized arguments: --([\w.]+)": _setting,
+    r"ambiguous option: --([\w.]+)": _setting,
+    r"Option '([\w.]+)' is not accepted": _setting,
+    r"Group '([\w.]+)' does not accept option '([\w.]+)'": _setting,
+    # a value of another type
+    r"^(.*)Errors: (- .*?)(?: Given value|$)": _first_error,
+    r"key .*Expected a <class '(\w+)'>\. Got value: (.*)$": _wrong_value,
+}
+"""Pattern of a message, its white space as single spaces, and the function that makes our line of it."""
+
+
+def _settings_of_class(class_path: str) -> list[str]:
+    """List the settings of a class that has been imported."""
+    from jsonargparse import ArgumentParser
+
     module, _, name = class_path.rpartition(".")
     return ArgumentParser().add_class_arguments(getattr(sys.modules[module], name))

@@ -1,11 +1,19 @@
-"""The one exception that means: what was given cannot be worked with, and here is what to do about it."""
+"""The exception for every mistake that a user can correct."""
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Raised where a setting, a file or an image is at fault. The message is one line; the command prints it alone."""
+    """Invalid setting, file or image. The message is one line, ``SETTING: problem; remedy``, which commands print alone."""
 
 
-def choose(kind: str, name: str, available: list[str]) -> None:
-    """Raise an `InputError` that lists what there is unless ``name`` is among it."""
+def choose(kind: str, name: str, available: Iterable[str]) -> None:
+    """Raise an `InputError` that lists the known names unless ``name`` is one of them.
+
+    Args:
+        kind: What the name should be the name of, such as ``discrepancy``.
+        name: The given name.
+        available: The known names.
+    """
     if name not in available:
-        raise InputError(f"no {kind} {name!r}; there are: {', '.join(available)}")
+        raise InputError(f"unknown {kind} {name!r}; choose from: {', '.join(available)}")

@@ -1,4 +1,4 @@
-"""The evaluation command: ``python -m diffguard_pl.test --config ldm.yaml --trainer.devices 8``."""
+"""The evaluation: ``python -m diffguard_pl.test --config ldm.yaml --trainer.devices 8``."""
 
 from .commands.evaluate import main
 

@@ -111,10 +111,10 @@ def test_the_callback_sees_every_step(backbone):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"compare_to": "inputs"}, "no compare_to 'inputs'; there are: input, unguided"),
+        ({"compare_to": "inputs"}, "unknown compare_to 'inputs'; choose from: input, unguided"),
         (
             {"early_stop": {"ssim": 0.5}},
-            "no early_stop metric 'ssim'; there are: psnr, dists, lpips",
+            "unknown early_stop metric 'ssim'; choose from: psnr, dists, lpips",
         ),
         ({"early_stop_steps": 8}, "early_stop_steps=8: must be 0 to 7"),
         ({"skip_first_steps": -1}, "skip_first_steps=-1"),

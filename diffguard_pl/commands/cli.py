@@ -1,4 +1,7 @@
-"""TODO."""
+"""The command line of the commands that run a model: ``test``, ``calibrate`` and ``analyze``.
+
+It is LightningCLI's, plus configs by name, a folder for each run, ``--resume`` and ``--shard``.
+"""
 
 import itertools
 import logging
@@ -6,10 +9,11 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile
@@ -31,7 +35,7 @@ from ..callbacks import (
     WandbRun,
 )
 from ..config import config_name, config_names, find_config, with_bases
-from ..config_errors import construction_errors
+from ..config_errors import explain, parser_errors
 from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
 from ..errors import InputError
@@ -39,129 +43,166 @@ from ..evaluation.module import DiffGuardModule
 from ..runs import record
 from ..runs.lock import lock_run_folder
 from ..runs.store import part_files
-from .errors import Parser
 
 DEFAULT_CONFIG = "digits_ldm"
-AnyCLI = TypeVar("AnyCLI", bound="CLI")
+IRRELEVANT_WARNINGS = (
+    # We give LightningCLI arguments; it warns, for it would rather read sys.argv.
+    ".*args parameter is intended to run from within Python.*",
+    # The digits are in memory, so that no worker is needed.
+    ".*does not have many workers.*",
+    # Lightning and jsonargparse call what torch and jsonargparse have deprecated.
+    ".*LeafSpec.*",
+    r"\s*.*(skip_none|instantiate_classes|add_instantiator).* deprecated",
+    # Every value that is logged has been gathered from all ranks already.
+    ".*sync_dist=True.*",
+)
+TRAINER_DEFAULTS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    # Lightning's sampler repeats images to pad; the data modules distribute theirs.
+    "use_distributed_sampler": False,
+}
+NO_SETTINGS = ("help", "print_config", SUPPRESS)
+"""Arguments that are never what somebody misspelt."""
+
+AnyCLI = TypeVar("AnyCLI", bound="RunCLI")
 
 
 def command_line(
-    kind: "type[AnyCLI]", args: list[str] | None, callbacks: list[Callback], run_kind: str = ""
-) -> "AnyCLI":
-    """Module, data module and trainer as the command line says.
+    kind: type[AnyCLI], args: Sequence[str] | None, callbacks: list[Callback], command: str
+) -> AnyCLI:
+    """Build module, data module and trainer from command-line arguments.
 
     Args:
-        kind: of settings.
-        args: none: those of the process.
-        callbacks: that every run has.
-        run_kind: folder of the run below ``runs``, before the name of the first config.
+        kind: Class that declares the settings of the command.
+        args: Arguments of the command. Defaults to those of the process.
+        callbacks: Callbacks of every run, besides those that settings describe.
+        command: Name of the command. Runs go to ``runs/CONFIG/``, those of commands other than
+            ``test`` to ``runs/COMMAND/CONFIG/``.
     """
-    resolved, run_name = with_config_paths(sys.argv[1:] if args is None else args)
-    # Lightning starts the processes of other devices with sys.argv: after "diffguard-pl", that is the command and its arguments
-    command = sys.argv[1:2] if sys.argv[1:2] in (["test"], ["calibrate"], ["analyze"]) else []
-    sys.argv[1:] = [*command, *resolved]
-    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
-    warnings.filterwarnings(
-        "ignore", ".*does not have many workers.*|.*LeafSpec.*|.*sync_dist=True.*"
-    )
-    warnings.filterwarnings(
-        "ignore", r"\s*.*(skip_none|instantiate_classes|add_instantiator).* deprecated"
-    )  # jsonargparse 4.40 needs
+    resolved, run_name = resolve_configs(sys.argv[1:] if args is None else args)
+    # Lightning starts the processes of further devices with sys.argv: the command's name stays in front.
+    sys.argv[1:] = [*(sys.argv[1:2] if sys.argv[1:2] == [command] else []), *resolved]
+    for message in IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    import_data_modules()  # so that a config may name its classes without their package
-    kind.run_folder = "/".join(filter(None, ["runs", run_kind, run_name]))
+    import_data_modules()  # configs name their classes without the package
     return kind(
         DiffGuardModule,
         LightningDataModule,
+        runs="runs" if command == "test" else f"runs/{command}",
+        run_name=run_name,
         args=resolved,
         subclass_mode_data=True,
         run=False,
         auto_configure_optimizers=False,
         seed_everything_default=100,
-        save_config_callback=kind.record,
-        trainer_defaults={
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,  # it repeats images to pad; the data modules share out theirs
-            "callbacks": callbacks,
-        },
+        save_config_callback=kind.save_config,
+        trainer_defaults=TRAINER_DEFAULTS | {"callbacks": callbacks},
     )
 
 
-def with_config_paths(args: list[str]) -> tuple[list[str], str]:
-    """Arguments with the names of configs replaced by their paths, each after what it builds on, and the name of the first config.
+def resolve_configs(args: Sequence[str]) -> tuple[list[str], str]:
+    """Replace the names of configs by the paths of their files, each after those that it builds on.
 
-    A run that is resumed brings its own; without a config, the default one is put in.
+    Args:
+        args: Arguments of the command. ``--resume FOLDER`` stands for the config of that run; without
+            any config, the default one is inserted.
+
+    Returns:
+        The arguments, and the name of the first config.
     """
     resolved: list[str] = []
-    configs: list[str] = []
+    names: list[str] = []
     rest = list(args)
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if name == "--resume":
-            value = value if equals else rest.pop(0) if rest else ""
+        option, equals, value = rest.pop(0).partition("=")
+        if option in ("-c", "--config", "--resume") and not equals:
+            value = rest.pop(0) if rest else ""
+        if option == "--resume":
             resolved = ["--config", str(saved_config(value)), *resolved, "--resume", value]
-            configs.append("resumed")
-            continue
-        if name == "--base":
-            raise InputError(
-                "--base is a setting of config files; on the command line give --config more than once"
-            )
-        if name not in ("-c", "--config"):
-            resolved.append(name + equals + value)
-        else:
-            value = value if equals else rest.pop(0) if rest else ""
+            names.append("resumed")
+        elif option in ("-c", "--config"):
             if not value:
                 raise InputError(
-                    f"{name}: expected the name or path of a config; there are: {', '.join(config_names())}"
+                    f"{option}: needs a config; choose from: {', '.join(config_names())}"
                 )
             files = with_bases(value)
-            configs.append(config_name(files[-1]))
-            resolved += [part for file in files for part in ("--config", str(file))]
-    if not configs:
+            names.append(config_name(files[-1]))
+            for file in files:
+                resolved += ["--config", str(file)]
+        elif option == "--base":
+            raise InputError("--base: works only in config files; repeat --config instead")
+        else:
+            resolved.append(option + equals + value)
+    if not names:
         return ["--config", str(find_config(DEFAULT_CONFIG)), *resolved], DEFAULT_CONFIG
-    return resolved, configs[0]
+    return resolved, names[0]
 
 
 def saved_config(folder: str) -> Path:
-    """The config of a run that is to be resumed."""
+    """Return the path of the config that a run has saved.
+
+    Raises:
+        InputError: the folder holds no run; the message names the latest one.
+    """
     path = Path(folder) / record.CONFIG_FILE
     if not folder or not path.is_file():
-        begun = sorted(
+        runs = sorted(
             Path("runs").glob(f"**/{record.CONFIG_FILE}"), key=lambda found: found.stat().st_mtime
         )
-        hint = f"; the latest one here is {begun[-1].parent}" if begun else ""
+        hint = f"; the latest run here is {runs[-1].parent}" if runs else ""
         raise InputError(
-            f"--resume {folder}: expected the folder of a run, with its {record.CONFIG_FILE}{hint}"
+            f"--resume {folder}: must be the folder of a run, with its {record.CONFIG_FILE}{hint}"
         )
     return path
 
 
-def parsed_shard(shard: str) -> tuple[int, int]:
-    """``0/8`` -> 0, 8."""
+def parse_shard(shard: str) -> tuple[int, int]:
+    """Parse the setting ``shard``: ``2/8`` is (2, 8)."""
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not found or int(found[1]) >= int(found[2]):
-        raise InputError(f"shard={shard}: expected I/N with I from 0 to N-1, such as 0/8")
+        raise InputError(f"shard={shard}: must be I/N with I from 0 to N-1, such as 0/8")
     return int(found[1]), int(found[2])
 
 
-def unused(folder: str) -> str:
-    """Make a folder that nobody else has: a run that began in the same second may have that name already."""
+def make_new_folder(path: str) -> str:
+    """Make a folder of this name, or with ``-2``, ``-3``, ... if other runs began in the same second."""
     for number in itertools.count(1):
-        name = folder if number == 1 else f"{folder}-{number}"
+        name = path if number == 1 else f"{path}-{number}"
         with suppress(FileExistsError):
             Path(name).mkdir(parents=True)
             return name
     raise AssertionError
 
 
-class CLI(LightningCLI):
-    """One run: a module, a data module, a trainer, and the callbacks that write its results."""
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, which answers a mistake in one line."""
 
-    run_folder = "runs"
-    record: type[RunRecord] | None = RunRecord
-    resumed = False
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        # The parser of a class inside a setting raises; the outermost one ends the process.
+        if not self.exit_on_error:
+            super().error(message, ex)
+        settings = {action.dest for action in self._actions} - set(NO_SETTINGS)
+        self.exit(2, f"error: {explain(message, settings)}\n")
+
+
+class RunCLI(LightningCLI):
+    """A run: module, data module, trainer, and the callbacks that write its results.
+
+    Args:
+        runs: Folder of all runs of the command.
+        run_name: Folder below it of the runs with this config.
+        args, kwargs: Arguments of LightningCLI.
+    """
+
+    save_config: type[RunRecord] | None = RunRecord
+
+    def __init__(self, *args: Any, runs: str, run_name: str, **kwargs: Any):
+        self.runs = f"{runs}/{run_name}"
+        self.run_name = run_name
+        super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
@@ -171,28 +212,26 @@ class CLI(LightningCLI):
             action=ActionConfigFile,
             help="Path or name of a config; a later one overrides.",
         )
-        parser.add_argument(
-            "--base", type=str | None, help=SUPPRESS
-        )  # in config files; with_config_paths resolves it
+        # Only config files have it, and resolve_configs follows it.
+        parser.add_argument("--base", type=str | None, help=SUPPRESS)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--resume",
             type=str | None,
-            help="Folder of a run: compute what is missing of it, and nothing else.",
+            help="Folder of a run: compute what it lacks, and nothing else.",
         )
         parser.add_argument(
             "--shard",
             type=str | None,
-            help="I/N, I from 0: every N-th image, from the I-th on (docs/cluster.md).",
+            help="I/N, with I from 0: every N-th image, from the I-th on (docs/cluster.md).",
         )
         parser.add_lightning_class_args(RunProgress, "progress")
+        # Pictures before scores: an image that has a score has its picture, too.
         parser.add_lightning_class_args(PictureWriter, "pictures")
         parser.add_lightning_class_args(TrajectoryLogger, "trajectory")
-        parser.add_lightning_class_args(
-            ScoreWriter, "scores"
-        )  # after the pictures: what has a score has been drawn
+        parser.add_lightning_class_args(ScoreWriter, "scores")
         parser.add_lightning_class_args(ThroughputMonitor, "throughput")
         parser.add_lightning_class_args(MetricsTable, "table")
         parser.add_lightning_class_args(ReportPage, "page")
@@ -201,82 +240,81 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         resume = self.config.pop("resume", None)
         if self.config.get("shard"):
-            parsed_shard(self.config.shard)
-        self.config.base = None  # what is saved stands for itself
-        self.folder, self.resumed = self.choose_folder(resume)
-        self.config.trainer.default_root_dir = (
-            None  # so that the saved config begins a run elsewhere
-        )
+            parse_shard(self.config.shard)
+        self.choose_folder(resume)
+        # The saved config is complete, and a run of it goes to a folder of its own.
+        self.config.base = None
+        self.config.trainer.default_root_dir = None
         if self.resumed:
-            self.check_resumed()
+            self.check_resumable()
 
-    def choose_folder(self, resume: str | None) -> tuple[str, bool]:
-        """Where the run goes, and whether it has begun there: told by --resume, or by itself in a requeued SLURM job."""
-        self.own_folder = False
+    def choose_folder(self, resume: str | None) -> None:
+        """Set ``folder``, ``resumed`` (the run has begun there), and ``is_new_folder`` (to be made).
+
+        Args:
+            resume: Folder that ``--resume`` names.
+        """
         given = self.config.trainer.default_root_dir
-        if resume is not None:
-            if given is not None and Path(given).resolve() != Path(resume).resolve():
-                saved = (
-                    yaml.safe_load(saved_config(resume).read_text())
-                    .get("trainer", {})
-                    .get("default_root_dir")
-                )
-                if given != saved:  # else it is the run's own, which may have been moved
-                    raise InputError(
-                        f"--resume {resume} goes on in that folder; leave out trainer.default_root_dir={given}"
-                    )
-            return resume, True
         job = record.slurm_job_id()
+        self.is_new_folder = False
+        if resume is not None:
+            self._check_same_folder(resume, given)
+            self.folder, self.resumed = resume, True
+            return
         if given is not None:
-            return given, job is not None and record.read_record(given).get("sessions", [{}])[
-                -1
-            ].get("slurm_job") == job
+            sessions = record.read_record(given).get("sessions", [{}])
+            # A requeued SLURM job resumes its own run.
+            self.folder, self.resumed = (
+                given,
+                job is not None and sessions[-1].get("slurm_job") == job,
+            )
+            return
         if job is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
-            for folder in sorted(Path(self.run_folder).glob(f"*_job{job}")):
-                return str(folder), (folder / record.RECORD_FILE).exists()
-        self.own_folder = True
-        return f"{self.run_folder}/{datetime.now():%Y-%m-%d_%H-%M-%S}" + (
-            f"_job{job}" if job else ""
-        ), False
+            for folder in sorted(Path(self.runs).glob(f"*_job{job}")):
+                self.folder, self.resumed = str(folder), (folder / record.RECORD_FILE).exists()
+                return
+        suffix = f"_job{job}" if job else ""
+        self.folder = f"{self.runs}/{datetime.now():%Y-%m-%d_%H-%M-%S}{suffix}"
+        self.resumed, self.is_new_folder = False, True
 
-    def check_resumed(self) -> None:
-        """Raise an `InputError` where scores would not be those that the run began with."""
+    def check_resumable(self) -> None:
+        """Raise an `InputError` where further scores would differ from those that the run began with."""
         begun = record.read_record(self.folder).get("config")
         if begun is None:
             begun = yaml.safe_load(saved_config(self.folder).read_text())
         settings = self.settings()
         if why := record.first_difference(begun, settings):
             raise InputError(
-                f"run {self.folder} cannot go on: {why}; leave it as it was, or begin another run"
+                f"run {self.folder}: cannot be resumed: {why}; undo the change, or begin another run"
             )
         if settings["trainer"]["limit_test_batches"] is not None:
             raise InputError(
-                f"run {self.folder} cannot go on: which images trainer.limit_test_batches leaves depends on what was done before; "
-                "data.limit can be resumed"
+                f"run {self.folder}: cannot be resumed with trainer.limit_test_batches, whose images depend "
+                "on what was computed before; use data.limit"
             )
 
     def settings(self) -> dict[str, Any]:
-        """All of them, as in a saved config."""
+        """Return all settings, as in a saved config."""
         return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def instantiate_classes(self) -> None:
-        with construction_errors():
+        with parser_errors():
             super().instantiate_classes()
         self.data = OODData.wrap(self.datamodule)
         if shard := self.config.get("shard"):
-            self.data.use_shard(parsed_shard(shard))
+            self.data.use_shard(parse_shard(shard))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self.own_folder and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self.folder = unused(self.folder)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            if self.is_new_folder:
+                self.folder = make_new_folder(self.folder)
             lock_run_folder(self.folder)
-        self.config_init.trainer.default_root_dir = (
-            self.folder
-        )  # not in self.config: what is saved can be run again elsewhere
+        # Set where classes are made from, not in self.config, which is saved.
+        self.config_init.trainer.default_root_dir = self.folder
         if not self.resumed and part_files(Path(self.folder)):
             raise InputError(
-                f"run folder {self.folder}: holds the results of another run; --resume it, choose another, or remove them"
+                f"run folder {self.folder}: holds the results of another run; --resume it, choose "
+                "another folder, or remove them"
             )
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -287,7 +325,18 @@ class CLI(LightningCLI):
                 callback.resume = self.resumed
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
-                logger.attach(
-                    self.folder, self.settings(), record.read_record(self.folder).get("wandb_run")
-                )
+                wandb_run = record.read_record(self.folder).get("wandb_run")
+                logger.attach(self.folder, self.settings(), wandb_run)
         return trainer
+
+    def _check_same_folder(self, resume: str, given: str | None) -> None:
+        """Raise an `InputError` if ``--resume`` and ``trainer.default_root_dir`` name two folders."""
+        if given is None or Path(given).resolve() == Path(resume).resolve():
+            return
+        saved = yaml.safe_load(saved_config(resume).read_text())
+        # A folder that has been moved since still has its old path in the config.
+        if given != saved.get("trainer", {}).get("default_root_dir"):
+            raise InputError(
+                f"--resume {resume}: the run stays in that folder; leave out "
+                f"trainer.default_root_dir={given}"
+            )

@@ -15,7 +15,7 @@ from ..runs import record
 from ..runs.files import atomic_write
 from ..runs.lock import lock_run_folder, releasing_locks
 from ..runs.store import SCORES_FOLDER, part_files, read_header, read_scores
-from .cli import parsed_shard
+from .cli import parse_shard
 from .errors import one_line_errors
 from .report import report
 
@@ -98,7 +98,7 @@ def _check(shards: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
             raise InputError(
                 f"{folder}: shard {shard} is not done; python -m diffguard_pl.test --resume {folder} goes on with it"
             )
-        number, of = parsed_shard(shard)
+        number, of = parse_shard(shard)
         if number in found:
             raise InputError(f"{folder}: shard {shard} is in {found[number]} already")
         found[number], count = folder, count or of

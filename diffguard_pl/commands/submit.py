@@ -19,7 +19,7 @@ from typing import Any
 from .. import test
 from ..errors import InputError
 from . import evaluate, merge
-from .cli import unused, with_config_paths
+from .cli import make_new_folder, resolve_configs
 from .errors import one_line_errors
 
 GRACE = 120
@@ -260,8 +260,8 @@ def run_folder(args: list[str], make: bool) -> tuple[Path, bool]:
     """Where the run goes, and whether the folder was made now."""
     if given := resumed(args) or value_of("--trainer.default_root_dir", args):
         return Path(given), False
-    folder = f"runs/{with_config_paths(args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return Path(unused(folder) if make else folder), make
+    folder = f"runs/{resolve_configs(args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return Path(make_new_folder(folder) if make else folder), make
 
 
 def check(args: list[str]) -> None:

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import module_from
+from ..config import diffguard_from
 from ..datamodules.reading import read_image, reason, rgb, standard_transform, three_channels
 from ..diffguard import DiffGuard
 from ..errors import InputError, choose
@@ -390,7 +390,7 @@ class Detector:
                         "setting that may be changed", name, list(record.CHANGEABLE_MODEL_SETTINGS)
                     )
                 settings = _with_paths(content["model"], lambda path: _found(path, file.parent))
-                model = module_from(settings | changes).diffguard
+                model = diffguard_from(settings | changes)
             combination = Combination.of_settings(content["combination"])
             if content["fitted"]:
                 _load_fitted(

@@ -89,15 +89,15 @@ class Ready(Exception):
 
 def command_parser() -> ArgumentParser:
     """Return the parser of ``python -m diffguard_pl.test``."""
-    from diffguard_pl.commands.cli import CLI, command_line
+    from diffguard_pl.commands.cli import RunCLI, command_line
 
-    class ParserOnly(CLI):
+    class ParserOnly(RunCLI):
         def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
             raise Ready(parser)
 
     arguments = sys.argv[1:]
     try:
-        command_line(ParserOnly, [], [])
+        command_line(ParserOnly, [], [], "test")
     except Ready as ready:
         return ready.args[0]
     finally:

@@ -555,7 +555,7 @@ def test_an_autoencoder_of_other_latents(copy):
         (
             "scheduler/scheduler_config.json",
             {"beta_schedule": "sigmoid"},
-            "no beta_schedule 'sigmoid'; there are: linear, scaled",
+            "unknown beta_schedule 'sigmoid'; choose from: linear, scaled",
         ),
         (
             "transformer/config.json",

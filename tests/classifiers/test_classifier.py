@@ -487,12 +487,12 @@ def test_a_name_that_timm_does_not_know():
         ),
         (
             ("timm/resnet18.tv_in2k",),
-            r"no weights of timm/resnet18 'tv_in2k'; there are: .*tv_in1k",
+            r"unknown weights of timm/resnet18 'tv_in2k'; choose from: .*tv_in1k",
         ),
         (("timm/vit_small_patch14_dinov2.lvd142m",), "gives features, no logits"),
         (
             ("timm/resnet33ts", None, "nobodys"),
-            r"no weights of timm/resnet33ts 'nobodys'; there are: ra2_in1k",
+            r"unknown weights of timm/resnet33ts 'nobodys'; choose from: ra2_in1k",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -521,7 +521,7 @@ def test_what_cannot_be_a_classifier_is_said_in_one_line(tmp_path):
         Classifier("fcn_resnet50")
     with pytest.raises(
         InputError,
-        match=r"no weights of resnet50 'IMAGENET1K_V3'; there are: IMAGENET1K_V1, IMAGENET1K_V2",
+        match=r"unknown weights of resnet50 'IMAGENET1K_V3'; choose from: IMAGENET1K_V1, IMAGENET1K_V2",
     ):
         Classifier("resnet50", weights="IMAGENET1K_V3")
     with pytest.raises(InputError, match="random and a checkpoint exclude each other"):

@@ -360,10 +360,10 @@ def test_imagenet_beside_the_folders_of_images_as_diffguard_s_readme_has_it(tmp_
             "data.ood: .*'a' must be unique",
         ),
         ({"limit": 0}, "limit=0: must be at least 1"),
-        ({"only": ["c"]}, "no data.only 'c'; there are: a, b"),
-        ({"on_error": "cry"}, "no data.on_error 'cry'; there are: record, raise"),
+        ({"only": ["c"]}, "unknown data.only 'c'; choose from: a, b"),
+        ({"on_error": "cry"}, "unknown data.on_error 'cry'; choose from: record, raise"),
         ({"resize": 200}, "resize=200: must be at least image_size=224"),
-        ({"interpolation": "cubic"}, "no interpolation 'cubic'; there are: bilinear, bicubic"),
+        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; choose from: bilinear, bicubic"),
     ],
 )
 def test_settings_that_cannot_be(settings, said):
@@ -425,7 +425,7 @@ def test_broken_images_are_recorded_counted_and_left_out_and_the_exit_says_so(
         )
     assert exit_.value.code == 3
     said = capsys.readouterr()
-    assert "13 images could not be used; the column error of the scores says why" in said.err
+    assert "13 images could not be used; see the column error of the scores" in said.err
     assert "6 images of mine, 1 left out" in " ".join(said.out.split())
     assert "6 left out" in said.out
     rows = scores_of(tmp_path / "run")
@@ -653,14 +653,14 @@ def test_prepare_refuses_an_archive_that_is_not_what_it_was(drive, tmp_path):
     [
         (
             ["--data.only", "[nothing]"],
-            r"no data.only 'nothing'; there are: folder, noise, broken$",
+            r"unknown data.only 'nothing'; choose from: folder, noise, broken$",
         ),
         (["--data.limit", "0"], r"data.limit=0: must be at least 1"),
         (
             ["--data.batch_size", "0"],
             r"data.batch_size=0, num_workers=2: must be at least 1 and 0",
         ),
-        (["--data.on_error", "skip"], r"no data.on_error 'skip'; there are: record, raise$"),
+        (["--data.on_error", "skip"], r"unknown data.on_error 'skip'; choose from: record, raise$"),
         (["--trajectory.every", "0"], r"trajectory.count=0, every=0: expected at least 0 and 1"),
         (["--config"], r"--config: expected the name or path of a config"),
         (["--base", "gdm"], r"--base is a setting of config files"),
@@ -686,10 +686,10 @@ def test_a_setting_that_cannot_be_is_one_line_of_the_command(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["gdm", "--data.only", "[specis]"], r"no data.only 'specis'; there are: species, "),
-        (["gdm", "--data.rot", "/x"], r"no setting rot; did you mean root\?"),
+        (["gdm", "--data.only", "[specis]"], r"unknown data.only 'specis'; choose from: species, "),
+        (["gdm", "--data.rot", "/x"], r"unknown setting rot; did you mean root\?"),
         (["gdm", "--data.limit", "abc"], r"data.limit: Expected a <class 'int'>"),
-        (["gmd"], r"no config 'gmd'"),
+        (["gmd"], r"unknown config 'gmd'"),
         (
             ["gdm", "--data", "OODDataModul"],
             r"no class for data OODDataModul; did you mean OODDataModule\?",
@@ -710,14 +710,14 @@ def test_a_mistake_in_check_is_one_line(args, said):
         (
             "ImageDirectory",
             "ImageDirectry",
-            "no source of images ImageDirectry; did you mean ImageDirectory? there are: ClassFolders",
+            "unknown source of images ImageDirectry; did you mean ImageDirectory? choose from: ClassFolders",
         ),
         (
             "root:",
             "rooot:",
-            "no setting rooot; did you mean root? there are: follow_links, root, upright",
+            "unknown setting rooot; did you mean root? choose from: follow_links, root, upright",
         ),
-        ("ood:", "oodd:", "no setting oodd; did you mean ood? there are: batch_size, "),
+        ("ood:", "oodd:", "unknown setting oodd; did you mean ood? choose from: batch_size, "),
     ],
 )
 def test_a_mistake_within_a_source_is_named_as_what_it_is(

@@ -296,7 +296,7 @@ def test_a_detector_file_that_is_not_there():
             ["--tpr", "0.999"],
             "tpr=0.999 takes at least 999 in-distribution images to set the threshold by; there are 215",
         ),
-        (["--score", "dists"], "no score 'dists'; there are: maps, kl, msp"),
+        (["--score", "dists"], "unknown score 'dists'; choose from: maps, kl, msp"),
         (["--model.oracle", "ind"], "a detector knows no true labels"),
         (["--shard", "0/2"], "a calibration needs all its images"),
         (["--data.class_path", "OODDataModule"], "calibration"),
@@ -436,7 +436,7 @@ def test_a_model_of_other_settings_is_refused(file, settings, said):
 def test_settings_that_may_be_changed(file):
     assert Detector.load(file, slots=8).model.slots == 8
     with pytest.raises(
-        InputError, match="no setting that may be changed 'steps'; there are: slots, compile"
+        InputError, match="unknown setting that may be changed 'steps'; choose from: slots, compile"
     ):
         Detector.load(file, steps=9)
     with pytest.raises(InputError, match="slots: are settings of the model that is given"):
@@ -563,7 +563,7 @@ def test_a_detector_file_is_not_written_over(file, tmp_path):
 
 
 def test_a_precision_that_cannot_be_deployed(tmp_path):
-    with pytest.raises(SystemExit, match="no precision '64-true'; there are: 32-true"):
+    with pytest.raises(SystemExit, match="unknown precision '64-true'; choose from: 32-true"):
         calibrate.main(
             [
                 "--config",
@@ -772,7 +772,7 @@ def test_batches_come_as_loaders_give_them(detector):
     [
         (
             {"preparation": {"resise": 16}},
-            "no setting of preparation 'resise'; there are: image_size, resize",
+            "unknown setting of preparation 'resise'; choose from: image_size, resize",
         ),
         ({"preparation": {"resize": 8}}, "resize 8 is less than 16, which is cropped from it"),
         ({"class_names": ["nought"]}, "class_names: 1 of them, for 8 classes"),

@@ -206,8 +206,8 @@ def test_a_run_that_is_warned_stops_at_once_and_its_job_is_requeued_and_goes_on_
         process.send_signal(signal.SIGUSR1)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGUSR1, said
-    assert "stopped by SIGUSR1; python -m diffguard_pl.test --resume run goes on" in said
-    assert "SLURM job 77 is in the queue again" in said
+    assert "stopped by SIGUSR1; to resume: diffguard-pl test --resume run" in said
+    assert "SLURM job 77 is requeued" in said
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     done = len(read_scores(tmp_path / "run")[0])
     assert done < 88

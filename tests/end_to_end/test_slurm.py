@@ -323,7 +323,7 @@ def test_a_job_that_is_warned_in_mid_run_is_requeued_and_ends_with_the_table_of_
     job.wait("COMPLETED", "FAILED")
     log = (tmp_path / f"diffguard-{job.number}.log").read_text()
     assert job.state == "COMPLETED", log
-    assert f"SLURM job {job.number} is in the queue again" in log
+    assert f"SLURM job {job.number} is requeued" in log
     assert f"{before} images have results already, in {run.relative_to(tmp_path)}" in log
     assert [path.name for path in tmp_path.glob("runs/*/*")] == [run.name]
     assert len({part.name.split("-")[2] for part in part_files(run)}) == 2  # both processes wrote
@@ -396,7 +396,7 @@ def test_an_array_of_shards_put_together_is_the_plain_run(cluster, plain, tmp_pa
     last.wait("COMPLETED", "FAILED")
     log = tmp_path / f"diffguard-{array.number}_1.log"
     assert last.state == "COMPLETED", (tmp_path / "merge.log").read_text() + log.read_text()
-    assert f"SLURM job {second.number} is in the queue again" in log.read_text()
+    assert f"SLURM job {second.number} is requeued" in log.read_text()
     assert_same_table(tmp_path / whole, plain)
 
 
@@ -446,7 +446,7 @@ def test_a_submitted_run_is_requeued_and_ends_with_the_table_of_a_plain_run(
     job.wait("COMPLETED", "FAILED")
     log = (tmp_path / log).read_text()
     assert job.state == "COMPLETED", log
-    assert f"SLURM job {number} is in the queue again" in log
+    assert f"SLURM job {number} is requeued" in log
     assert "images have results already" in log
     assert_same_table(tmp_path / run, plain)
 
@@ -485,8 +485,8 @@ def test_a_dry_run_prints_the_batch_file_and_the_commands_and_does_nothing(
     ("args", "said"),
     [
         ([], r"there is no sbatch here; submit from a login node .* --dry-run"),
-        (["--config", "nowhere", "--dry-run"], r"no config 'nowhere'"),
-        (["--data.limt", "5", "--dry-run"], r"no setting limt; did you mean limit\?"),
+        (["--config", "nowhere", "--dry-run"], r"unknown config 'nowhere'"),
+        (["--data.limt", "5", "--dry-run"], r"unknown setting limt; did you mean limit\?"),
         (
             ["--time", "4", "--dry-run"],
             r"time=4: the job would be told to stop before it begins; give it 5 minutes or more",

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
 from diffguard_pl.commands.evaluate import main
-from diffguard_pl.config import load_data, module_from, read, with_bases
+from diffguard_pl.config import load_data
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out
 from diffguard_pl.metrics.table import ScoreTable
@@ -109,7 +110,10 @@ def test_a_cascade_with_all_or_nothing_is_one_of_the_two_scores():
     [
         (lambda: Fusion(["maps"]), "fusion.scores=.*: expected two names or more, each once"),
         (lambda: Fusion(["maps", "maps"]), "each once"),
-        (lambda: Fusion(["maps", "msp"], "mean"), "no fusion.by 'mean'; there are: rank, zscore"),
+        (
+            lambda: Fusion(["maps", "msp"], "mean"),
+            "unknown fusion.by 'mean'; choose from: rank, zscore",
+        ),
         (lambda: Fusion(["maps", "msp"], weights=[1]), "expected 2, one a score"),
         (lambda: Fusion(["maps", "msp"], weights=[0, 0]), "not all 0"),
         (lambda: Fusion(["maps", "msp"], weights=[2, -1]), "none below 0"),
@@ -117,15 +121,15 @@ def test_a_cascade_with_all_or_nothing_is_one_of_the_two_scores():
         (lambda: Cascade("msp", 1.2), "cascade.budget=1.2: expected a share of the images"),
         (
             lambda: checked(Fusion(["maps", "odin"])),
-            "no score for model.fusion.scores 'odin'; there are: maps, kl, msp, energy",
+            "unknown score for model.fusion.scores 'odin'; choose from: maps, kl, msp, energy",
         ),
         (
             lambda: checked(None, Cascade("maps")),
-            "no baseline for model.cascade.baseline 'maps'; there are: msp, energy",
+            "unknown baseline for model.cascade.baseline 'maps'; choose from: msp, energy",
         ),
         (
             lambda: checked(None, Cascade("msp", then="fusion")),
-            "no score for model.cascade.then 'fusion'; there are: maps, kl",
+            "unknown score for model.cascade.then 'fusion'; choose from: maps, kl",
         ),
     ],
 )
@@ -285,12 +289,15 @@ def test_a_run_with_a_combination_can_be_resumed(whole, tmp_path):
 def test_a_combination_of_ones_own_loaders(tmp_path):
     import pytorch_lightning as pl
 
-    settings = {
-        key: value
-        for file in with_bases("digits_ldm")
-        for key, value in read(file)["model"].items()
-    }
-    module = module_from(settings | {"steps": 5, "fusion": {"scores": ["maps", "msp"]}})
+    model = diffguard_pl.load("digits_ldm")
+    module = DiffGuardModule(
+        classifier=model.classifier,
+        backbone=model.backbone,
+        guidance=model.guidance,
+        steps=5,
+        discrepancies=["maps"],
+        fusion=Fusion(["maps", "msp"]),
+    )
     sets = {"mine": digits("test"), "calibration": digits("val"), "strange": held_out()}
     loaders = {name: DataLoader(spread(of, 24), 12) for name, of in sets.items()}
     trainer = pl.Trainer(
