@@ -16,6 +16,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
     from .datamodules.base import OODData
     from .diffguard import DiffGuard
 

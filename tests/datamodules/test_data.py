@@ -363,7 +363,10 @@ def test_imagenet_beside_the_folders_of_images_as_diffguard_s_readme_has_it(tmp_
         ({"only": ["c"]}, "unknown data.only 'c'; choose from: a, b"),
         ({"on_error": "cry"}, "unknown data.on_error 'cry'; choose from: record, raise"),
         ({"resize": 200}, "resize=200: must be at least image_size=224"),
-        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; choose from: bilinear, bicubic"),
+        (
+            {"interpolation": "cubic"},
+            "unknown interpolation 'cubic'; choose from: bilinear, bicubic",
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings, said):
