@@ -50,7 +50,7 @@ def test_the_demo_prints_a_table_and_leaves_scores_and_pictures(args, config, tm
         "AUPR-in",
         "AUPR-out",
         "msp",
-        "Classifier accuracy",
+        "accuracy of the classifier",
     ):
         assert name in done.stdout
     for name in ("scores", "metrics.csv", "pictures.png", "report.html"):
