@@ -151,6 +151,8 @@ class NoiseAccuracyModule(pl.LightningModule):
         classifier, side = self.diffguard.classifier, images.shape[-1]
         size = self.analysis.cutout_size or round(side * 7 / 8)
         crops = next(crop_sequence(side, self.analysis.cutouts, size, self.analysis.seed))
-        views = torch.cat([interpolate(crop.apply(images), classifier.input_size) for crop in crops])
+        views = torch.cat(
+            [interpolate(crop.apply(images), classifier.input_size) for crop in crops]
+        )
         of_crops = classifier(views).view(len(crops), len(images), -1)
         return classifier.whole(images), of_crops.mean(dim=0)
