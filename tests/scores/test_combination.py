@@ -215,7 +215,7 @@ def test_the_curve_goes_from_the_baseline_to_the_other_score_with_the_rows_saved
     curve = pd.read_csv(whole / "cascade.csv")
     table = pd.read_csv(whole / "metrics.csv").set_index(["dataset", "score"])
     near = curve[curve["dataset"] == "digits_4_9"].set_index("budget")
-    assert (near.loc[0, "sent"], near.loc[0, "nfe"], near.loc[1, "sent"], near.loc[1, "nfe"]) == (
+    assert (near.loc[0, "diffused"], near.loc[0, "nfe"], near.loc[1, "diffused"], near.loc[1, "nfe"]) == (
         0,
         0,
         1,
@@ -226,9 +226,9 @@ def test_the_curve_goes_from_the_baseline_to_the_other_score_with_the_rows_saved
             assert near.loc[budget, figure] == pytest.approx(
                 table.loc[("digits_4_9", score), figure], abs=1e-9
             )
-    assert near["sent"].is_monotonic_increasing
+    assert near["diffused"].is_monotonic_increasing
     assert near["nfe"].tolist() == pytest.approx(
-        near["sent"].tolist()
+        near["diffused"].tolist()
     )  # LDM: every image takes as many
     assert (near["auroc_low"] <= near["auroc"] + 1e-9).all()
 
@@ -261,7 +261,7 @@ def test_a_cascade_that_skips_spends_rows_on_unsure_images_alone_and_decides_the
     assert record["sessions"][0]["throughput"]["useful_nfe"] == frame["nfe"].sum()
     results = read_results(tmp_path / "skipped")
     assert results.header.scores == ["cascade", "msp", "max_logit", "energy"]
-    assert results.curve == []
+    assert results.cascade_curve == []
 
 
 def test_rows_of_images_add_up(whole):
