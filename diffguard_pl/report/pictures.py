@@ -93,12 +93,12 @@ def draw_grid(
     pen.text((margin, margin), title, INK, font=bold)
     if panels == 4:
         contents = (
-            "input, unguided reconstruction, reconstruction under the label, difference of the two"
+            "input, unguided and guided reconstruction, and their difference"
         )
     else:
-        contents = "input, reconstruction under the label, difference"
+        contents = "input, reconstruction under the label, and their difference"
     explanation = (
-        f"panels: {contents}; caption: predicted label and score (higher = more in-distribution)"
+        f"panels: {contents}; captions: label and score (higher = more in-distribution)"
     )
     pen.text((margin, margin + 22), explanation, FAINT, font=font)
 

@@ -120,7 +120,7 @@ class RunResults:
 
     @property
     def unfinished(self) -> str:
-        """Note that an unfinished run covers only part of its images; empty if finished or unknown."""
+        """Note on an unfinished run and the images it covers; empty if finished or unknown."""
         if not self.sessions or self.sessions[-1].get("ended"):
             return ""
         scored, planned = sum(self.sizes.values()), self._planned_images()

@@ -152,7 +152,9 @@ def change_record(run: Path, **entries: Any) -> None:
     path = run / "run.json"
     record = json.loads(path.read_text()) if path.exists() else {}
     record |= entries
-    path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+    path.write_text(
+        json.dumps({name: value for name, value in record.items() if value is not None})
+    )
 
 
 def change_scores(run: Path, change) -> None:

@@ -17,12 +17,12 @@ from helpers.report_runs import (
 )
 
 from diffguard_pl.commands.report import main
+from diffguard_pl.metrics.detection import threshold_at_tpr
 from diffguard_pl.metrics.table import result_rows
 from diffguard_pl.report.build import build
 from diffguard_pl.report.comparison import compare
 from diffguard_pl.report.page import gallery_cards
 from diffguard_pl.report.page.comparison_page import write_comparison_page
-from diffguard_pl.report.page.gallery_cards import threshold
 from diffguard_pl.report.page.run_page import write_run_page
 from diffguard_pl.report.results import read_results
 from diffguard_pl.runs.store import read_scores, score_table
@@ -125,8 +125,8 @@ def column(page, number: int) -> list[str]:
 
 def values(page, number: int) -> list[float]:
     """Return the values by which a column of the result table is sorted."""
-    rows = "rows => rows.map(row => parseFloat(row.cells[%d].dataset.value))" % number
-    return page.eval_on_selector_all("#result-table tbody tr", rows)
+    cells = f"#result-table tbody tr > :nth-child({number + 1})"
+    return page.eval_on_selector_all(cells, "found => found.map(e => parseFloat(e.dataset.value))")
 
 
 def cards(page) -> list[str]:
@@ -197,7 +197,7 @@ def test_the_gallery_filters_and_sorts(browser, built_run):
     ind = frame[frame["dataset"] == "digits"]
     wrong = {}
     for score in ("dists", "msp"):
-        accepted = kept[score] >= threshold(ind[score].to_numpy())
+        accepted = kept[score] >= threshold_at_tpr(ind[score].to_numpy())
         wrong[score] = accepted != (kept["dataset"] == "digits")
 
     def names(lines) -> set[str]:

@@ -1,4 +1,4 @@
-"""Rendering of the pages: Jinja templates with their filters, and the data that the scripts draw."""
+"""Rendering of the pages: Jinja templates, their filters, and the data for their scripts."""
 
 import json
 import math
