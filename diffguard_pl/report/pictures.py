@@ -92,14 +92,10 @@ def draw_grid(
     font, bold = _font("DejaVuSans", 12), _font("DejaVuSans-Bold", 14)
     pen.text((margin, margin), title, INK, font=bold)
     if panels == 4:
-        contents = (
-            "input, unguided and guided reconstruction, and their difference"
-        )
+        contents = "input, unguided and guided reconstruction, and their difference"
     else:
         contents = "input, reconstruction under the label, and their difference"
-    explanation = (
-        f"panels: {contents}; captions: label and score (higher = more in-distribution)"
-    )
+    explanation = f"panels: {contents}; captions: label and score (higher = more in-distribution)"
     pen.text((margin, margin + 22), explanation, FAINT, font=font)
 
     y = margin + title_height

@@ -215,7 +215,12 @@ def test_the_curve_goes_from_the_baseline_to_the_other_score_with_the_rows_saved
     curve = pd.read_csv(whole / "cascade.csv")
     table = pd.read_csv(whole / "metrics.csv").set_index(["dataset", "score"])
     near = curve[curve["dataset"] == "digits_4_9"].set_index("budget")
-    assert (near.loc[0, "diffused"], near.loc[0, "nfe"], near.loc[1, "diffused"], near.loc[1, "nfe"]) == (
+    assert (
+        near.loc[0, "diffused"],
+        near.loc[0, "nfe"],
+        near.loc[1, "diffused"],
+        near.loc[1, "nfe"],
+    ) == (
         0,
         0,
         1,
