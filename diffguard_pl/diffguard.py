@@ -289,7 +289,7 @@ class DiffGuard(nn.Module):
         for name, metric in self.stop_metrics.items():
             assert isinstance(metric, FeatureScore)
             similarities[name] = LearnedSimilarity(metric)
-        return EarlyStop(self.sampling.early_stop, similarities, self.backbone.crop)
+        return EarlyStop(self.sampling.early_stop, similarities, self.backbone.remove_padding)
 
     def _evaluate_network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Return eps of x [n, C, h, w] at timesteps t [n] under labels [n]."""

@@ -1,4 +1,4 @@
-"""Pre-trained diffusion models behind one interface: encode, decode, eps(x, t, labels) on rows of a batch."""
+"""Pre-trained diffusion models behind one interface: encode, decode and the noise eps(x, t, labels)."""
 
 from ..checkpoints.architectures import (
     FirstStageArchitecture,

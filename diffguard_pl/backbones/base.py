@@ -1,4 +1,4 @@
-"""What the detector wants of a diffusion model."""
+"""Contract of a diffusion model: encode, decode, and the noise prediction eps(x, t, labels)."""
 
 from abc import ABC, abstractmethod
 
@@ -10,36 +10,31 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from ..diffusion.schedule import Schedule
 from ..errors import InputError, choose
 
-BLOCKS = ("ResnetBlock2D", "Attention", "Transformer2DModel", "BasicTransformerBlock")
-"""Of diffusers' networks: nearly all of their time is spent in these."""
-KINDS_OF_BLOCK = 64
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """The outermost modules of these kinds; the whole network where it has none."""
-    if type(network).__name__ in BLOCKS:
-        return [network]
-    found = [
-        block
-        for child in network.children()
-        for block in blocks(child)
-        if type(block).__name__ in BLOCKS
-    ]
-    return found or [network]
+COMPILED_BLOCKS = ("ResnetBlock2D", "Attention", "Transformer2DModel", "BasicTransformerBlock")
+"""Classes of diffusers whose modules take nearly all of a network's time."""
+MAX_COMPILED_VARIANTS = 64
+"""Limit on the compiled variants (kinds of block, batch sizes) of one module's code."""
 
 
 class Backbone(nn.Module, ABC):
     """A frozen diffusion model.
 
+    Args:
+        image_size: Side, in pixels, of the images that the model was trained on.
+        input_size: Side, in pixels, of the images under test. Defaults to ``image_size``.
+        process_method: How images get from ``input_size`` to ``image_size``: ``resize``, or ``pad``
+            with a black border.
+
     Attributes:
-        image_size: side of the images that it was trained on.
-        input_size: side of the images that it is given.
-        alpha_bar: signal level [T] of the training schedule, in float64, on the CPU.
-        null_label: the label that means "no class"; None where the model has none.
-        num_classes: classes that it knows, "no class" left out; None where it takes none.
-        is_pixel_space: whether x is an image.
-        clip_denoised: whether predicted pictures are clamped to [-1, 1].
-        dtype: of the networks; x, images and noise are float32 (float64 for networks in float64).
+        image_size: As the argument.
+        input_size: As the argument.
+        alpha_bar: Signal level alpha-bar [T] of the training schedule, in float64, on the CPU.
+        null_label: Label that means "no class"; None if the model has none.
+        num_classes: Number of classes, without "no class"; None if the model takes no label.
+        is_pixel_space: Whether x is an image.
+        clip_denoised: Whether predicted images x0 are clamped to [-1, 1].
+        dtype: Precision of the networks; x, images and noise are float32 (float64 for networks in
+            float64).
     """
 
     alpha_bar: Tensor
@@ -51,77 +46,49 @@ class Backbone(nn.Module, ABC):
     def __init__(self, image_size: int, input_size: int | None, process_method: str):
         super().__init__()
         choose("process_method", process_method, ["resize", "pad"])
-        self.image_size, self.input_size, self.process_method = (
-            image_size,
-            input_size or image_size,
-            process_method,
-        )
-        if (
-            process_method == "pad"
-            and not 0 <= self.image_size - self.input_size == 2 * self._border
-        ):
+        self.image_size = image_size
+        self.input_size = input_size or image_size
+        self.process_method = process_method
+        difference = self.image_size - self.input_size
+        if process_method == "pad" and (difference < 0 or difference % 2):
             raise InputError(
-                f"input_size={self.input_size} cannot be padded evenly to image_size={image_size}; use process_method: resize"
+                f"input_size: {self.input_size} cannot be padded evenly to image_size={image_size}; "
+                "set process_method to resize"
             )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(
-            (weights.dtype for weights in self.parameters() if weights.is_floating_point()),
-            torch.float32,
-        )
-
-    def networks_to(self, dtype: torch.dtype) -> None:
-        """Weights of the networks in another precision."""
-        for network in self.children():
-            nn.Module.to(network, dtype)  # diffusers' own warns of nothing
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The network that :meth:`eps` asks."""
-        return self
-
-    def compile_blocks(self) -> None:
-        """Compile the blocks that the network is made of, each for the sizes that it meets: blocks that are alike share code, which
-        takes a fraction of the time that the whole network would."""
-        import torch._dynamo  # takes a second
-
-        if self.denoiser is self:
-            raise InputError(
-                f"compile: {type(self).__name__} does not say which is its network; give it a property denoiser"
-            )
-
-        for name in (
-            "recompile_limit",
-            "cache_size_limit",
-        ):  # of old releases; as many kinds of block as a network has
-            if hasattr(torch._dynamo.config, name):
-                setattr(
-                    torch._dynamo.config,
-                    name,
-                    max(KINDS_OF_BLOCK, getattr(torch._dynamo.config, name)),
-                )
-        for block in blocks(self.denoiser):
-            block.compile(dynamic=False)
+    # ---- what a model implements
 
     @abstractmethod
     def schedule(self, steps: int) -> Schedule:
-        """The time steps that DDIM visits."""
+        """Return the timesteps and signal levels of DDIM with this number of steps."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in [-1, 1] -> x [N, C, h, w], what is diffused."""
+        """Map images [N, 3, H, W] in [-1, 1], of ``input_size``, to what is diffused, x [N, C, h, w]."""
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """x [N, C, h, w] -> images [N, 3, H, W], about [-1, 1]."""
+        """Map x [N, C, h, w] to images [N, 3, H, W] of ``input_size``, approximately in [-1, 1]."""
 
     @abstractmethod
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The noise [n, C, h, w] in x [n, C, h, w] at training time steps t [n] under labels [n]: one network row each."""
+        """Predict the noise [n, C, h, w] in x; each sample counts as one NFE.
+
+        Args:
+            x: Noisy samples [n, C, h, w].
+            t: Training timesteps [n], integers in [0, T).
+            labels: Class labels [n]; ignored by a model that takes no label.
+        """
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """Network that :meth:`eps` evaluates. A model overrides this to support ``compile``."""
+        return self
+
+    # ---- image sizes
 
     def to_model_size(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] of ``input_size`` -> of ``image_size``."""
+        """Resize or pad images [N, 3, H, W] from ``input_size`` to ``image_size``."""
         if self.input_size == self.image_size:
             return images
         if self.process_method == "resize":
@@ -129,17 +96,70 @@ class Backbone(nn.Module, ABC):
         return pad(images, [self._border] * 4, value=-1.0)
 
     def to_input_size(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] of ``image_size`` -> of ``input_size``."""
+        """Resize or crop images [N, 3, H, W] from ``image_size`` to ``input_size``."""
         if self.input_size != self.image_size and self.process_method == "resize":
             return resize(images, [self.input_size, self.input_size], antialias=True)
-        return self.crop(images)
+        return self.remove_padding(images)
 
-    def crop(self, images: Tensor) -> Tensor:
-        """Without the border that padding added."""
+    def remove_padding(self, images: Tensor) -> Tensor:
+        """Remove the border that padding added; return resized images unchanged."""
         if self.input_size == self.image_size or self.process_method == "resize":
             return images
         return center_crop(images, [self.input_size, self.input_size])
 
     @property
     def _border(self) -> int:
+        """Width of the border that padding adds, in pixels."""
         return (self.image_size - self.input_size) // 2
+
+    # ---- precision and compilation
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the networks."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+        return torch.float32
+
+    def networks_to(self, dtype: torch.dtype) -> None:
+        """Convert the weights of the networks to another precision."""
+        for network in self.children():
+            # not the override in diffusers, which warns without need
+            nn.Module.to(network, dtype)
+
+    def compile_blocks(self) -> None:
+        """Compile the network block by block, for each batch size that occurs.
+
+        Blocks of one class share their compiled code, so this takes a fraction of the time that
+        compiling the whole network would.
+        """
+        # importing it takes a second
+        import torch._dynamo
+
+        if self.denoiser is self:
+            raise InputError(
+                f"compile: {type(self).__name__} does not support it; override the property denoiser"
+            )
+
+        # the limit was called cache_size_limit before torch 2.6
+        config = torch._dynamo.config
+        for name in ("recompile_limit", "cache_size_limit"):
+            if hasattr(config, name):
+                setattr(config, name, max(MAX_COMPILED_VARIANTS, getattr(config, name)))
+        for block in compilable_blocks(self.denoiser):
+            block.compile(dynamic=False)
+
+
+def compilable_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules of the classes ``COMPILED_BLOCKS``, else the network itself."""
+    return _outermost_blocks(network) or [network]
+
+
+def _outermost_blocks(module: nn.Module) -> list[nn.Module]:
+    if type(module).__name__ in COMPILED_BLOCKS:
+        return [module]
+    found = []
+    for child in module.children():
+        found += _outermost_blocks(child)
+    return found

@@ -1,115 +1,127 @@
-"""Original checkpoint layouts -> diffusers modules.
+"""guided-diffusion's checkpoint layout -> diffusers' ``UNet2DModel``.
 
-guided-diffusion and CompVis latent-diffusion share one UNet key layout; what differs is the attention inside. A conversion yields,
-for each diffusers key, the original key and the tensor, so that an error can name the key that the user's file has.
+guided-diffusion and CompVis latent-diffusion share one layout of the UNet's keys, converted here by
+:func:`convert_unet_keys`; only the attention inside differs.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from ..checkpoints.architectures import GuidedDiffusionArchitecture
+from ..checkpoints.architectures import Architecture, GuidedDiffusionArchitecture
 from ..checkpoints.tensors import load_tensors
-from .load import Converted, Origin, fit, set_heads
+from .load import ConvertedWeights, OriginalTensor, load_converted, set_num_heads
 
-# ----------------------------------------------------------------------------------------------------- guided diffusion
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+SETTINGS = {
+    r"^class_embedding": "backbone.architecture.class_cond",
+    r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
+    r"^conv_in|^time_embedding": "backbone.architecture.num_channels",
+    r"time_emb_proj": "backbone.architecture.use_scale_shift_norm",
+    r"attentions": "backbone.architecture.attention_resolutions and num_head_channels",
+    r"samplers": "backbone.architecture.resblock_updown and num_res_blocks",
+    r".": "backbone.architecture.channel_mult and num_res_blocks",
+}
+"""The setting that decides whether a key of the UNet fits, by a regular expression of the key."""
 
 
-def guided_diffusion_unet(path: Path, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
-    """The UNet of a guided-diffusion checkpoint."""
+def load_guided_diffusion(path: Path, architecture: GuidedDiffusionArchitecture) -> "UNet2DModel":
+    """Load the UNet of a guided-diffusion checkpoint.
+
+    Raises:
+        InputError: The file is damaged or does not fit the architecture.
+    """
+    unet = build_guided_diffusion(architecture)
+    weights = convert_unet_keys(load_tensors(path), architecture)
+    weights = _split_qkv(weights, unet, architecture.use_new_attention_order)
+    return load_converted(unet, weights, path, SETTINGS)
+
+
+def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2DModel":
+    """Build a UNet of an architecture without weights, on the meta device."""
+    from diffusers import UNet2DModel
+
     a = architecture
-    settings = {
-        r"^class_embedding": "backbone.architecture.class_cond",
-        r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
-        r"^conv_in|^time_embedding": "backbone.architecture.num_channels",
-        r"time_emb_proj": "backbone.architecture.use_scale_shift_norm",
-        r"attentions": "backbone.architecture.attention_resolutions and num_head_channels",
-        r"samplers": "backbone.architecture.resblock_updown and num_res_blocks",
-        r".": "backbone.architecture.channel_mult and num_res_blocks",
-    }
-    unet = guided_diffusion_module(a)
-    weights = _convert_unet(
-        load_tensors(path), a.channel_mult, a.num_res_blocks, a.attention_levels
-    )
-    return fit(unet, _split_qkv(weights, unet, a.use_new_attention_order), path, settings)
+    resample = "resnet" if a.resblock_updown else "conv"
+    down_block = "ResnetDownsampleBlock2D" if a.resblock_updown else "DownBlock2D"
+    up_block = "ResnetUpsampleBlock2D" if a.resblock_updown else "UpBlock2D"
+    down_blocks, up_blocks = [], []
+    for attention in a.attention_levels:
+        down_blocks.append("AttnDownBlock2D" if attention else down_block)
+        up_blocks.insert(0, "AttnUpBlock2D" if attention else up_block)
 
-
-def guided_diffusion_module(architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
-    """A UNet of that architecture, without weights: on the meta device."""
-    a = architecture
-    plain_down, plain_up = (
-        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-        if a.resblock_updown
-        else ("DownBlock2D", "UpBlock2D")
-    )
-    change = "resnet" if a.resblock_updown else "conv"
-    channels = [a.num_channels * m for m in a.channel_mult]
     with torch.device("meta"):
         unet = UNet2DModel(
             sample_size=a.image_size,
             out_channels=6 if a.learn_sigma else 3,
-            block_out_channels=channels,
+            block_out_channels=[a.num_channels * factor for factor in a.channel_mult],
             layers_per_block=a.num_res_blocks,
-            down_block_types=[
-                "AttnDownBlock2D" if attention else plain_down for attention in a.attention_levels
-            ],
-            up_block_types=[
-                "AttnUpBlock2D" if attention else plain_up
-                for attention in reversed(a.attention_levels)
-            ],
-            downsample_type=change,
-            upsample_type=change,
+            down_block_types=down_blocks,
+            up_block_types=up_blocks,
+            downsample_type=resample,
+            upsample_type=resample,
             resnet_time_scale_shift="scale_shift" if a.use_scale_shift_norm else "default",
             attention_head_dim=a.num_head_channels if a.num_head_channels > 0 else 1,
             attn_norm_num_groups=32,
             num_class_embeds=a.num_classes if a.class_cond else None,
         )
     if a.num_head_channels <= 0:
-        unet.register_to_config(num_heads=a.num_heads)
-        set_heads(unet, a.num_heads)
+        set_num_heads(unet, a.num_heads)
     return unet
 
 
-def _split_qkv(weights: Converted, unet: UNet2DModel, new_order: bool) -> Converted:
-    """guided-diffusion keeps q, k and v of attention in one 1-d convolution: per head, or (new order) heads within each."""
-    split: Converted = {}
-    for key, (original, tensor) in weights.items():
-        module, _, name = key.rpartition(".")
-        if module.endswith(".qkv"):
-            attention = module.removesuffix(".qkv")
-            heads = getattr(_submodule(unet, attention), "heads", 1)
-            if len(tensor) % (3 * heads):
-                heads = 1  # of another architecture: fit() will say so
-            tensor = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
-            rest = tensor.shape[1:]
-            parts = (
-                tensor.reshape(3, -1, *rest)
-                if new_order
-                else tensor.reshape(heads, 3, -1, *rest).transpose(0, 1)
-            )
-            for letter, part in zip("qkv", parts.reshape(3, -1, *rest), strict=True):
-                split[f"{attention}.to_{letter}.{name}"] = Origin(original, part.contiguous())
-        elif module.endswith(".to_out.0") and tensor.ndim == 3:
-            split[key] = Origin(original, tensor.squeeze(-1))
+def _split_qkv(weights: ConvertedWeights, unet: nn.Module, new_order: bool) -> ConvertedWeights:
+    """Split the one convolution that holds q, k and v of an attention into three linear layers.
+
+    The original layout of the output channels is [heads, 3, channels per head], and
+    [3, heads, channels per head] with ``use_new_attention_order``.
+    """
+    split: ConvertedWeights = {}
+    for key, (original_key, tensor) in weights.items():
+        module_name, _, kind = key.rpartition(".")
+        is_qkv = module_name.endswith(".qkv")
+        is_projection = module_name.endswith(".to_out.0")
+
+        # A 1-d convolution of kernel size 1 is a linear layer.
+        if (is_qkv or is_projection) and tensor.ndim == 3:
+            tensor = tensor.squeeze(-1)
+        if not is_qkv:
+            split[key] = OriginalTensor(original_key, tensor)
+            continue
+
+        attention = module_name.removesuffix(".qkv")
+        heads = _num_heads(unet, attention)
+        if len(tensor) % (3 * heads):
+            # another architecture; load_converted reports the shape
+            heads = 1
+        rest = tensor.shape[1:]
+        if new_order:
+            q_k_v = tensor.reshape(3, -1, *rest)
         else:
-            split[key] = Origin(original, tensor)
+            q_k_v = tensor.reshape(heads, 3, -1, *rest).transpose(0, 1).reshape(3, -1, *rest)
+        for letter, part in zip("qkv", q_k_v, strict=True):
+            new_key = f"{attention}.to_{letter}.{kind}"
+            split[new_key] = OriginalTensor(original_key, part.contiguous())
     return split
 
 
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+def _num_heads(unet: nn.Module, name: str) -> int:
+    """Return the number of heads of an attention; 1 if the UNet has no module of that name."""
     try:
-        return module.get_submodule(path)
+        return getattr(unet.get_submodule(name), "heads", 1)
     except AttributeError:
-        return None
+        return 1
 
 
-# --------------------------------------------------------------------------------------------------- what both have alike
+# ---- keys of the UNet, for guided-diffusion and latent-diffusion
 
-INNER = [
+INSIDE_BLOCKS = [
     (r"\.in_layers\.0\.", ".norm1."),
     (r"\.in_layers\.2\.", ".conv1."),
     (r"\.emb_layers\.1\.", ".time_emb_proj."),
@@ -118,61 +130,88 @@ INNER = [
     (r"\.skip_connection\.", ".conv_shortcut."),
     (r"(samplers\.0)\.(op|conv)\.", r"\1.conv."),
 ]
-ATTENTION = [
+"""Original name -> diffusers' name of the layers inside a block, as regular expressions."""
+INSIDE_ATTENTION = [
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 ]
+"""As ``INSIDE_BLOCKS``, for guided-diffusion's attention; a spatial transformer keeps its names."""
 
 
-def _convert_unet(
-    tensors: Mapping[str, Tensor],
-    channel_mult: tuple[int, ...],
-    res_blocks: int,
-    attention: list[bool],
-) -> Converted:
-    places = dict(_places(len(channel_mult), res_blocks, attention))
-    spatial_transformer = any(".transformer_blocks." in key for key in tensors)
-    converted: Converted = {}
+def convert_unet_keys(
+    tensors: Mapping[str, Tensor], architecture: Architecture, prefix: str = ""
+) -> ConvertedWeights:
+    """Rename the keys of a UNet from the original layout to diffusers'.
+
+    Args:
+        tensors: Tensors by their original key without ``prefix``.
+        architecture: Architecture of the UNet.
+        prefix: Prefix of the keys in the checkpoint file, for error messages.
+
+    Returns:
+        The tensors by their new key; a key that the architecture does not have stays as it is.
+    """
+    new_names = unet_module_names(architecture)
+    rules = list(INSIDE_BLOCKS)
+    if not any(".transformer_blocks." in key for key in tensors):
+        rules += INSIDE_ATTENTION
+
+    # the part of a key that names a module in unet_module_names
+    module = re.compile(
+        r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+|\w+\.\d+|label_emb)\."
+    )
+    converted: ConvertedWeights = {}
     for key, tensor in tensors.items():
-        match = re.match(
-            r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+|\w+\.\d+|label_emb)\.",
-            key,
-        )
-        place = match and places.get(match[1])
-        new = key if place is None else f"{place}.{key[match.end() :]}"  # type: ignore[union-attr]
-        for pattern, replacement in INNER if spatial_transformer else INNER + ATTENTION:
-            new = re.sub(pattern, replacement, new)
-        converted[new] = Origin(key, tensor)
+        new_key = key
+        match = module.match(key)
+        if match and match[1] in new_names:
+            new_key = f"{new_names[match[1]]}.{key[match.end() :]}"
+        for pattern, replacement in rules:
+            new_key = re.sub(pattern, replacement, new_key)
+        converted[new_key] = OriginalTensor(f"{prefix}{key}", tensor)
     return converted
 
 
-def _places(levels: int, res_blocks: int, attention: list[bool]) -> Iterator[tuple[str, str]]:
-    """Original module path -> diffusers module path, for every block of the UNet."""
-    yield from (
-        ("time_embed.0", "time_embedding.linear_1"),
-        ("time_embed.2", "time_embedding.linear_2"),
-    )
-    yield from (("label_emb", "class_embedding"), ("input_blocks.0.0", "conv_in"))
+def unet_module_names(architecture: Architecture) -> dict[str, str]:
+    """Return the diffusers name of each of the UNet's blocks and outer layers, by original name."""
+    levels, res_blocks = len(architecture.channel_mult), architecture.num_res_blocks
+    attention = architecture.attention_levels
+    names = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "label_emb": "class_embedding",
+        "input_blocks.0.0": "conv_in",
+    }
+
+    # Down: residual blocks with attention, then a downsampler at all levels but the last. The
+    # original numbers all of them in one sequence k, diffusers level by level.
     k = 1
     for level in range(levels):
         for j in range(res_blocks):
-            yield f"input_blocks.{k}.0", f"down_blocks.{level}.resnets.{j}"
+            names[f"input_blocks.{k}.0"] = f"down_blocks.{level}.resnets.{j}"
             if attention[level]:
-                yield f"input_blocks.{k}.1", f"down_blocks.{level}.attentions.{j}"
+                names[f"input_blocks.{k}.1"] = f"down_blocks.{level}.attentions.{j}"
             k += 1
         if level < levels - 1:
-            yield f"input_blocks.{k}.0", f"down_blocks.{level}.downsamplers.0"
+            names[f"input_blocks.{k}.0"] = f"down_blocks.{level}.downsamplers.0"
             k += 1
-    yield "middle_block.0", "mid_block.resnets.0"
-    yield "middle_block.1", "mid_block.attentions.0"
-    yield "middle_block.2", "mid_block.resnets.1"
+
+    names["middle_block.0"] = "mid_block.resnets.0"
+    names["middle_block.1"] = "mid_block.attentions.0"
+    names["middle_block.2"] = "mid_block.resnets.1"
+
+    # Up: one more residual block per level; the upsampler is part of the last block of a level.
     k = 0
     for block, level in enumerate(reversed(range(levels))):
         for j in range(res_blocks + 1):
-            yield f"output_blocks.{k}.0", f"up_blocks.{block}.resnets.{j}"
+            names[f"output_blocks.{k}.0"] = f"up_blocks.{block}.resnets.{j}"
             if attention[level]:
-                yield f"output_blocks.{k}.1", f"up_blocks.{block}.attentions.{j}"
+                names[f"output_blocks.{k}.1"] = f"up_blocks.{block}.attentions.{j}"
             if level > 0 and j == res_blocks:
-                yield f"output_blocks.{k}.{1 + attention[level]}", f"up_blocks.{block}.upsamplers.0"
+                place = 2 if attention[level] else 1
+                names[f"output_blocks.{k}.{place}"] = f"up_blocks.{block}.upsamplers.0"
             k += 1
-    yield from (("out.0", "conv_norm_out"), ("out.2", "conv_out"))
+
+    names["out.0"] = "conv_norm_out"
+    names["out.2"] = "conv_out"
+    return names

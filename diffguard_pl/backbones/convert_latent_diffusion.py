@@ -1,62 +1,124 @@
-"""TODO."""
+"""CompVis latent-diffusion's checkpoint layout -> diffusers' ``UNet2DConditionModel`` and ``VQModel``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import FirstStageArchitecture, LatentDiffusionArchitecture
 from ..checkpoints.tensors import load_tensors
-from .convert_guided_diffusion import _convert_unet
-from .load import Origin, fit
+from .convert_guided_diffusion import convert_unet_keys
+from .load import ConvertedWeights, OriginalTensor, load_converted
 
-# ----------------------------------------------------------------------------------------------------- latent diffusion
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel, VQModel
+
+# Prefixes of the keys of the three networks in a checkpoint.
+UNET = "model.diffusion_model."
+CLASS_EMBEDDING = "cond_stage_model.embedding."
+FIRST_STAGE = "first_stage_model."
+
+# The setting that decides whether a key fits, by a regular expression of the key.
+UNET_SETTINGS = {
+    r"^conv_in|^time_embedding|^conv_out": "backbone.architecture.model_channels",
+    r"attn2.to_[kv]": "backbone.architecture.context_dim",
+    r"transformer_blocks": "backbone.architecture.attention_resolutions and transformer_depth",
+    r"attentions": "backbone.architecture.attention_resolutions",
+    r".": "backbone.architecture.channel_mult and num_res_blocks",
+}
+CLASS_EMBEDDING_SETTINGS = {r".": "backbone.architecture.n_classes and context_dim"}
+FIRST_STAGE_SETTINGS = {
+    r"^quantize": "backbone.architecture.first_stage.n_embed and embed_dim",
+    r"quant_conv": "backbone.architecture.first_stage.z_channels and embed_dim",
+    r"(en|de)coder.conv_": "backbone.architecture.first_stage.ch and z_channels",
+    r"attentions": "backbone.architecture.first_stage.attn_resolutions",
+    r".": "backbone.architecture.first_stage.ch_mult and num_res_blocks",
+}
 
 
-def latent_diffusion(
+# ---- load
+
+
+def load_latent_diffusion(
     path: Path, architecture: LatentDiffusionArchitecture
-) -> tuple[UNet2DConditionModel, nn.Embedding, VQModel]:
-    """UNet, class embedding and VQ first stage of a CompVis latent-diffusion checkpoint."""
-    a = architecture
+) -> tuple["UNet2DConditionModel", nn.Embedding, "VQModel"]:
+    """Load UNet, class embedding and VQ first stage of a CompVis latent-diffusion checkpoint.
+
+    Raises:
+        InputError: The file is damaged or does not fit the architecture.
+    """
     tensors = load_tensors(path)
-    settings = {
-        r"^conv_in|^time_embedding|^conv_out": "backbone.architecture.model_channels",
-        r"attn2.to_[kv]": "backbone.architecture.context_dim",
-        r"transformer_blocks": "backbone.architecture.attention_resolutions and transformer_depth",
-        r"attentions": "backbone.architecture.attention_resolutions",
-        r".": "backbone.architecture.channel_mult and num_res_blocks",
-    }
-    unet, embedding = latent_diffusion_modules(a)
-    weights = _convert_unet(
-        _under(tensors, "model.diffusion_model."),
-        a.channel_mult,
-        a.num_res_blocks,
-        a.attention_levels,
+    unet, embedding = build_latent_unet(architecture)
+
+    weights = convert_unet_keys(_with_prefix(tensors, UNET), architecture, prefix=UNET)
+    load_converted(unet, weights, path, UNET_SETTINGS)
+
+    weights = {}
+    for key, tensor in _with_prefix(tensors, CLASS_EMBEDDING).items():
+        weights[key] = OriginalTensor(CLASS_EMBEDDING + key, tensor)
+    load_converted(embedding, weights, path, CLASS_EMBEDDING_SETTINGS)
+
+    first_stage = load_first_stage(
+        tensors, architecture.first_stage, architecture.scale_factor, path
     )
-    fit(
-        unet,
-        {key: Origin(f"model.diffusion_model.{k}", v) for key, (k, v) in weights.items()},
-        path,
-        settings,
-    )
-    classes = {
-        key: Origin(f"cond_stage_model.embedding.{key}", v)
-        for key, v in _under(tensors, "cond_stage_model.embedding.").items()
-    }
-    fit(embedding, classes, path, {".": "backbone.architecture.n_classes and context_dim"})
-    return unet, embedding, _first_stage(tensors, a.first_stage, a.scale_factor, path)
+    return unet, embedding, first_stage
 
 
-def latent_diffusion_modules(
+def load_first_stage(
+    tensors: Mapping[str, Tensor],
+    architecture: FirstStageArchitecture,
+    scale_factor: float,
+    path: Path,
+) -> "VQModel":
+    """Load the VQ first stage of a CompVis latent-diffusion checkpoint.
+
+    Args:
+        tensors: All tensors of the checkpoint.
+        architecture: Architecture of the first stage.
+        scale_factor: Factor on the latents before they are diffused.
+        path: File of the checkpoint, for the error message.
+
+    Raises:
+        InputError: The tensors do not fit the architecture.
+    """
+    weights: ConvertedWeights = {}
+    for key, tensor in _with_prefix(tensors, FIRST_STAGE).items():
+        # layers of the training loss and of its logging
+        if key.startswith(("loss.", "colorize")):
+            continue
+        new_key = _convert_first_stage_key(key, len(architecture.ch_mult))
+        # The original's attention has 1x1 convolutions, diffusers' has linear layers.
+        if re.search(r"attentions\.\d+\.to_", new_key) and tensor.ndim == 4:
+            tensor = tensor.squeeze(-1).squeeze(-1)
+        weights[new_key] = OriginalTensor(FIRST_STAGE + key, tensor)
+    module = build_first_stage(architecture, scale_factor)
+    return load_converted(module, weights, path, FIRST_STAGE_SETTINGS)
+
+
+# ---- build
+
+
+def build_latent_unet(
     architecture: LatentDiffusionArchitecture,
-) -> tuple[UNet2DConditionModel, nn.Embedding]:
-    """UNet and class embedding of that architecture, without weights: on the meta device."""
+) -> tuple["UNet2DConditionModel", nn.Embedding]:
+    """Build UNet and class embedding of an architecture without weights, on the meta device."""
+    from diffusers import UNet2DConditionModel
+
     a = architecture
-    channels = [a.model_channels * m for m in a.channel_mult]
+    channels = [a.model_channels * factor for factor in a.channel_mult]
+    # diffusers calls the number of heads attention_head_dim
+    if a.num_head_channels > 0:
+        heads = [c // a.num_head_channels for c in channels]
+    else:
+        heads = [a.num_heads] * len(channels)
+    down_blocks, up_blocks = [], []
+    for attention in a.attention_levels:
+        down_blocks.append("CrossAttnDownBlock2D" if attention else "DownBlock2D")
+        up_blocks.insert(0, "CrossAttnUpBlock2D" if attention else "UpBlock2D")
+
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             sample_size=a.image_size,
@@ -64,19 +126,9 @@ def latent_diffusion_modules(
             out_channels=a.first_stage.embed_dim,
             block_out_channels=channels,
             layers_per_block=a.num_res_blocks,
-            down_block_types=[
-                "CrossAttnDownBlock2D" if attention else "DownBlock2D"
-                for attention in a.attention_levels
-            ],
-            up_block_types=[
-                "CrossAttnUpBlock2D" if attention else "UpBlock2D"
-                for attention in reversed(a.attention_levels)
-            ],
-            # diffusers calls it a dimension; it is the number of heads
-            attention_head_dim=[
-                c // a.num_head_channels if a.num_head_channels > 0 else a.num_heads
-                for c in channels
-            ],
+            down_block_types=down_blocks,
+            up_block_types=up_blocks,
+            attention_head_dim=heads,
             transformer_layers_per_block=a.transformer_depth,
             cross_attention_dim=a.context_dim,
         )
@@ -84,46 +136,22 @@ def latent_diffusion_modules(
     return unet, embedding
 
 
-def _first_stage(
-    tensors: dict[str, Tensor],
-    architecture: FirstStageArchitecture,
-    scale_factor: float,
-    path: Path,
-) -> VQModel:
-    prefix = "first_stage_model."
-    weights = {}
-    for key, tensor in _under(tensors, prefix).items():
-        if key.startswith(("loss.", "colorize")):
-            continue
-        new = _first_stage_key(key, len(architecture.ch_mult))
-        if re.search(r"attentions\.\d+\.to_", new) and tensor.ndim == 4:
-            tensor = tensor.squeeze(-1).squeeze(-1)
-        weights[new] = Origin(prefix + key, tensor)
-    settings = {
-        r"^quantize": "backbone.architecture.first_stage.n_embed and embed_dim",
-        r"quant_conv": "backbone.architecture.first_stage.z_channels and embed_dim",
-        r"(en|de)coder.conv_": "backbone.architecture.first_stage.ch and z_channels",
-        r"attentions": "backbone.architecture.first_stage.attn_resolutions",
-        r".": "backbone.architecture.first_stage.ch_mult and num_res_blocks",
-    }
-    return fit(first_stage_module(architecture, scale_factor), weights, path, settings)
+def build_first_stage(architecture: FirstStageArchitecture, scale_factor: float) -> "VQModel":
+    """Build a VQ first stage of an architecture without weights, on the meta device."""
+    from diffusers import VQModel
 
-
-def first_stage_module(architecture: FirstStageArchitecture, scale_factor: float) -> VQModel:
-    """A VQ first stage of that architecture, without weights: on the meta device."""
     a = architecture
+    down_blocks, up_blocks = [], []
+    for attention in a.attention_levels:
+        down_blocks.append("AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D")
+        up_blocks.insert(0, "AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D")
+
     with torch.device("meta"):
         return VQModel(
             sample_size=a.resolution,
-            down_block_types=[
-                "AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D"
-                for attention in a.attention_levels
-            ],
-            up_block_types=[
-                "AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D"
-                for attention in reversed(a.attention_levels)
-            ],
-            block_out_channels=[a.ch * m for m in a.ch_mult],
+            down_block_types=down_blocks,
+            up_block_types=up_blocks,
+            block_out_channels=[a.ch * factor for factor in a.ch_mult],
             layers_per_block=a.num_res_blocks,
             latent_channels=a.z_channels,
             vq_embed_dim=a.embed_dim,
@@ -132,18 +160,23 @@ def first_stage_module(architecture: FirstStageArchitecture, scale_factor: float
         )
 
 
-def _first_stage_key(key: str, levels: int) -> str:
-    """CompVis' name of a VQ tensor -> diffusers'."""
-    rules: list[tuple[str, Any]] = [
+# ---- keys
+
+
+def _convert_first_stage_key(key: str, levels: int) -> str:
+    """Rename a key of the VQ first stage from CompVis' layout to diffusers'."""
+
+    # The decoder's levels are numbered from the image inwards by CompVis, outwards by diffusers.
+    def up_block(part: str) -> Callable[[re.Match], str]:
+        return lambda match: f".up_blocks.{levels - 1 - int(match[1])}.{part}."
+
+    rules: list[tuple[str, str | Callable[[re.Match], str]]] = [
         (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
         (r"\.down\.(\d+)\.attn\.", r".down_blocks.\1.attentions."),
         (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
-        (r"\.up\.(\d+)\.block\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.resnets."),
-        (r"\.up\.(\d+)\.attn\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.attentions."),
-        (
-            r"\.up\.(\d+)\.upsample\.",
-            lambda m: f".up_blocks.{levels - 1 - int(m[1])}.upsamplers.0.",
-        ),
+        (r"\.up\.(\d+)\.block\.", up_block("resnets")),
+        (r"\.up\.(\d+)\.attn\.", up_block("attentions")),
+        (r"\.up\.(\d+)\.upsample\.", up_block("upsamplers.0")),
         (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
         (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
         (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
@@ -158,7 +191,8 @@ def _first_stage_key(key: str, levels: int) -> str:
     return key
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose key has a prefix, by their key without it."""
     return {
         key.removeprefix(prefix): tensor
         for key, tensor in tensors.items()

@@ -1,17 +1,14 @@
-"""Any diffusers pipeline that denoises images, or latents of an autoencoder, with a class label or without: DiT first of all."""
+"""Backbone from the folder of a diffusers pipeline, such as DiT's: class-conditional or unconditional.
+
+The network diffuses images, or latents of an autoencoder. diffusers itself is imported when a pipeline
+is loaded; classes of diffusers are therefore compared by name.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiTTransformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
-)
 from torch import Tensor, nn
 
 from ..checkpoints.registry import resolve
@@ -27,36 +24,42 @@ from ..diffusion.schedule import (
 from ..dtypes import at_least_float32
 from ..errors import InputError, choose
 from .base import Backbone
-from .latent import _class_embedding, decoded
-from .load import load_diffusers, read_json
+from .latent import decode_vq
+from .load import load_class_embedding, load_diffusers, read_json
 
-NETWORKS = (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel)
-AUTOENCODERS = (AutoencoderKL, VQModel)
+NETWORKS = ("DiTTransformer2DModel", "UNet2DModel", "UNet2DConditionModel")
+"""Supported classes of the network."""
+AUTOENCODERS = ("AutoencoderKL", "VQModel")
+"""Supported classes of the autoencoder."""
 PREDICTION_TYPES = ["epsilon", "sample", "v_prediction"]
 BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
-SMALLEST = 2.0**-24
-"""Level of signal, and of noise, that is never gone below, so that either can be divided by; diffusers has the same number."""
+MIN_LEVEL = 2.0**-24
+"""Lower bound of the signal level and of the noise level, so that both can be divided by; diffusers
+has the same bound."""
 
 
 class DiffusersPipeline(Backbone):
-    """A network from diffusers with its scheduler's noise levels, on images or on an autoencoder's latents.
+    """A network of diffusers with the noise levels of its scheduler.
 
-    The network is a ``DiTTransformer2DModel`` (Peebles & Xie 2023), a ``UNet2DModel``, or a ``UNet2DConditionModel`` that takes
-    class labels, by itself or through a ``class_embedding/`` folder.
+    The network is a ``DiTTransformer2DModel`` (Peebles & Xie 2023), a ``UNet2DModel``, or a
+    ``UNet2DConditionModel`` conditioned on class labels only, by its own class embedding or by a
+    ``class_embedding/`` folder.
 
     Args:
-        checkpoint: a folder as ``save_pretrained`` of a pipeline leaves it, or a name or an address of one (see
-            :func:`diffguard_pl.checkpoints.registry.resolve`): ``transformer/`` or ``unet/``, ``scheduler/``, and ``vae/`` or ``vqvae/`` for a
-            model of latents.
-        prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``; none: as the scheduler says.
-        null_label: the label that means "no class"; none: the network's own where it has one for certain (DiT; the last row of
-            ``class_embedding/``).
-        input_size: side of the images that are tested; none: the model's own.
-        process_method: how they are brought to the model's size: ``resize`` or ``pad``.
-        clip_denoised: clamp predicted pictures to [-1, 1]; none: for a model of images, but not for one of latents.
+        checkpoint: Folder of a pipeline's ``save_pretrained``, or a name or a URL of one (see
+            :func:`diffguard_pl.checkpoints.registry.resolve`), with ``transformer/`` or ``unet/``,
+            ``scheduler/``, and ``vae/`` or ``vqvae/`` for a latent model.
+        prediction_type: Quantity that the network predicts: ``epsilon``, ``sample`` or
+            ``v_prediction``. Defaults to the scheduler's.
+        null_label: Label that means "no class". Defaults to the network's own if it certainly has
+            one (DiT; the last row of ``class_embedding/``).
+        input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
+        process_method: How images get to the model's size: ``resize`` or ``pad``.
+        clip_denoised: Whether to clamp predicted images x0 to [-1, 1]. Defaults to True for a pixel
+            model and to False for a latent model.
 
     Attributes:
-        num_labels: labels that the network knows, "no class" included; None: it takes none.
+        num_labels: Number of labels, including "no class"; None if the network takes no label.
     """
 
     levels: Tensor
@@ -70,40 +73,47 @@ class DiffusersPipeline(Backbone):
         process_method: str = "resize",
         clip_denoised: bool | None = None,
     ):
+        # Networks.
         folder = resolve(checkpoint)
-        network, embedding = _network(folder)
-        autoencoder = _autoencoder(folder, network.config.in_channels)
+        network, embedding = _load_network(folder)
+        autoencoder = _load_autoencoder(folder, network.config.in_channels)
         super().__init__(_image_size(folder, network, autoencoder), input_size, process_method)
         self.network, self.embedding, self.autoencoder = network, embedding, autoencoder
+
+        # Latents are (mode - shift) * scale.
         self.is_pixel_space = autoencoder is None
         self.clip_denoised = self.is_pixel_space if clip_denoised is None else clip_denoised
-        self.scale = 1.0 if autoencoder is None else autoencoder.config.scaling_factor
-        self.shift = 0.0 if autoencoder is None else autoencoder.config.get("shift_factor") or 0.0
+        self.scale, self.shift = 1.0, 0.0
+        if autoencoder is not None:
+            self.scale = autoencoder.config.scaling_factor
+            self.shift = autoencoder.config.get("shift_factor") or 0.0
 
-        scheduler = _scheduler(folder)
+        # Noise levels; the buffer is a copy on the network's device.
+        scheduler = _read_scheduler(folder)
         self.alpha_bar = scheduler_alpha_bar(scheduler)
-        self.register_buffer(
-            "levels", self.alpha_bar.clone(), persistent=False
-        )  # where the network is
+        self.register_buffer("levels", self.alpha_bar.clone(), persistent=False)
         self.prediction_type = prediction_type or scheduler.get("prediction_type", "epsilon")
         choose("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
-        self.num_labels, own_null = _labels(network, embedding)
-        self.null_label = own_null if null_label is None else null_label
+        # Class labels.
+        self.num_labels, default_null = _labels(network, embedding)
+        self.null_label = default_null if null_label is None else null_label
         if self.null_label is not None and not 0 <= self.null_label < (self.num_labels or 0):
             raise InputError(
-                f"null_label={null_label}: the network of {folder} knows {self.num_labels or 'no'} labels, from 0 on"
+                f"null_label: {null_label} is unknown to the network of {folder}, which has "
+                f"{self.num_labels or 'no'} labels; set null_label to null or to one of them"
             )
-        null_is_last = self.num_labels is not None and self.null_label == self.num_labels - 1
-        self.num_classes = self.num_labels - null_is_last if self.num_labels is not None else None
+        self.num_classes = self.num_labels
+        if self.num_labels is not None and self.null_label == self.num_labels - 1:
+            self.num_classes = self.num_labels - 1
 
     @property
     def denoiser(self) -> nn.Module:
         return self.network
 
     def schedule(self, steps: int) -> Schedule:
-        # as the paper does for latents: inversion ends at the level that denoising starts from, so that the two undo each other;
-        # the other choice, `respaced`, ends in pure noise, one level above
+        # As the paper does for latents: inversion ends at the level that denoising starts from, so
+        # that one undoes the other. `respaced` would end in pure noise, one level above.
         return uniform(self.alpha_bar, steps)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -111,23 +121,22 @@ class DiffusersPipeline(Backbone):
         if self.autoencoder is None:
             return images
         encoded = self.autoencoder.encode(images.to(self.dtype))
-        latents = (
-            encoded.latents if isinstance(self.autoencoder, VQModel) else encoded.latent_dist.mode()
-        )
+        # the mode, as a sample of the posterior would make scores random
+        latents = encoded.latents if self._is_vq else encoded.latent_dist.mode()
         return (at_least_float32(latents) - self.shift) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         if self.autoencoder is None:
             return self.to_input_size(x)
         latents = x / self.scale + self.shift
-        if isinstance(self.autoencoder, VQModel):
-            images = decoded(self.autoencoder, latents, self.dtype)
+        if self._is_vq:
+            images = decode_vq(self.autoencoder, latents, self.dtype)
         else:
             images = at_least_float32(self.autoencoder.decode(latents.to(self.dtype)).sample)
         return self.to_input_size(images.clamp(-1, 1))
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        # a learned variance, in channels of its own, is left out
+        # a learned variance in further channels is not needed by DDIM with eta = 0
         output = self.network(x.to(self.dtype), t, **self._condition(labels)).sample
         output = at_least_float32(output[:, : x.shape[1]])
         if self.prediction_type == "epsilon":
@@ -135,46 +144,48 @@ class DiffusersPipeline(Backbone):
         level = Level.of(self.levels[t], x)
         if self.prediction_type == "sample":
             return eps_from_x0(x, output, level)
-        return (
-            level.signal * output + level.noise * x
-        )  # v = signal * eps - noise * x0 (Salimans & Ho 2022)
+        # v = signal * eps - noise * x0 (Salimans & Ho 2022)
+        return level.signal * output + level.noise * x
+
+    @property
+    def _is_vq(self) -> bool:
+        return type(self.autoencoder).__name__ == "VQModel"
 
     def _condition(self, labels: Tensor) -> dict[str, Any]:
-        """How the network is told labels [n]."""
+        """Return the network's keyword arguments that carry the class labels [n]."""
         if self.num_labels is None:
             return {}
-        outside = (labels < 0) | (labels >= self.num_labels)
-        if (
-            labels.device.type == "cpu" and outside.any()
-        ):  # a GPU would have to wait, and says so itself
+        # On a GPU this check would wait for the device, which reports such a label by itself.
+        unknown = (labels < 0) | (labels >= self.num_labels)
+        if labels.device.type == "cpu" and unknown.any():
             raise InputError(
-                f"label {int(labels[outside][0])}: the backbone knows {self.num_classes} classes; take a classifier "
-                "of the same classes"
+                f"classifier: label {int(labels[unknown][0])} is unknown to the backbone, which has "
+                f"{self.num_classes} classes; choose a classifier of the same classes"
             )
-        if not isinstance(self.network, UNet2DConditionModel):
-            return {"class_labels": labels}
-        if self.embedding is None:
+        if self.embedding is not None:
+            return {"encoder_hidden_states": self.embedding(labels)[:, None]}
+        if type(self.network).__name__ == "UNet2DConditionModel":
             return {"encoder_hidden_states": None, "class_labels": labels}
-        return {"encoder_hidden_states": self.embedding(labels)[:, None]}
+        return {"class_labels": labels}
 
 
 def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
-    """Signal level alpha-bar [T] of a ``scheduler_config.json``, in float64; diffusers itself computes it in float32.
+    """Compute the signal level alpha-bar [T] of a ``scheduler_config.json``.
+
+    In float64, while diffusers computes it in float32.
 
     Raises:
-        InputError: a scheduler without betas, such as one for flow matching, or of an unknown beta_schedule.
+        InputError: The scheduler has no betas (flow matching, EDM) or an unknown beta_schedule.
     """
     betas, kind = config.get("trained_betas"), config.get("beta_schedule")
     if config.get("use_flow_sigmas") or (betas is None and kind is None):
         raise InputError(
-            f"scheduler_config.json: {config.get('_class_name')} has no betas (flow matching, EDM): no DDIM for such a model here; "
-            f"take one with a beta_schedule, {', '.join(BETA_SCHEDULES)}"
+            f"scheduler_config.json: {config.get('_class_name')} has no betas (flow matching, EDM), "
+            "which DDIM does not support; choose a model with a beta_schedule: "
+            f"{', '.join(BETA_SCHEDULES)}"
         )
-    start, end, steps = (
-        config.get("beta_start", 1e-4),
-        config.get("beta_end", 0.02),
-        config.get("num_train_timesteps", 1000),
-    )
+    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    steps = config.get("num_train_timesteps", 1000)
     if betas is not None:
         alpha_bar = alpha_bar_of(torch.tensor(betas, dtype=torch.float64))
     elif kind == "linear":
@@ -186,93 +197,107 @@ def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
         alpha_bar = cosine_alpha_bar(steps)
     if config.get("rescale_betas_zero_snr"):
         alpha_bar = zero_terminal_snr(alpha_bar)
-    return alpha_bar.clamp(SMALLEST, 1 - SMALLEST)
+    return alpha_bar.clamp(MIN_LEVEL, 1 - MIN_LEVEL)
 
 
-def _network(folder: Path) -> tuple[Any, nn.Embedding | None]:
-    """The network, and its class embedding where that has a folder of its own."""
-    # google/ddpm-* have no folders: the network's files lie beside model_index.json
+# ---- parts of a pipeline's folder
+
+
+def _load_network(folder: Path) -> tuple[Any, nn.Embedding | None]:
+    """Load the network, and its class embedding if that has a separate folder."""
+    # Repositories such as google/ddpm-cifar10-32 keep all files beside model_index.json.
     places = [folder / "transformer", folder / "unet", folder]
     place = next((place for place in places if (place / "config.json").is_file()), None)
     if place is None:
         raise InputError(
-            f"checkpoint {folder}: no transformer/config.json or unet/config.json; expected the folder of a diffusers pipeline"
+            f"checkpoint {folder}: transformer/config.json or unet/config.json not found; must be "
+            "the folder of a diffusers pipeline"
         )
     network = load_diffusers(NETWORKS, place)
-    if isinstance(network, UNet2DConditionModel) and (folder / "class_embedding").is_dir():
-        return network, _class_embedding(folder)
-    if _wants_more_than_a_label(network):
+    is_condition_unet = type(network).__name__ == "UNet2DConditionModel"
+    if is_condition_unet and (folder / "class_embedding").is_dir():
+        return network, load_class_embedding(folder)
+    if not _takes_class_labels_only(network):
         raise InputError(
-            f"checkpoint {place}: this {type(network).__name__} is told more than a class label (a text?); "
-            f"supported are {', '.join(kind.__name__ for kind in NETWORKS)} of class labels"
+            f"checkpoint {place}: this {type(network).__name__} is conditioned on more than a class "
+            f"label (e.g. text), which is not supported; choose a class-conditional or "
+            f"unconditional {' or '.join(NETWORKS)}"
         )
     return network, None
 
 
-def _wants_more_than_a_label(network: Any) -> bool:
-    c = network.config
-    if not isinstance(network, UNet2DConditionModel):
-        return bool(c.get("class_embed_type"))
-    blocks = (*c.down_block_types, c.mid_block_type, *c.up_block_types)
-    return (
-        bool(c.class_embed_type)
-        or not c.num_class_embeds
-        or any("CrossAttn" in str(block) for block in blocks)
-    )
+def _takes_class_labels_only(network: Any) -> bool:
+    """Return whether class labels, or nothing at all, are the network's only condition."""
+    config = network.config
+    if type(network).__name__ != "UNet2DConditionModel":
+        return not config.get("class_embed_type")
+    if config.class_embed_type or not config.num_class_embeds:
+        return False
+    blocks = (*config.down_block_types, config.mid_block_type, *config.up_block_types)
+    return not any("CrossAttn" in str(block) for block in blocks)
 
 
-def _autoencoder(folder: Path, channels: int) -> Any:
-    """The autoencoder of a model that diffuses so many channels; None: it diffuses images."""
-    place = next((folder / name for name in ("vae", "vqvae") if (folder / name).is_dir()), None)
+def _load_autoencoder(folder: Path, channels: int) -> Any:
+    """Load the autoencoder of a network that diffuses this number of channels.
+
+    Returns:
+        The autoencoder; None for a pixel model.
+    """
+    places = [folder / "vae", folder / "vqvae"]
+    place = next((place for place in places if place.is_dir()), None)
     if place is None:
         index = folder / "model_index.json"
         parts = read_json(index) if index.is_file() else {}
         if channels == 3 and not parts.get("vae") and not parts.get("vqvae"):
             return None
         raise InputError(
-            f"checkpoint {folder}: a model of latents ({channels} channels) without its autoencoder; "
-            "a folder vae/ or vqvae/ is missing from it"
+            f"checkpoint {folder}: a latent model ({channels} channels) without its autoencoder; "
+            "add the missing folder vae/ or vqvae/"
         )
+
     autoencoder = load_diffusers(AUTOENCODERS, place)
-    c = autoencoder.config
-    latents = (
-        c.latent_channels
-        if isinstance(autoencoder, AutoencoderKL)
-        else c.vq_embed_dim or c.latent_channels
-    )
+    config = autoencoder.config
+    latents = config.latent_channels
+    if type(autoencoder).__name__ == "VQModel":
+        latents = config.vq_embed_dim or config.latent_channels
     if latents != channels:
         raise InputError(
-            f"checkpoint {place}: its latents have {latents} channels, and the network takes {channels}"
+            f"checkpoint {place}: its latents have {latents} channels, but the network takes "
+            f"{channels}; choose the autoencoder that the network was trained with"
         )
     return autoencoder
 
 
 def _image_size(folder: Path, network: Any, autoencoder: Any) -> int:
-    """Side of the images: of the network's, times what the autoencoder shrinks them by."""
-    # not the autoencoder's own sample_size: Stable Diffusion's says 256 or 512 whatever it is used for
+    """Return the side of the images: the network's, times the autoencoder's downsampling factor."""
+    # The autoencoder's sample_size does not help: Stable Diffusion's is 256 or 512 for any use.
     size = network.config.sample_size
-    size = size[0] if isinstance(size, (list, tuple)) and len(set(size)) == 1 else size
+    if isinstance(size, (list, tuple)) and len(set(size)) == 1:
+        size = size[0]
     if not isinstance(size, int):
         raise InputError(
-            f"checkpoint {folder}: sample_size of the network's config.json is {size}; expected one number of pixels"
+            f"checkpoint {folder}: sample_size of the network's config.json must be one number of "
+            f"pixels, not {size}"
         )
-    return (
-        size
-        if autoencoder is None
-        else size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    )
+    if autoencoder is None:
+        return size
+    return size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
-def _scheduler(folder: Path) -> dict[str, Any]:
-    place = folder / "scheduler" / "scheduler_config.json"
-    return read_json(place if place.is_file() else folder / "scheduler_config.json")
+def _read_scheduler(folder: Path) -> dict[str, Any]:
+    """Return the config of the scheduler, in its folder or beside model_index.json."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    return read_json(path if path.is_file() else folder / "scheduler_config.json")
 
 
 def _labels(network: Any, embedding: nn.Embedding | None) -> tuple[int | None, int | None]:
-    """How many labels the network knows, "no class" included, and which of them is that; None where it has none."""
+    """Return the number of labels, including "no class", and the label of "no class".
+
+    Each is None if the network has none, or none for certain.
+    """
     if embedding is not None:
         return embedding.num_embeddings, embedding.num_embeddings - 1
-    if isinstance(network, DiTTransformer2DModel):
+    if type(network).__name__ == "DiTTransformer2DModel":
         classes = network.config.num_embeds_ada_norm
         return classes + 1, classes
     return network.config.num_class_embeds, None

@@ -1,33 +1,36 @@
-"""The latent-diffusion family: class-conditional, in the latent space of a VQ first stage."""
+"""Latent-space backbone: CompVis latent-diffusion, class-conditional, on the codes of a VQ first stage."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import LatentDiffusionArchitecture
 from ..checkpoints.converted import converted_or_original, known_architecture
-from ..checkpoints.tensors import load_tensors
 from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
 from ..dtypes import at_least_float32
 from .base import Backbone
-from .convert_latent_diffusion import first_stage_module, latent_diffusion, latent_diffusion_modules
-from .load import RANDOM, Origin, fit, load_diffusers, with_random_weights
+from .convert_latent_diffusion import build_first_stage, build_latent_unet, load_latent_diffusion
+from .load import RANDOM, load_class_embedding, load_diffusers, with_random_weights
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel, VQModel
 
 
 class LatentDiffusion(Backbone):
-    """A UNet on VQ latents (CompVis latent-diffusion; Rombach et al. 2022), hosted in diffusers' modules.
+    """A UNet on VQ latents (latent-diffusion; Rombach et al. 2022), hosted in diffusers' modules.
 
     Args:
-        checkpoint: a CompVis ``.ckpt``, a folder with ``unet/``, ``vqvae/`` (each as ``save_pretrained`` leaves it) and
-            ``class_embedding/model.safetensors``, a name or an address (see :func:`diffguard_pl.checkpoints.registry.resolve`), or ``random``
-            for weights that make a dry run possible. A converted copy (``diffguard-pl checkpoints convert``) is used in
-            place of its file.
-        architecture: CompVis' settings, for a ``.ckpt``; none: those of the name, or the defaults. A folder brings its own but for
-            the noise schedule (a converted copy brings that too).
-        input_size: side of the images that are tested; none: the model's own.
-        process_method: how they are brought to the model's size: ``resize`` or ``pad``.
+        checkpoint: A CompVis ``.ckpt``; a folder with ``unet/`` and ``vqvae/`` (each as written by
+            ``save_pretrained``) and ``class_embedding/model.safetensors``; a name or a URL (see
+            :func:`diffguard_pl.checkpoints.registry.resolve`); or ``random`` for a dry run with
+            random weights. A converted copy (``diffguard-pl checkpoints convert``) is used instead of
+            its file.
+        architecture: CompVis' settings of a ``.ckpt``. Defaults to those of the named weights, else
+            to those of ``cin256-v2``. Of a folder only the noise schedule is set here, unless it is a
+            converted copy.
+        input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
+        process_method: How images get to the model's size: ``resize`` or ``pad``.
     """
 
     def __init__(
@@ -38,15 +41,18 @@ class LatentDiffusion(Backbone):
         process_method: str = "pad",
     ):
         a = architecture or known_architecture(checkpoint, LatentDiffusionArchitecture)
-        unet, embedding, first_stage = _modules(checkpoint, a)
+        unet, embedding, first_stage = _load_networks(checkpoint, a)
         super().__init__(first_stage.config.sample_size, input_size, process_method)
-        self.unet, self.embedding, self.first_stage = unet, embedding, first_stage
+        self.unet = unet
+        self.embedding = embedding
+        self.first_stage = first_stage
+        # the last label means "no class"
         self.null_label = self.num_classes = embedding.num_embeddings - 1
         self.scale = first_stage.config.scaling_factor
         self.alpha_bar = scaled_linear_alpha_bar(a.linear_start, a.linear_end, a.timesteps)
 
     @property
-    def denoiser(self) -> UNet2DConditionModel:
+    def denoiser(self) -> "UNet2DConditionModel":
         return self.unet
 
     def schedule(self, steps: int) -> Schedule:
@@ -57,51 +63,55 @@ class LatentDiffusion(Backbone):
         return at_least_float32(encoded.latents) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
-        return self.to_input_size(
-            decoded(self.first_stage, x / self.scale, self.dtype).clamp(-1, 1)
-        )
+        images = decode_vq(self.first_stage, x / self.scale, self.dtype)
+        return self.to_input_size(images.clamp(-1, 1))
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        condition = self.embedding(labels)[:, None]
-        output = self.unet(x.to(self.dtype), t, encoder_hidden_states=condition)
+        # the class embedding is a context of one token, [n, 1, D]
+        context = self.embedding(labels)[:, None]
+        output = self.unet(x.to(self.dtype), t, encoder_hidden_states=context)
         return at_least_float32(output.sample)
 
 
-def decoded(autoencoder: VQModel, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """Latents -> images. The nearest code is found in float32 at least, whatever the precision of the networks."""
+def decode_vq(autoencoder: "VQModel", latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Quantise latents and decode them to images.
+
+    The nearest code is looked up in float32 at least, whatever the precision of the networks: in half
+    precision rounding would choose other codes.
+
+    Args:
+        autoencoder: VQ autoencoder.
+        latents: Latents [N, C, h, w].
+        dtype: Precision of the decoder.
+
+    Returns:
+        Images [N, 3, H, W], approximately in [-1, 1].
+    """
     with torch.autocast(latents.device.type, enabled=False):
         codes = at_least_float32(autoencoder.quantize.embedding.weight)
-        flat = at_least_float32(latents).movedim(1, -1)
-        # not by a matrix product, which may round to TF32
-        nearest = torch.cdist(
-            flat.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
-        ).argmin(dim=1)
-        quantised = codes[nearest].view_as(flat).movedim(-1, 1)
-    return at_least_float32(autoencoder.decode(quantised.to(dtype), force_not_quantize=True).sample)
+        channels_last = at_least_float32(latents).movedim(1, -1)
+        # A matrix product could round to TF32, so the distances are computed directly.
+        distances = torch.cdist(
+            channels_last.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        nearest = distances.argmin(dim=1)
+        quantised = codes[nearest].view_as(channels_last).movedim(-1, 1)
+    decoded = autoencoder.decode(quantised.to(dtype), force_not_quantize=True)
+    return at_least_float32(decoded.sample)
 
 
-def _modules(
+def _load_networks(
     checkpoint: str, architecture: LatentDiffusionArchitecture
-) -> tuple[UNet2DConditionModel, nn.Embedding, VQModel]:
+) -> tuple["UNet2DConditionModel", nn.Embedding, "VQModel"]:
+    """Load UNet, class embedding and first stage from a checkpoint file, a folder or at random."""
     a = architecture
     if checkpoint == RANDOM:
-        return tuple(
-            with_random_weights(
-                *latent_diffusion_modules(a), first_stage_module(a.first_stage, a.scale_factor)
-            )
-        )
+        first_stage = build_first_stage(a.first_stage, a.scale_factor)
+        unet, embedding, first_stage = with_random_weights(*build_latent_unet(a), first_stage)
+        return unet, embedding, first_stage
     path = converted_or_original(checkpoint, a)
     if not path.is_dir():
-        return latent_diffusion(path, a)
-    unet, first_stage = (
-        load_diffusers(UNet2DConditionModel, path / "unet"),
-        load_diffusers(VQModel, path / "vqvae"),
-    )
-    return unet, _class_embedding(path), first_stage
-
-
-def _class_embedding(folder: Path) -> nn.Embedding:
-    path = folder / "class_embedding" / "model.safetensors"
-    weights = {key: Origin(key, tensor) for key, tensor in load_tensors(path).items()}
-    classes, dim = weights["weight"].tensor.shape
-    return fit(nn.Embedding(classes, dim, device="meta"), weights, path, {})
+        return load_latent_diffusion(path, a)
+    unet = load_diffusers("UNet2DConditionModel", path / "unet")
+    first_stage = load_diffusers("VQModel", path / "vqvae")
+    return unet, load_class_embedding(path), first_stage

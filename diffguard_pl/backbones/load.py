@@ -1,4 +1,8 @@
-"""TODO."""
+"""Weights into diffusers modules: converted ones, a ``save_pretrained`` folder, or random ones.
+
+Modules are built on the meta device and take over the tensors of the (memory-mapped) file, so that no
+weight is initialised for nothing or copied. diffusers is imported when a network is built.
+"""
 
 import json
 import re
@@ -8,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -16,174 +19,228 @@ from ..checkpoints.tensors import load_tensors
 from ..errors import InputError
 
 
-class Origin(NamedTuple):
-    """A tensor and the key that it had in the checkpoint."""
+class OriginalTensor(NamedTuple):
+    """A tensor and its key in the checkpoint file, so that an error can name the key users find."""
 
     key: str
     tensor: Tensor
 
 
-Converted = dict[str, Origin]
+ConvertedWeights = dict[str, OriginalTensor]
+"""Tensors by their key in the diffusers module."""
 
 
-def fit(module: nn.Module, weights: Converted, path: Path, settings: Mapping[str, str]) -> Any:
-    """Put weights into a module built on the meta device; in float32, in eval mode, frozen.
+def load_converted(
+    module: nn.Module, weights: ConvertedWeights, path: Path, settings: Mapping[str, str]
+) -> Any:
+    """Put weights into a module that was built on the meta device.
 
     Args:
-        module: with the keys and shapes that are expected.
-        weights: what there is.
-        path: for the error.
-        settings: regular expression of diffusers keys -> the setting that decides whether they fit; the first match counts.
+        module: Module that defines the expected keys and shapes.
+        weights: Tensors for all keys of the module, and for no others.
+        path: File of the weights, for the error message.
+        settings: Maps a regular expression of module keys to the setting that decides whether they
+            fit, for the error message; the first match counts.
+
+    Returns:
+        The module in eval mode, frozen, with weights of its own precision (float32).
 
     Raises:
-        InputError: a key is missing, left over or of another shape; names the first and the setting.
+        InputError: A key is missing, unexpected or has another shape; names the first such key and
+            the setting to check.
     """
 
-    def complain(key: str, what: str) -> InputError:
-        setting = next((s for pattern, s in settings.items() if re.search(pattern, key)), None)
-        return InputError(
-            f"checkpoint {path} does not fit: {what}"
-            + (f"; look at the setting {setting}" if setting else "")
-        )
+    def misfit(key: str, problem: str) -> InputError:
+        message = f"checkpoint {path}: does not fit, {problem}"
+        for pattern, setting in settings.items():
+            if re.search(pattern, key):
+                message += f"; check the setting {setting}"
+                break
+        return InputError(message)
 
     expected = module.state_dict()
-    for key, origin in weights.items():
+    for key, (original_key, tensor) in weights.items():
+        shape = list(tensor.shape)
         if key not in expected:
-            raise complain(key, f"its {origin.key} {list(origin.tensor.shape)} is one too many")
-        if origin.tensor.shape != expected[key].shape:
-            raise complain(
-                key,
-                f"its {origin.key} is {list(origin.tensor.shape)}, expected {list(expected[key].shape)}",
+            raise misfit(key, f"its {original_key} {shape} is unexpected")
+        if tensor.shape != expected[key].shape:
+            raise misfit(
+                key, f"its {original_key} is {shape}, expected {list(expected[key].shape)}"
             )
     for key, tensor in expected.items():
         if key not in weights:
-            raise complain(key, f"it has no {key} {list(tensor.shape)}")
-    module.load_state_dict(
-        {key: weights[key].tensor.to(expected[key].dtype) for key in expected}, assign=True
-    )
+            raise misfit(key, f"its {key} {list(tensor.shape)} is missing")
+
+    state = {key: weights[key].tensor.to(tensor.dtype) for key, tensor in expected.items()}
+    module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def load_diffusers(kind: type | tuple[type, ...], folder: Path) -> Any:
-    """A diffusers module from its ``save_pretrained`` folder: config.json, and weights in one file or several.
+# ---- diffusers folders
+
+
+def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
+    """Load a diffusers module from the folder that its ``save_pretrained`` writes.
 
     Args:
-        kind: the module's class, or those that config.json may choose from.
-        folder: with ``*.safetensors`` or ``*.bin``; an fp16 variant is only read where there is no other.
+        class_names: Name of the module's class in diffusers, or several that config.json may choose
+            from.
+        folder: Folder with config.json and ``*.safetensors`` or ``*.bin``, in one file or several;
+            an fp16 variant is only read if no other weights exist.
+
+    Returns:
+        The module in eval mode, frozen, in float32.
 
     Raises:
-        InputError: a file is missing or damaged, of another class, or does not fit config.json.
+        InputError: A file is missing or damaged, or config.json names another class or does not
+            fit the weights.
     """
-    config, files = folder / "config.json", _weight_files(folder)
-    if not config.is_file() or not files:
+    import diffusers
+
+    config_file, weight_files = folder / "config.json", _weight_files(folder)
+    if not config_file.is_file() or not weight_files:
         raise InputError(
-            f"checkpoint {folder}: expected a save_pretrained folder with config.json and *.safetensors or *.bin"
+            f"checkpoint {folder}: must be a save_pretrained folder with config.json and "
+            "*.safetensors or *.bin"
         )
-    settings = read_json(config)
-    chosen = _choose_kind(settings, kind if isinstance(kind, tuple) else (kind,), folder)
-    num_heads = settings.pop("num_heads", None)
-    # parameters alone go to the meta device: no file holds buffers such as DiT's sine positions, so they are computed here
-    with register_module_parameter_registration_hook(_without_memory):  # type: ignore[arg-type]  # it may return one
+    config = read_json(config_file)
+    allowed = (class_names,) if isinstance(class_names, str) else class_names
+    module_class = getattr(diffusers, _class_name(config, allowed, folder))
+    num_heads = config.pop("num_heads", None)
+
+    # Only parameters go to the meta device. Buffers that no file holds, such as DiT's sine
+    # positions, are computed by the constructor.
+    with register_module_parameter_registration_hook(_parameter_on_meta):  # type: ignore[arg-type]
         try:
-            module = chosen.from_config(settings)
+            module = module_class.from_config(config)
         except (TypeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"checkpoint {config}: diffusers cannot build a {chosen.__name__} of it ({reason})"
+                f"checkpoint {config_file}: diffusers cannot build a {module_class.__name__} from it "
+                f"({reason})"
             ) from error
     if num_heads:
-        module.register_to_config(num_heads=num_heads)
-        set_heads(module, num_heads)
+        set_num_heads(module, num_heads)
+
+    # Older versions of diffusers did save such buffers.
     computed = {name for name, _ in module.named_buffers()} - set(module.state_dict())
-    tensors = {
-        _attention_key(key): Origin(key, tensor)
-        for file in files
-        for key, tensor in load_tensors(file).items()
-        if key not in computed  # which older versions did save
-    }
-    return fit(module, tensors, folder, {".": "config.json of that folder"})
+    weights: ConvertedWeights = {}
+    for file in weight_files:
+        for key, tensor in load_tensors(file).items():
+            if key not in computed:
+                weights[_current_attention_key(key)] = OriginalTensor(key, tensor)
+    return load_converted(module, weights, folder, {".": "config.json of that folder"})
+
+
+def load_class_embedding(folder: Path) -> nn.Embedding:
+    """Load ``class_embedding/model.safetensors`` of a pipeline's folder: a class embedding [N, D]."""
+    path = folder / "class_embedding" / "model.safetensors"
+    weights = {key: OriginalTensor(key, tensor) for key, tensor in load_tensors(path).items()}
+    classes, dim = weights["weight"].tensor.shape
+    return load_converted(nn.Embedding(classes, dim, device="meta"), weights, path, {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a diffusers config file."""
+    """Return the content of a diffusers config file."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"checkpoint {path}: missing, or not JSON; download it again") from error
+        raise InputError(f"checkpoint {path}: missing or not JSON; download it again") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Safetensors before pickles, and full precision (``name.suffix``) before a variant (``name.fp16.suffix``)."""
-    for variant in ("", ".fp16"):
-        for suffix in (".safetensors", ".bin"):
-            files = [
-                file
-                for file in sorted(folder.glob(f"*{suffix}"))
-                if re.fullmatch(rf"[^.]+{variant}(-[^.]+)?", file.stem)
-            ]
-            if files:
-                return files
-    return []
+def set_num_heads(unet: nn.Module, num_heads: int) -> None:
+    """Give every attention of a ``UNet2DModel`` the same number of heads.
 
-
-def _choose_kind(settings: Mapping[str, Any], kinds: tuple[type, ...], folder: Path) -> Any:
-    name = settings.get("_class_name", kinds[0].__name__)
-    if name == "Transformer2DModel" and settings.get("norm_type") == "ada_norm_zero":
-        name = "DiTTransformer2DModel"  # as the published DiT-XL/2 calls itself, for it is older than that class
-    for kind in kinds:
-        if kind.__name__ == name:
-            return kind
-    raise InputError(
-        f"checkpoint {folder}: holds a {name}, expected a {' or '.join(kind.__name__ for kind in kinds)}"
-    )
-
-
-def _without_memory(
-    module: nn.Module, name: str, parameter: nn.Parameter | None
-) -> nn.Parameter | None:
-    return (
-        None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-    )
-
-
-def _attention_key(key: str) -> str:
-    """What diffusers called query, key, value and output of attention until 0.15 -> what it calls them now."""
-    names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    return re.sub(
-        r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{names[m[2]]}.", key
-    )
-
-
-RANDOM = "random"
-"""In place of a checkpoint: weights for a dry run."""
-
-
-def with_random_weights(*modules: nn.Module, seed: int = 100) -> Any:
-    """Modules built on the meta device with random weights, the same each time, and with no layer that is zero.
-
-    They are normal, of variance 1 / inputs, and drawn from a generator of their own, so that no other random number changes.
+    diffusers only supports the same number of channels per head. The number is kept in the config as
+    ``num_heads``, for :func:`load_diffusers`.
     """
-    warnings.warn("backbone: random weights, for a dry run; scores mean nothing", stacklevel=2)
-    generator = torch.Generator().manual_seed(seed)
-
-    def weights(key: str, shape: torch.Size) -> Tensor:
-        if len(shape) == 1:  # of a norm, or a bias
-            return torch.ones(shape) if key.endswith("weight") else torch.zeros(shape)
-        return torch.randn(shape, generator=generator) * shape[1:].numel() ** -0.5
-
-    def filled(module: nn.Module) -> nn.Module:
-        random = {
-            key: Origin(key, weights(key, tensor.shape))
-            for key, tensor in module.state_dict().items()
-        }
-        return fit(module, random, Path(RANDOM), {})
-
-    return [filled(module) for module in modules]
-
-
-def set_heads(unet: UNet2DModel, num_heads: int) -> None:
-    """Give every attention the same number of heads, where diffusers gives it the same number of channels a head."""
+    unet.register_to_config(num_heads=num_heads)  # type: ignore[operator]
     for module in unet.modules():
         if hasattr(module, "to_q"):
             module.heads = num_heads
             module.scale = (module.to_q.out_features // num_heads) ** -0.5
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's weights, in the preferred format.
+
+    Safetensors come before pickles, and full precision (``name.suffix``, or in shards
+    ``name-00001-of-00002.suffix``) before half precision (``name.fp16.suffix``).
+    """
+    for variant in ("", ".fp16"):
+        for suffix in (".safetensors", ".bin"):
+            stem = re.compile(rf"[^.]+{variant}(-[^.]+)?")
+            files = [file for file in folder.glob(f"*{suffix}") if stem.fullmatch(file.stem)]
+            if files:
+                return sorted(files)
+    return []
+
+
+def _class_name(config: Mapping[str, Any], allowed: tuple[str, ...], folder: Path) -> str:
+    """Return the class that a config.json names; an InputError if it is not an allowed one."""
+    name = config.get("_class_name", allowed[0])
+    # the published DiT-XL/2 is older than DiTTransformer2DModel
+    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        name = "DiTTransformer2DModel"
+    if name not in allowed:
+        raise InputError(
+            f"checkpoint {folder}: the class in its config.json must be {' or '.join(allowed)}, "
+            f"not {name}"
+        )
+    return name
+
+
+def _parameter_on_meta(
+    module: nn.Module, name: str, parameter: nn.Parameter | None
+) -> nn.Parameter | None:
+    """Replace a parameter that a module registers by one on the meta device."""
+    if parameter is None:
+        return None
+    return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+def _current_attention_key(key: str) -> str:
+    """Map a key of an attention layer as diffusers named it until 0.15 to its current name."""
+    names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    for old, new in names.items():
+        key = re.sub(rf"(attentions\.\d+)\.{old}\.", rf"\1.{new}.", key)
+    return key
+
+
+# ---- random weights
+
+RANDOM = "random"
+"""Value of a ``checkpoint`` setting that stands for random weights."""
+
+
+def with_random_weights(*modules: nn.Module, seed: int = 100) -> list[Any]:
+    """Fill modules built on the meta device with random weights, for a dry run.
+
+    Weights are normal with variance 1 / fan-in, the same each time, and none of them is zero. They
+    are drawn from a separate generator, so the global random state does not change.
+
+    Args:
+        modules: Modules on the meta device.
+        seed: Seed of the generator.
+
+    Returns:
+        The modules in eval mode, frozen.
+    """
+    warnings.warn("backbone: random weights, for a dry run; scores mean nothing", stacklevel=2)
+    generator = torch.Generator().manual_seed(seed)
+
+    def random_tensor(key: str, shape: torch.Size) -> Tensor:
+        # one dimension: a bias, or the weight of a norm
+        if len(shape) == 1:
+            return torch.ones(shape) if key.endswith("weight") else torch.zeros(shape)
+        fan_in = shape[1:].numel()
+        return torch.randn(shape, generator=generator) * fan_in**-0.5
+
+    filled = []
+    for module in modules:
+        weights = {
+            key: OriginalTensor(key, random_tensor(key, tensor.shape))
+            for key, tensor in module.state_dict().items()
+        }
+        filled.append(load_converted(module, weights, Path(RANDOM), {}))
+    return filled

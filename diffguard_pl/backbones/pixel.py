@@ -1,6 +1,7 @@
-"""The guided-diffusion family: pixel space, with or without classes."""
+"""Pixel-space backbone: the guided-diffusion family, with or without class labels."""
 
-from diffusers import UNet2DModel
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from ..checkpoints.architectures import GuidedDiffusionArchitecture
@@ -9,24 +10,30 @@ from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, r
 from ..dtypes import at_least_float32
 from ..errors import choose
 from .base import Backbone
-from .convert_guided_diffusion import guided_diffusion_module, guided_diffusion_unet
+from .convert_guided_diffusion import build_guided_diffusion, load_guided_diffusion
 from .load import RANDOM, load_diffusers, with_random_weights
 
-ALPHA_BAR = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+NOISE_SCHEDULES = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
+"""Functions of the number of timesteps, by the name that guided-diffusion gives a schedule."""
 
 
 class PixelDiffusion(Backbone):
-    """A UNet on images (guided-diffusion; Dhariwal & Nichol 2021), hosted in diffusers' ``UNet2DModel``.
+    """A UNet on images (guided-diffusion; Dhariwal & Nichol 2021), hosted in ``UNet2DModel``.
 
     Args:
-        checkpoint: a guided-diffusion ``.pt``, a folder of ``UNet2DModel.save_pretrained``, a name or an address (see
-            :func:`diffguard_pl.checkpoints.registry.resolve`), or ``random`` for weights that make a dry run possible. A converted copy
-            (``diffguard-pl checkpoints convert``) is used in place of its file.
-        architecture: guided-diffusion's flags, for a ``.pt``; none: those of the name, or the defaults. A folder brings its own but
-            for the noise schedule and rescale_timesteps (a converted copy brings these too).
-        input_size: side of the images that are tested; none: the model's own.
-        process_method: how they are brought to the model's size: ``resize`` or ``pad``.
-        clip_denoised: clamp predicted pictures to [-1, 1].
+        checkpoint: A guided-diffusion ``.pt``; a folder of ``UNet2DModel.save_pretrained``; a name or
+            a URL (see :func:`diffguard_pl.checkpoints.registry.resolve`); or ``random`` for a dry run
+            with random weights. A converted copy (``diffguard-pl checkpoints convert``) is used
+            instead of its file.
+        architecture: guided-diffusion's flags of a ``.pt``. Defaults to those of the named weights,
+            else to those of ``256x256_diffusion_uncond.pt``. Of a folder only the noise schedule and
+            ``rescale_timesteps`` are set here, unless it is a converted copy.
+        input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
+        process_method: How images get to the model's size: ``resize`` or ``pad``.
+        clip_denoised: Whether to clamp predicted images x0 to [-1, 1]. Defaults to True.
     """
 
     is_pixel_space = True
@@ -40,16 +47,17 @@ class PixelDiffusion(Backbone):
         clip_denoised: bool = True,
     ):
         a = architecture or known_architecture(checkpoint, GuidedDiffusionArchitecture)
-        choose("noise_schedule", a.noise_schedule, list(ALPHA_BAR))
-        unet = _unet(checkpoint, a)
+        choose("noise_schedule", a.noise_schedule, list(NOISE_SCHEDULES))
+        unet = _load_unet(checkpoint, a)
         super().__init__(unet.config.sample_size, input_size, process_method)
-        self.unet, self.clip_denoised = unet, clip_denoised
+        self.unet = unet
+        self.clip_denoised = clip_denoised
         self.num_classes = unet.config.num_class_embeds
-        self.alpha_bar = ALPHA_BAR[a.noise_schedule](a.diffusion_steps)
+        self.alpha_bar = NOISE_SCHEDULES[a.noise_schedule](a.diffusion_steps)
         self.time_scale = 1000 / a.diffusion_steps if a.rescale_timesteps else 1
 
     @property
-    def denoiser(self) -> UNet2DModel:
+    def denoiser(self) -> "UNet2DModel":
         return self.unet
 
     def schedule(self, steps: int) -> Schedule:
@@ -62,17 +70,16 @@ class PixelDiffusion(Backbone):
         return self.to_input_size(x)
 
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        classes = labels if self.unet.config.num_class_embeds else None
+        classes = labels if self.num_classes else None
         output = self.unet(x.to(self.dtype), t * self.time_scale, class_labels=classes).sample
+        # channels 4 to 6, if any, are the learned variance, which DDIM with eta = 0 does not need
         return at_least_float32(output[:, :3])
 
 
-def _unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> UNet2DModel:
+def _load_unet(checkpoint: str, architecture: GuidedDiffusionArchitecture) -> "UNet2DModel":
     if checkpoint == RANDOM:
-        return with_random_weights(guided_diffusion_module(architecture))[0]
+        return with_random_weights(build_guided_diffusion(architecture))[0]
     path = converted_or_original(checkpoint, architecture)
-    return (
-        load_diffusers(UNet2DModel, path)
-        if path.is_dir()
-        else guided_diffusion_unet(path, architecture)
-    )
+    if path.is_dir():
+        return load_diffusers("UNet2DModel", path)
+    return load_guided_diffusion(path, architecture)

@@ -20,8 +20,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from .. import __version__
-from ..backbones.convert_guided_diffusion import guided_diffusion_unet
-from ..backbones.convert_latent_diffusion import latent_diffusion
+from ..backbones.convert_guided_diffusion import load_guided_diffusion
+from ..backbones.convert_latent_diffusion import load_latent_diffusion
 from ..checkpoints.architectures import (
     Architecture,
     GuidedDiffusionArchitecture,
@@ -119,9 +119,9 @@ def convert(
     out = out or converted_folder(checkpoint)
     with _whole_folder(out) as folder:
         if isinstance(a, GuidedDiffusionArchitecture):
-            guided_diffusion_unet(path, a).save_pretrained(folder)
+            load_guided_diffusion(path, a).save_pretrained(folder)
         else:
-            unet, embedding, first_stage = latent_diffusion(path, a)
+            unet, embedding, first_stage = load_latent_diffusion(path, a)
             unet.save_pretrained(folder / "unet")
             first_stage.save_pretrained(folder / "vqvae")
             (folder / "class_embedding").mkdir()

@@ -629,7 +629,7 @@ def test_a_damaged_config_and_a_folder_without_weights(copy):
         load_diffusers(NETWORKS, copy / "transformer")
     (copy / "vae" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json: missing, or not JSON"):
-        load_diffusers(AutoencoderKL, copy / "vae")
+        load_diffusers("AutoencoderKL", copy / "vae")
 
 
 # ----------------------------------------------------------------------------------------------------- docs/backbones.md

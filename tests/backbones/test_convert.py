@@ -21,8 +21,8 @@ from diffguard_pl.backbones import (
     LatentDiffusion,
     PixelDiffusion,
 )
-from diffguard_pl.backbones.convert_guided_diffusion import _places
-from diffguard_pl.backbones.convert_latent_diffusion import _first_stage
+from diffguard_pl.backbones.convert_guided_diffusion import unet_module_names
+from diffguard_pl.backbones.convert_latent_diffusion import load_first_stage
 from diffguard_pl.checkpoints.registry import resolve
 from diffguard_pl.checkpoints.tensors import load_tensors
 
@@ -136,7 +136,7 @@ def test_first_stage_as_taming_transformers():
     architecture = FirstStageArchitecture(
         32, 32, (1, 2, 2), 1, attn_resolutions=(16,), z_channels=4, embed_dim=3, n_embed=50
     )
-    ours = _first_stage(tensors, architecture, 1.0, LDM)
+    ours = load_first_stage(tensors, architecture, 1.0, LDM)
     with torch.no_grad():
         images = torch.rand(2, 3, 32, 32) * 2 - 1
         latents = theirs["quant_conv"](theirs["encoder"](images))
@@ -300,7 +300,7 @@ def test_hosts_are_diffusers_modules_and_frozen():
     assert isinstance(latent.unet, UNet2DConditionModel)
     assert isinstance(latent.first_stage, VQModel)
     assert not any(p.requires_grad for backbone in (pixel, latent) for p in backbone.parameters())
-    assert len(dict(_places(2, 1, [False, True]))) == 20
+    assert len(dict(unet_module_names(GDM_ARCHITECTURE))) == 20
 
 
 @pytest.mark.skipif(
@@ -318,7 +318,7 @@ def test_weights_are_in_memory_once_however_many_processes_load_them(suffix, tmp
     code = """
 import sys, torch
 from pathlib import Path
-from diffguard_pl.backbones.convert import Origin, fit, load_tensors
+from diffguard_pl.backbones.load import OriginalTensor, load_converted, load_tensors
 
 def own():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -328,8 +328,8 @@ torch.ones(1).sum()
 before = own()
 with torch.device("meta"):
     module = torch.nn.Linear(4000, 3000)
-weights = {name: Origin(name, tensor) for name, tensor in load_tensors(Path(sys.argv[1])).items()}
-module = fit(module, weights, Path(sys.argv[1]), {})
+weights = {name: OriginalTensor(name, tensor) for name, tensor in load_tensors(Path(sys.argv[1])).items()}
+module = load_converted(module, weights, Path(sys.argv[1]), {})
 for parameter in module.parameters():
     parameter.max()
 print(own() - before)

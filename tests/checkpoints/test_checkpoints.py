@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from diffguard_pl import InputError
 from diffguard_pl.backbones import LatentDiffusion, PixelDiffusion
-from diffguard_pl.backbones.convert_guided_diffusion import guided_diffusion_module
+from diffguard_pl.backbones.convert_guided_diffusion import build_guided_diffusion
 from diffguard_pl.checkpoints import download, registry
 from diffguard_pl.checkpoints.converted import (
     architecture_record,
@@ -459,7 +459,7 @@ def test_a_name_of_the_other_family_is_refused_before_it_is_fetched(kind, name, 
     ],
 )
 def test_published_architectures_have_as_many_parameters_as_in_the_original_code(name, parameters):
-    unet = guided_diffusion_module(PUBLISHED[name].architecture)
+    unet = build_guided_diffusion(PUBLISHED[name].architecture)
     assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
 
 

@@ -9,7 +9,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 import diffguard_pl
 from diffguard_pl import DiffGuard
-from diffguard_pl.backbones.base import blocks
+from diffguard_pl.backbones.base import compilable_blocks
 from diffguard_pl.commands.evaluate import main
 from diffguard_pl.datamodules.digits import digits, photos
 from diffguard_pl.engine import reference
@@ -133,7 +133,7 @@ def eager_backend(monkeypatch) -> None:
 def test_compiled_blocks_give_the_same_scores_and_compile_once(name, eager_backend):
     torch._dynamo.reset()
     plain, compiled = (diffguard_pl.load(name, slots=16, compile=c) for c in (False, True))
-    found = blocks(compiled.backbone.denoiser)
+    found = compilable_blocks(compiled.backbone.denoiser)
     inside = sum(p.numel() for block in found for p in block.parameters())
     assert len(found) > 10
     assert inside > 0.9 * sum(p.numel() for p in compiled.backbone.denoiser.parameters())
