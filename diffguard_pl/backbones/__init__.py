@@ -1,4 +1,4 @@
-"""Pre-trained diffusion models behind one interface: encode, decode and the noise eps(x, t, labels)."""
+"""Pre-trained diffusion models behind one interface: encode, decode and eps(x, t, labels)."""
 
 from ..checkpoints.architectures import (
     FirstStageArchitecture,

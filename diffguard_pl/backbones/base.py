@@ -52,8 +52,8 @@ class Backbone(nn.Module, ABC):
         difference = self.image_size - self.input_size
         if process_method == "pad" and (difference < 0 or difference % 2):
             raise InputError(
-                f"input_size: {self.input_size} cannot be padded evenly to image_size={image_size}; "
-                "set process_method to resize"
+                f"input_size: {self.input_size} cannot be padded evenly to image_size="
+                f"{image_size}; set process_method to resize"
             )
 
     # ---- what a model implements
@@ -64,11 +64,25 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Map images [N, 3, H, W] in [-1, 1], of ``input_size``, to what is diffused, x [N, C, h, w]."""
+        """Map images to what is diffused.
+
+        Args:
+            images: Images [N, 3, H, W] of ``input_size``, in [-1, 1].
+
+        Returns:
+            Samples x [N, C, h, w]: images of ``image_size``, or latents.
+        """
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """Map x [N, C, h, w] to images [N, 3, H, W] of ``input_size``, approximately in [-1, 1]."""
+        """Map what is diffused back to images; the inverse of :meth:`encode`.
+
+        Args:
+            x: Samples [N, C, h, w].
+
+        Returns:
+            Images [N, 3, H, W] of ``input_size``, approximately in [-1, 1].
+        """
 
     @abstractmethod
     def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -139,7 +153,7 @@ class Backbone(nn.Module, ABC):
 
         if self.denoiser is self:
             raise InputError(
-                f"compile: {type(self).__name__} does not support it; override the property denoiser"
+                f"compile: {type(self).__name__} does not support it; override denoiser"
             )
 
         # the limit was called cache_size_limit before torch 2.6

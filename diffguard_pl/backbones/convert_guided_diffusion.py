@@ -51,7 +51,8 @@ def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2D
     resample = "resnet" if a.resblock_updown else "conv"
     down_block = "ResnetDownsampleBlock2D" if a.resblock_updown else "DownBlock2D"
     up_block = "ResnetUpsampleBlock2D" if a.resblock_updown else "UpBlock2D"
-    down_blocks, up_blocks = [], []
+    down_blocks: list[str] = []
+    up_blocks: list[str] = []
     for attention in a.attention_levels:
         down_blocks.append("AttnDownBlock2D" if attention else down_block)
         up_blocks.insert(0, "AttnUpBlock2D" if attention else up_block)

@@ -1,4 +1,4 @@
-"""CompVis latent-diffusion's checkpoint layout -> diffusers' ``UNet2DConditionModel`` and ``VQModel``."""
+"""CompVis latent-diffusion's checkpoint layout -> diffusers' condition UNet and VQ autoencoder."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -114,7 +114,8 @@ def build_latent_unet(
         heads = [c // a.num_head_channels for c in channels]
     else:
         heads = [a.num_heads] * len(channels)
-    down_blocks, up_blocks = [], []
+    down_blocks: list[str] = []
+    up_blocks: list[str] = []
     for attention in a.attention_levels:
         down_blocks.append("CrossAttnDownBlock2D" if attention else "DownBlock2D")
         up_blocks.insert(0, "CrossAttnUpBlock2D" if attention else "UpBlock2D")
@@ -141,7 +142,8 @@ def build_first_stage(architecture: FirstStageArchitecture, scale_factor: float)
     from diffusers import VQModel
 
     a = architecture
-    down_blocks, up_blocks = [], []
+    down_blocks: list[str] = []
+    up_blocks: list[str] = []
     for attention in a.attention_levels:
         down_blocks.append("AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D")
         up_blocks.insert(0, "AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D")

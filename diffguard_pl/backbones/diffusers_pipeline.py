@@ -1,7 +1,7 @@
-"""Backbone from the folder of a diffusers pipeline, such as DiT's: class-conditional or unconditional.
+"""Backbone from the folder of a diffusers pipeline such as DiT's: class-conditional or not.
 
-The network diffuses images, or latents of an autoencoder. diffusers itself is imported when a pipeline
-is loaded; classes of diffusers are therefore compared by name.
+The network diffuses images, or latents of an autoencoder. diffusers itself is imported when a
+pipeline is loaded; its classes are therefore compared by name.
 """
 
 from collections.abc import Mapping
@@ -159,8 +159,8 @@ class DiffusersPipeline(Backbone):
         unknown = (labels < 0) | (labels >= self.num_labels)
         if labels.device.type == "cpu" and unknown.any():
             raise InputError(
-                f"classifier: label {int(labels[unknown][0])} is unknown to the backbone, which has "
-                f"{self.num_classes} classes; choose a classifier of the same classes"
+                f"classifier: label {int(labels[unknown][0])} is unknown to the backbone, which "
+                f"has {self.num_classes} classes; choose a classifier of the same classes"
             )
         if self.embedding is not None:
             return {"encoder_hidden_states": self.embedding(labels)[:, None]}
@@ -180,8 +180,8 @@ def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
     betas, kind = config.get("trained_betas"), config.get("beta_schedule")
     if config.get("use_flow_sigmas") or (betas is None and kind is None):
         raise InputError(
-            f"scheduler_config.json: {config.get('_class_name')} has no betas (flow matching, EDM), "
-            "which DDIM does not support; choose a model with a beta_schedule: "
+            f"scheduler_config.json: {config.get('_class_name')} has no betas (flow matching, "
+            "EDM), so DDIM does not support it; choose a model with a beta_schedule: "
             f"{', '.join(BETA_SCHEDULES)}"
         )
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
@@ -219,8 +219,8 @@ def _load_network(folder: Path) -> tuple[Any, nn.Embedding | None]:
         return network, load_class_embedding(folder)
     if not _takes_class_labels_only(network):
         raise InputError(
-            f"checkpoint {place}: this {type(network).__name__} is conditioned on more than a class "
-            f"label (e.g. text), which is not supported; choose a class-conditional or "
+            f"checkpoint {place}: this {type(network).__name__} is conditioned on more than a "
+            "class label (e.g. text), which is not supported; choose a class-conditional or "
             f"unconditional {' or '.join(NETWORKS)}"
         )
     return network, None

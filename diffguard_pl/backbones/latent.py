@@ -1,4 +1,4 @@
-"""Latent-space backbone: CompVis latent-diffusion, class-conditional, on the codes of a VQ first stage."""
+"""Latent-space backbone: CompVis latent-diffusion, class-conditional, with a VQ first stage."""
 
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,11 @@ class LatentDiffusion(Backbone):
         checkpoint: A CompVis ``.ckpt``; a folder with ``unet/`` and ``vqvae/`` (each as written by
             ``save_pretrained``) and ``class_embedding/model.safetensors``; a name or a URL (see
             :func:`diffguard_pl.checkpoints.registry.resolve`); or ``random`` for a dry run with
-            random weights. A converted copy (``diffguard-pl checkpoints convert``) is used instead of
-            its file.
+            random weights. A converted copy (``diffguard-pl checkpoints convert``) is used instead
+            of its file.
         architecture: CompVis' settings of a ``.ckpt``. Defaults to those of the named weights, else
-            to those of ``cin256-v2``. Of a folder only the noise schedule is set here, unless it is a
-            converted copy.
+            to those of ``cin256-v2``. A folder describes its own architecture, except for
+            the noise schedule (a converted copy describes that, too).
         input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
         process_method: How images get to the model's size: ``resize`` or ``pad``.
     """
@@ -76,8 +76,8 @@ class LatentDiffusion(Backbone):
 def decode_vq(autoencoder: "VQModel", latents: Tensor, dtype: torch.dtype) -> Tensor:
     """Quantise latents and decode them to images.
 
-    The nearest code is looked up in float32 at least, whatever the precision of the networks: in half
-    precision rounding would choose other codes.
+    The nearest code is looked up in float32 at least, whatever the precision of the networks: in
+    half precision rounding would choose other codes.
 
     Args:
         autoencoder: VQ autoencoder.

@@ -1,7 +1,7 @@
 """Weights into diffusers modules: converted ones, a ``save_pretrained`` folder, or random ones.
 
-Modules are built on the meta device and take over the tensors of the (memory-mapped) file, so that no
-weight is initialised for nothing or copied. diffusers is imported when a network is built.
+Modules are built on the meta device and take over the tensors of the (memory-mapped) file, so that
+no weight is initialised for nothing or copied. diffusers is imported when a network is built.
 """
 
 import json
@@ -116,8 +116,8 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
         except (TypeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"checkpoint {config_file}: diffusers cannot build a {module_class.__name__} from it "
-                f"({reason})"
+                f"checkpoint {config_file}: diffusers cannot build a {module_class.__name__} from "
+                f"it ({reason}); download it again"
             ) from error
     if num_heads:
         set_num_heads(module, num_heads)
@@ -133,7 +133,7 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
 
 
 def load_class_embedding(folder: Path) -> nn.Embedding:
-    """Load ``class_embedding/model.safetensors`` of a pipeline's folder: a class embedding [N, D]."""
+    """Load the class embedding [N, D] of a folder, ``class_embedding/model.safetensors``."""
     path = folder / "class_embedding" / "model.safetensors"
     weights = {key: OriginalTensor(key, tensor) for key, tensor in load_tensors(path).items()}
     classes, dim = weights["weight"].tensor.shape
@@ -148,13 +148,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path}: missing or not JSON; download it again") from error
 
 
-def set_num_heads(unet: nn.Module, num_heads: int) -> None:
+def set_num_heads(unet: Any, num_heads: int) -> None:
     """Give every attention of a ``UNet2DModel`` the same number of heads.
 
-    diffusers only supports the same number of channels per head. The number is kept in the config as
-    ``num_heads``, for :func:`load_diffusers`.
+    diffusers only supports the same number of channels per head. The number is kept in the config
+    as ``num_heads``, for :func:`load_diffusers`.
     """
-    unet.register_to_config(num_heads=num_heads)  # type: ignore[operator]
+    unet.register_to_config(num_heads=num_heads)
     for module in unet.modules():
         if hasattr(module, "to_q"):
             module.heads = num_heads

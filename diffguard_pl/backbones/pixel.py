@@ -24,13 +24,14 @@ class PixelDiffusion(Backbone):
     """A UNet on images (guided-diffusion; Dhariwal & Nichol 2021), hosted in ``UNet2DModel``.
 
     Args:
-        checkpoint: A guided-diffusion ``.pt``; a folder of ``UNet2DModel.save_pretrained``; a name or
-            a URL (see :func:`diffguard_pl.checkpoints.registry.resolve`); or ``random`` for a dry run
-            with random weights. A converted copy (``diffguard-pl checkpoints convert``) is used
-            instead of its file.
+        checkpoint: A guided-diffusion ``.pt``; a folder of ``UNet2DModel.save_pretrained``; a name
+            or a URL (see :func:`diffguard_pl.checkpoints.registry.resolve`); or ``random`` for a
+            dry run with random weights. A converted copy (``diffguard-pl checkpoints convert``) is
+            used instead of its file.
         architecture: guided-diffusion's flags of a ``.pt``. Defaults to those of the named weights,
-            else to those of ``256x256_diffusion_uncond.pt``. Of a folder only the noise schedule and
-            ``rescale_timesteps`` are set here, unless it is a converted copy.
+            else to those of ``256x256_diffusion_uncond.pt``. A folder describes its own
+            architecture, except for the noise schedule and ``rescale_timesteps`` (a converted copy
+            describes these, too).
         input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
         process_method: How images get to the model's size: ``resize`` or ``pad``.
         clip_denoised: Whether to clamp predicted images x0 to [-1, 1]. Defaults to True.

@@ -1,7 +1,7 @@
-"""Architectures of the checkpoint families that can be converted, in the original authors' own terms.
+"""Architectures of the checkpoint families that can be converted, in the original authors' terms.
 
-Plain dataclasses without torch: the registry of published weights names an architecture for each of
-its entries, and listing them must not cost an import of torch.
+Plain dataclasses without torch: the registry of published weights names an architecture for each
+of its entries, and listing them must not cost an import of torch.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """Converted copies of original checkpoints, and the architecture of a checkpoint.
 
 ``diffguard-pl checkpoints convert`` writes a checkpoint as diffusers modules in safetensors. Its
-``converted.json`` records the source file and the architecture, so that the copy is used in place of
-the file for as long as both are unchanged.
+``converted.json`` records the source file and the architecture, so that the copy is used instead of
+the file as long as both are unchanged.
 """
 
 import json
@@ -102,7 +102,7 @@ def converted_or_original(checkpoint: str | Path, architecture: Architecture) ->
 
 
 def converted_folder(checkpoint: str | Path) -> Path:
-    """Return the default folder of a converted copy: in the cache for a name, else beside the file."""
+    """Return the folder of a converted copy: in the cache for a name, else beside the file."""
     published = find_published(checkpoint)
     if published:
         return checkpoint_folder() / published.name

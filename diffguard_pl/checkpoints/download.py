@@ -173,8 +173,8 @@ def _download(url: str, part: Path, size: int | None, progress: bool) -> None:
                 longest = max(longest, _length(part))
                 if failures == MAX_FAILURES:
                     raise InputError(
-                        f"{url}: cannot be downloaded ({_root_cause(error)}); check the network and "
-                        f"try again, the download is resumed; or save the file as {path}"
+                        f"{url}: cannot be downloaded ({_root_cause(error)}); check the network "
+                        f"and try again, the download is resumed; or save the file as {path}"
                     ) from error
                 time.sleep(PAUSE * 2**failures)
 
@@ -291,9 +291,9 @@ def _check_response(response: "requests.Response", url: str, path: Path) -> None
     if url.startswith(GOOGLE_DRIVE):
         file_id = url.removeprefix(GOOGLE_DRIVE).partition("&")[0]
         raise InputError(
-            f"{url}: Google Drive sends a web page instead of the file (daily quota used up, or not "
-            f"public); open https://drive.google.com/file/d/{file_id}/view in a browser and save "
-            f"the file as {path}"
+            f"{url}: Google Drive sends a web page instead of the file (not public, or its daily "
+            f"quota is used up); open https://drive.google.com/file/d/{file_id}/view in a browser "
+            f"and save the file as {path}"
         )
     raise InputError(
         f"{url}: the server sends a web page instead of the file; open it in a browser and save "
@@ -397,8 +397,8 @@ def unzip(
                             show(done, total)
     except OSError as error:
         raise InputError(
-            f"archive {archive}: cannot be unpacked into {folder} ({error.strerror or error}); free "
-            "space or choose another folder"
+            f"archive {archive}: cannot be unpacked into {folder} ({error.strerror or error}); "
+            "free space or choose another folder"
         ) from error
     return targets
 

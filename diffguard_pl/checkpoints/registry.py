@@ -1,6 +1,6 @@
-"""Checkpoints by name: resolves a ``checkpoint`` setting to a file or folder, downloading if needed.
+"""Checkpoints by name: a ``checkpoint`` setting -> file or folder, downloaded if needed.
 
-Knows the published weights, their URLs and their architectures. Imports neither torch nor diffusers.
+Holds the published weights, their URLs and architectures. Imports neither torch nor diffusers.
 """
 
 from dataclasses import dataclass
@@ -148,8 +148,8 @@ def resolve(checkpoint: str | Path) -> Path:
     """Return the file or folder of a ``checkpoint`` setting; download it into the cache if needed.
 
     Args:
-        checkpoint: A path; the name of shipped or published weights; an ``http(s)://`` URL, which may
-            end in ``#sha256=...`` and may point to a .zip with one checkpoint in it; or
+        checkpoint: A path; the name of shipped or published weights; an ``http(s)://`` URL, which
+            may end in ``#sha256=...`` and may point to a .zip with one checkpoint in it; or
             ``hf://owner/name``.
 
     Raises:
@@ -170,8 +170,8 @@ def resolve(checkpoint: str | Path) -> Path:
     if name in PUBLISHED:
         return _download(PUBLISHED[name])
     raise InputError(
-        f"checkpoint {name!r}: file not found; choose from: {', '.join(shipped_names())} (shipped), "
-        f"{', '.join(PUBLISHED)} (downloaded), a URL, hf://owner/name"
+        f"checkpoint {name!r}: file not found; choose from: {', '.join(shipped_names())} "
+        f"(shipped), {', '.join(PUBLISHED)} (downloaded), a URL, hf://owner/name"
     )
 
 
@@ -190,7 +190,7 @@ def find_published(checkpoint: str | Path) -> PublishedCheckpoint | None:
 
 
 def cached_path(published: PublishedCheckpoint) -> Path | None:
-    """Return the file or folder of published weights if it is in the cache; never uses the network."""
+    """Return the file or folder of published weights in the cache, if any; works offline."""
     if published.url.startswith("hf://"):
         try:
             return _hugging_face_snapshot(published.url, local_files_only=True)
@@ -249,7 +249,7 @@ def _unpack(archive: Path, member: str | None) -> Path:
 
 
 def _find_member(archive: Path, basename: str | None) -> str:
-    """Return the name of the checkpoint in an archive: the one of that base name, or the only one."""
+    """Return the checkpoint in an archive: the one of that base name, or the only one."""
     names = list_members(archive)
     if basename:
         found = [name for name in names if PurePosixPath(name).name == basename]

@@ -1,7 +1,11 @@
-"""TODO."""
+"""The one place where weights are read: tensors only, so that no file can run code."""
 
+import os
 import pickle
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +16,75 @@ from torch import Tensor
 
 from ..errors import InputError
 
-# ----------------------------------------------------------------------------------------------------------------- files
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Environment variable of torch that makes every ``torch.load`` read tensors only."""
+_ENVIRONMENT_LOCK = threading.RLock()
 
 
-class _Inert:
-    """Stands in for the callbacks that a Lightning checkpoint mentions; nothing of theirs is run."""
+class _Placeholder:
+    """Stand-in for a Lightning callback named in a checkpoint; none of its code is imported."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
 
 
-INERT: list[Any] = [
-    (_Inert, f"{package}.callbacks.{module}.{name}")
+LIGHTNING_CALLBACKS: list[Any] = [
+    (_Placeholder, f"{package}.callbacks.{name}")
     for package in ("pytorch_lightning", "lightning.pytorch")
-    for module, name in (
-        ("model_checkpoint", "ModelCheckpoint"),
-        ("early_stopping", "EarlyStopping"),
-    )
+    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
 ]
+"""Classes that Lightning's checkpoints mention, each with its placeholder."""
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Make every ``torch.load`` inside read tensors only, also those of other libraries.
+
+    A pickle that would run code raises ``pickle.UnpicklingError``. torchvision and timm have no
+    argument for this, so torch's environment variable is set, by one thread at a time.
+    """
+    with _ENVIRONMENT_LOCK:
+        before = os.environ.get(FORCE_WEIGHTS_ONLY)
+        os.environ[FORCE_WEIGHTS_ONLY] = "1"
+        try:
+            with torch.serialization.safe_globals(LIGHTNING_CALLBACKS):
+                yield
+        finally:
+            if before is None:
+                del os.environ[FORCE_WEIGHTS_ONLY]
+            else:
+                os.environ[FORCE_WEIGHTS_ONLY] = before
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file (.safetensors, or a pickle of which only tensors are read), by key.
+    """Load the tensors of a checkpoint file by key.
 
-    A ``state_dict`` inside (Lightning, CompVis) is taken out. The file is memory-mapped where its format allows.
+    The file is memory-mapped if its format allows it. If it holds a ``state_dict`` (Lightning,
+    CompVis), the tensors of that are returned.
+
+    Args:
+        path: A .safetensors file, or a pickle written by ``torch.save``.
 
     Raises:
-        InputError: missing, truncated, not a checkpoint, or one that would have to run code to be loaded.
+        InputError: The file is missing, truncated or not a checkpoint, or loading it would run code.
     """
     if not path.is_file():
-        raise InputError(f"checkpoint {path}: no such file")
+        raise InputError(f"checkpoint {path}: file not found; check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(INERT):
+        with tensors_only():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"it holds {name[1]}, which is not a tensor and would run code"
-            if name
-            else "it is damaged, or no checkpoint"
-        )
+        # torch names the class or function that it refused to import
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        problem = "damaged, or not a checkpoint"
+        if refused:
+            problem = f"holds {refused[1]}, which is not a tensor and would run code"
         raise InputError(
-            f"checkpoint {path}: refused, {what}; save its state_dict alone, or download it again"
+            f"checkpoint {path}: refused, {problem}; save its state_dict only, or download it again"
         ) from error
+    # what torch and safetensors raise for truncated files of either format
     except (
         RuntimeError,
         SafetensorError,
@@ -68,14 +96,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     ) as error:
         size = path.stat().st_size
         raise InputError(
-            f"checkpoint {path} ({size:,} bytes): truncated or not a checkpoint; download it again"
+            f"checkpoint {path}: truncated or not a checkpoint ({size:,} bytes); download it again"
         ) from error
+
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not isinstance(state, dict):
-        raise InputError(f"checkpoint {path}: holds no state dict but a {type(content).__name__}")
+        raise InputError(
+            f"checkpoint {path}: must hold a state dict, not a {type(content).__name__}; save the "
+            "model's state_dict()"
+        )
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _is_zip(path: Path) -> bool:
+    """Return whether a pickle is in torch's zip format, which can be memory-mapped."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"

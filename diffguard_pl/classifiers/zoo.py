@@ -1,12 +1,10 @@
 """Classifiers by name, torchvision's and timm's, each with the preprocessing that its weights were trained for."""
 
 import math
-import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ..checkpoints.registry import resolve
-from ..checkpoints.tensors import load_tensors
+from ..checkpoints.tensors import load_tensors, tensors_only
 from ..errors import InputError, choose
 
 INTERPOLATIONS = ["bilinear", "bicubic"]
@@ -244,27 +242,13 @@ def _random(build: Callable[[], nn.Module]) -> nn.Module:
 
 def _downloaded(name: str, build: Callable[[], nn.Module], remedy: str) -> nn.Module:
     try:
-        with _weights_only():
+        with tensors_only():
             return build()
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"classifier: the weights of {name} could not be downloaded or read ({reason}); {remedy}"
         ) from error
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Files are read as tensors only; torchvision has no argument for it."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def _near(name: str, names: Iterable[str]) -> str:

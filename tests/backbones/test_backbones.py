@@ -509,7 +509,7 @@ def test_parts_that_are_missing_are_named(copy):
     shutil.rmtree(copy / "vae")
     with pytest.raises(
         InputError,
-        match=r"latents \(4 channels\) without its autoencoder; a folder vae/ or vqvae/ is missing",
+        match=r"latent .*4 channels.*missing folder vae/ or vqvae/",
     ):
         DiffusersPipeline(str(copy))
     shutil.rmtree(copy / "scheduler")
@@ -517,7 +517,7 @@ def test_parts_that_are_missing_are_named(copy):
     with pytest.raises(InputError, match=r"scheduler_config.json: missing"):
         DiffusersPipeline(str(copy))
     shutil.rmtree(copy / "transformer")
-    with pytest.raises(InputError, match=r"no transformer/config.json or unet/config.json"):
+    with pytest.raises(InputError, match="transformer/config.json or unet/config.json not found"):
         DiffusersPipeline(str(copy))
 
 
@@ -534,7 +534,7 @@ def test_an_autoencoder_that_the_index_names_is_missed_where_latents_look_like_i
 def test_an_autoencoder_of_other_latents(copy):
     shutil.rmtree(copy / "vae")
     autoencoder(latent_channels=3).save_pretrained(copy / "vae")
-    with pytest.raises(InputError, match="its latents have 3 channels, and the network takes 4"):
+    with pytest.raises(InputError, match=r"vae: .*3 channels.*4; choose"):
         DiffusersPipeline(str(copy))
 
 
@@ -544,7 +544,7 @@ def test_an_autoencoder_of_other_latents(copy):
         (
             "transformer/config.json",
             {"_class_name": "PixArtTransformer2DModel"},
-            "PixArt.*DiT.* or UNet2DModel or UNet2DCondition",
+            "config.json must be .*DiT.* or UNet2DModel or UNet2DCondition.*PixArt",
         ),
         (
             "scheduler/scheduler_config.json",
@@ -560,7 +560,7 @@ def test_an_autoencoder_of_other_latents(copy):
         (
             "transformer/config.json",
             {"sample_size": None},
-            "diffusers cannot build a DiTTransformer2DModel of it",
+            "diffusers cannot build a DiTTransformer2DModel",
         ),
     ],
 )
@@ -575,7 +575,7 @@ def test_sample_size_is_one_number_of_pixels(tmp_path):
     save_pixel(tmp_path, sample_size=[16, 16])
     assert DiffusersPipeline(str(tmp_path)).image_size == 16
     edit(tmp_path / "unet" / "config.json", sample_size=[16, 32])
-    with pytest.raises(InputError, match=r"sample_size of the network's config.json is \[16, 32\]"):
+    with pytest.raises(InputError, match=r"sample_size .*one number of pixels, not \[16, 32\]"):
         DiffusersPipeline(str(tmp_path))
 
 
@@ -599,12 +599,12 @@ def test_a_model_that_is_told_more_than_a_class_is_refused(tmp_path):
     ).save_pretrained(tmp_path / "unet")
     with pytest.raises(
         InputError,
-        match=r"UNet2DConditionModel is told more than a class label.*DiTTransformer2DModel, UNet2DModel",
+        match=r"UNet2DConditionModel .*not supported; choose .*DiTTransformer2DModel",
     ):
         DiffusersPipeline(str(tmp_path))
     shutil.rmtree(tmp_path / "unet")
     save_pixel(tmp_path, class_embed_type="timestep")
-    with pytest.raises(InputError, match=r"UNet2DModel is told more than a class label"):
+    with pytest.raises(InputError, match=r"UNet2DModel .*not supported"):
         DiffusersPipeline(str(tmp_path))
 
 
@@ -614,12 +614,12 @@ def test_labels_that_the_network_does_not_know(copy, tmp_path):
     backbone = DiffusersPipeline(str(copy))
     backbone.eps(*rows(0, 10))
     for label in (207, 11, -1):
-        with pytest.raises(InputError, match=rf"label {label}: the backbone knows 10 classes"):
+        with pytest.raises(InputError, match=rf"label {label} is unknown.*10 classes"):
             backbone.eps(*rows(3, label))
-    with pytest.raises(InputError, match=r"null_label=11: the network of .* knows 11 labels"):
+    with pytest.raises(InputError, match=r"null_label: 11 is unknown.*11 labels"):
         DiffusersPipeline(str(copy), null_label=11)
     save_pixel(tmp_path)
-    with pytest.raises(InputError, match=r"null_label=0: .* knows no labels"):
+    with pytest.raises(InputError, match=r"null_label: 0 is unknown.*no labels"):
         DiffusersPipeline(str(tmp_path), null_label=0)
 
 
@@ -628,7 +628,7 @@ def test_a_damaged_config_and_a_folder_without_weights(copy):
     with pytest.raises(InputError, match=r"config.json and \*.safetensors or \*.bin"):
         load_diffusers(NETWORKS, copy / "transformer")
     (copy / "vae" / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json: missing, or not JSON"):
+    with pytest.raises(InputError, match=r"config.json: missing or not JSON"):
         load_diffusers("AutoencoderKL", copy / "vae")
 
 

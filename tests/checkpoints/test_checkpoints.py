@@ -660,7 +660,7 @@ def test_a_conversion_that_fails_leaves_nothing_and_touches_no_folder_of_others(
     path = tmp_path / "model.pt"
     path.write_bytes(GDM.read_bytes())
     assert exit_line(["convert", str(path)], capsys).startswith(
-        f"error: checkpoint {path} does not fit"
+        f"error: checkpoint {path}: does not fit"
     )
     assert leftovers(tmp_path) == ["model.pt"]
     (tmp_path / "mine").mkdir()

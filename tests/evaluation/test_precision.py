@@ -152,7 +152,7 @@ def test_compiled_blocks_give_the_same_scores_and_compile_once(name, eager_backe
 
 def test_a_network_without_such_blocks_is_compiled_as_a_whole():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
-    assert blocks(network) == [network]
+    assert compilable_blocks(network) == [network]
 
 
 def test_slots_and_compilation_may_change_when_a_run_goes_on(tmp_path):
