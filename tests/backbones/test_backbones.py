@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DiTPipeline,
@@ -517,7 +516,7 @@ def test_parts_that_are_missing_are_named(copy):
     with pytest.raises(InputError, match=r"scheduler_config.json: missing"):
         DiffusersPipeline(str(copy))
     shutil.rmtree(copy / "transformer")
-    with pytest.raises(InputError, match="transformer/config.json or unet/config.json not found"):
+    with pytest.raises(InputError, match=r"transformer/config.json or unet/config.json not found"):
         DiffusersPipeline(str(copy))
 
 
