@@ -5,7 +5,6 @@ the run, by the first rank, when its scores and pictures are complete.
 """
 
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,13 @@ from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.metrics.table import ScoreTable
 from diffguard_pl.report.curves import roc
-from diffguard_pl.report.gallery import KeptPicture, picture_path, picture_paths, read_picture
+from diffguard_pl.report.gallery import (
+    KeptPicture,
+    picture_path,
+    picture_paths,
+    random_key,
+    read_picture,
+)
 from diffguard_pl.report.pictures import difference
 from diffguard_pl.runs import store
 
@@ -143,7 +148,7 @@ def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, K
         ends = dict.fromkeys(
             index for pair in zip(indices, reversed(indices), strict=True) for index in pair
         )
-        by_chance = sorted(indices, key=lambda index: random.Random(f"{dataset}/{index}").random())
+        by_chance = sorted(indices, key=lambda index: random_key(str(dataset), index))
         for index in list(dict.fromkeys([*list(ends)[: count // 2], *by_chance]))[:count]:
             pictures = read_picture(picture_path(run, str(dataset), index))
             if pictures.dataset == dataset:

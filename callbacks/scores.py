@@ -63,8 +63,7 @@ class ScoreWriter(pl.Callback):
                     f"run folder {self.folder}: has the scores {', '.join([*header.scores, *header.arrays])}; it cannot go on with "
                     f"{', '.join([*pl_module.score_names, *self.columns])}"
                 )
-            pl_module.go_on_from(earlier)
-            pl_module.data.done = pl_module.done
+            pl_module.resume_from(earlier)
             if trainer.is_global_zero:
                 print(f"{len(earlier)} images have results already, in {self.folder}", flush=True)
 

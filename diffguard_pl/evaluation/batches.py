@@ -1,31 +1,161 @@
-"""TODO."""
+"""Batches of any test loader: checked, completed, counted."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import torch
 
 from ..errors import InputError
+from ..names import CALIBRATION
+from ..stages import as_batch
+
+GIVE_UP_AFTER = 32
+"""Number of in-distribution images that a rank of several must have failed to use before the run ends."""
 
 
-def _check_names(datasets: list[str], groups: dict[str, str]) -> None:
-    """Raise an `InputError` where figures of a set and of a group would have one name."""
-    of_group = [groups.get(name, name) for name in datasets[1:]]
-    for name, group in zip(datasets[1:], of_group, strict=True):
-        others = of_group.count(name) - (group == name)
+class BatchReader:
+    """Turns the batches of test loaders into dicts with all keys, and checks the images.
+
+    Args:
+        datasets: Names of the datasets, the in-distribution one first.
+        done: Indices, by dataset, of images that have results already.
+        rank: Number of this rank.
+        world_size: Number of ranks.
+
+    Attributes:
+        arrived: Number of images of each dataset that loaders have delivered, unreadable ones included.
+        usable: Number of images of each dataset that could be read, earlier results included.
+        first_error: The first unreadable in-distribution image, and why it is unreadable.
+    """
+
+    def __init__(
+        self, datasets: list[str], done: Mapping[str, set[int]], rank: int, world_size: int
+    ):
+        self.datasets, self.done = datasets, done
+        self.rank, self.world_size = rank, world_size
+        self.arrived = dict.fromkeys(datasets, 0)
+        self.usable = dict.fromkeys(datasets, 0)
+        self.first_error = ""
+
+    def read(self, batch: Any, dataset: str) -> dict[str, Any]:
+        """Return a batch as a dict with ``image``, ``label``, ``index``, ``path`` and ``unreadable``, without finished images.
+
+        Args:
+            batch: Dict with ``image`` [N, 3, H, W], pair (images, labels), or images.
+            dataset: Name of its dataset.
+
+        Raises:
+            InputError: The batch has an ``error``, an image has NaN, or no in-distribution image was usable.
+        """
+        batch = dict(as_batch(batch, "image"))
+        if "error" in batch:
+            raise InputError(batch["error"])
+        self._complete(batch, dataset)
+        self.arrived[dataset] += len(batch["image"]) + len(batch["unreadable"])
+        if done := self.done.get(dataset):
+            batch = _without(batch, done)
+        _check_finite(batch, dataset)
+        self.usable[dataset] += len(batch["image"])
+        if dataset == self.datasets[0] and batch["unreadable"] and not self.first_error:
+            item = batch["unreadable"][0]
+            self.first_error = f"{item['path']}: {item['error']}"
+        self._check_in_distribution(dataset)
+        return batch
+
+    def add_earlier(self, earlier: pd.DataFrame) -> None:
+        """Count the usable images of an interrupted run.
+
+        Args:
+            earlier: Table of its scores.
+        """
+        scored = earlier[earlier["error"].isna()]
+        for name in self.datasets:
+            self.usable[name] = int((scored["dataset"] == name).sum())
+
+    def check_calibration(self) -> None:
+        """Raise an `InputError` if the first dataset has no usable image. Of several ranks, each sees only its part."""
+        if not self.usable[self.datasets[0]] and self.world_size == 1:
+            raise InputError(self._all_unusable())
+
+    def _complete(self, batch: dict[str, Any], dataset: str) -> None:
+        """Add the keys that a loader may leave out."""
+        count, device = len(batch["image"]), torch.as_tensor(batch["image"]).device
+        batch.setdefault("unreadable", [])
+        batch.setdefault("label", torch.full((count,), -1, device=device))
+        batch.setdefault("path", [""] * count)
+        if "index" not in batch:
+            # images are numbered in the order of arrival, and no two ranks use the same numbers
+            first = self.arrived[dataset]
+            numbers = torch.arange(first, first + count, device=device)
+            batch["index"] = numbers * self.world_size + self.rank
+
+    def _check_in_distribution(self, dataset: str) -> None:
+        """Stop after an in-distribution dataset without a usable image, not after all the others."""
+        ind = self.datasets[0]
+        if dataset == ind or self.usable[ind] or not self.arrived[ind]:
+            return
+        # on several ranks a few unreadable images may be all that this one got
+        if self.world_size == 1 or self.arrived[ind] >= GIVE_UP_AFTER:
+            raise InputError(f"{self._all_unusable()}; check data.root")
+
+    def _all_unusable(self) -> str:
+        ind = self.datasets[0]
+        return f"{ind}: none of its {self.arrived[ind]} images could be used; the first, {self.first_error}"
+
+
+def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) -> list[str]:
+    """Return the names of the test loaders' datasets, the in-distribution one first.
+
+    Args:
+        loaders: Dict from dataset name to loader.
+        groups: Group of each out-of-distribution dataset; without an entry, its name.
+        calibrating: Whether calibration images alone are scored.
+
+    Raises:
+        InputError: The loaders are something else or too few, or a name is ambiguous in the result table.
+    """
+    names = list(loaders) if isinstance(loaders, Mapping) else []
+    if calibrating and names:
+        return names
+    if len(set(names) - {CALIBRATION}) < 2:
+        raise InputError(
+            "test loaders: must be a dict from dataset name to loader, the in-distribution one first, then at least one more"
+        )
+    if names[0] == CALIBRATION:
+        raise InputError(
+            f"test loaders: the first must be the in-distribution one, not {CALIBRATION!r}"
+        )
+    # the table has a row for each dataset, for each group of several, and for the mean
+    group_names = [groups.get(name, name) for name in names[1:]]
+    for name, group in zip(names[1:], group_names, strict=True):
+        others = group_names.count(name) - (group == name)
         if name == "mean" or others:
-            what = "the mean over a group" if name == "mean" else "a group of sets"
-            raise InputError(f"data set {name!r}: so is {what} called; give it another name")
+            what = "the mean over a group" if name == "mean" else "a group of datasets"
+            raise InputError(f"dataset {name!r}: has the name of {what}; rename it")
+    return names
 
 
 def _without(batch: dict[str, Any], done: set[int]) -> dict[str, Any]:
-    """The batch less the images that have results; most data modules do not even load them."""
-    kept = [
-        i for i, index in enumerate(torch.as_tensor(batch["index"]).tolist()) if index not in done
-    ]
-    if len(kept) < len(batch["image"]):
-        of_images = {"image": batch["image"][kept], "path": [batch["path"][i] for i in kept]}
-        of_images |= {name: torch.as_tensor(batch[name])[kept] for name in ("label", "index")}
-        batch = batch | of_images
-    return batch | {
-        "unreadable": [item for item in batch["unreadable"] if item["index"] not in done]
-    }
+    """Return a batch less the images that have results; data modules of this package do not even load them."""
+    indices = torch.as_tensor(batch["index"]).tolist()
+    kept = [i for i, index in enumerate(indices) if index not in done]
+    unreadable = [item for item in batch["unreadable"] if item["index"] not in done]
+    if len(kept) == len(indices):
+        return batch | {"unreadable": unreadable}
+    tensors = {name: torch.as_tensor(batch[name])[kept] for name in ("image", "label", "index")}
+    paths = [batch["path"][i] for i in kept]
+    return batch | tensors | {"path": paths, "unreadable": unreadable}
+
+
+def _check_finite(batch: Mapping[str, Any], dataset: str) -> None:
+    """Raise an `InputError` that names the first image with NaN or infinite values."""
+    images = batch["image"]
+    if len(images) == 0:
+        return
+    bad = ~images.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise InputError(
+            f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}: has NaN or infinite values; remove it"
+        )

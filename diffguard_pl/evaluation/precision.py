@@ -1,19 +1,26 @@
-"""TODO."""
+"""Half precision of the networks under Lightning's names."""
 
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.precision import Precision
 
+HALF = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+
 
 class NetworksInHalf(Precision):
-    """Lightning's ``bf16-true`` and ``16-true`` for the networks alone: Lightning's own rounds images and arithmetic, too."""
+    """Lightning's ``bf16-true`` and ``16-true`` for the networks alone.
+
+    Lightning's own plugin would round images, states and arithmetic, too.
+
+    Args:
+        precision: ``bf16-true`` or ``16-true``.
+    """
 
     def __init__(self, precision: str):
         self.precision = precision  # type: ignore[assignment]
 
     def convert_module(self, module: Any) -> Any:
-        module.diffguard.networks_to(
-            torch.bfloat16 if self.precision == "bf16-true" else torch.float16
-        )
+        """Convert the classifier and the diffusion model; called by Lightning when the module is set up."""
+        module.diffguard.networks_to(HALF[str(self.precision)])
         return module

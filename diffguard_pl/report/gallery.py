@@ -5,7 +5,6 @@ the label, and the guidance mask (if there was one). The file's metadata names d
 panels, so a file is readable without its path.
 """
 
-import random
 import re
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from ..random_by_index import random_by_index
 from ..runs.files import atomic_write
 
 FOLDER = "pictures"
@@ -60,7 +60,7 @@ def random_key(dataset: str, index: int) -> float:
     Images ordered by it form a random sample that is the same for every batch size, device count
     and interruption.
     """
-    return random.Random(f"{dataset}/{index}").random()
+    return random_by_index(dataset, index).random()
 
 
 def folder_name(dataset: str) -> str:

@@ -1,0 +1,13 @@
+"""Random choices that depend on an image alone, not on the run, the batch or the device that computes it."""
+
+import random
+
+
+def random_by_index(dataset: str, index: int) -> random.Random:
+    """Return the random number generator of an image, the same each time.
+
+    Args:
+        dataset: Name of its dataset.
+        index: Index of the image in that dataset.
+    """
+    return random.Random(f"{dataset}/{index}")
