@@ -866,7 +866,7 @@ def test_a_run_does_not_go_on_with_other_images(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("ood", "said"),
     [
-        ({"near": {"a", "b"}, "far": {"near"}}, "a group of sets"),
+        ({"near": {"a", "b"}, "far": {"near"}}, "a group of datasets"),
         ({"near": {"mean", "a"}}, "the mean over a group"),
     ],
 )
@@ -884,7 +884,7 @@ def test_a_set_that_is_called_like_a_group_is_refused(ood, said, digits_ldm, tmp
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
-    with pytest.raises(InputError, match=f"so is {said} called"):
+    with pytest.raises(InputError, match=f"has the name of {said}; rename"):
         trainer.test(
             DiffGuardModule(**settings, steps=5, discrepancies=["l2"]), data, verbose=False
         )
