@@ -322,7 +322,7 @@ class Boastful(IterableDataset):
 
 def test_a_loader_that_ends_before_its_time_is_said(settings, tmp_path):
     loaders = {"good": DataLoader(Pictures(False), 2), "other": DataLoader(Boastful(), 2)}
-    with pytest.raises(InputError, match="dataloader ended before.*__len__"):
+    with pytest.raises(InputError, match=r"dataloader ended before.*__len__"):
         trainer(tmp_path, []).test(DiffGuardModule(discrepancies=["l2"], **settings), loaders)
 
 
