@@ -21,7 +21,7 @@ def main(args: list[str] | None = None) -> None:
         type=Path,
         default=Path("comparison.html"),
         metavar="FILE.html",
-        help="page of the comparison; its table is written next to it as .csv (default: %(default)s)",
+        help="page of the comparison; its table goes next to it as .csv (default: %(default)s)",
     )
     given = parser.parse_args(args)
 

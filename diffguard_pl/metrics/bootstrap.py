@@ -9,12 +9,16 @@ a score, one cumulative sum of the weights gives AUROC and FPR@95 of the draw: n
 twice.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .detection import rejected_at_tpr
 from .table import Interval, ResultRow, ScoreTable
 
 RESAMPLES = 1000
+CHUNK_WEIGHTS = 1 << 14
+"""Weights of one dataset that are worked on at a time: they fit into a processor's cache."""
 METRIC_NAMES = ("auroc", "fpr95")
 Key = tuple[str, str, str]
 """Group, dataset (or ``mean``) and score of a :class:`~diffguard_pl.metrics.table.ResultRow`."""
@@ -45,7 +49,8 @@ def replicates(
 
     Tables of the same images in the same order get the same draws.
     """
-    ind, *oods = [table.of(d) for d in range(len(table.datasets))]
+    datasets = [table.of(d) for d in range(len(table.datasets))]
+    ind, *oods = datasets
     scores = range(len(table.scores))
 
     # Sort once: the images of each dataset, and their places among the in-distribution ones.
@@ -54,15 +59,17 @@ def replicates(
 
     generator = np.random.default_rng(seed)
     drawn = np.full((len(oods), len(table.scores), resamples, len(METRIC_NAMES)), np.nan)
-    for r in range(resamples):
-        weights = [_draw(generator, len(images)) for images in (ind, *oods)]
+    chunk = max(1, CHUNK_WEIGHTS // max(1, *map(len, datasets)))
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        weights = _draw(generator, [len(images) for images in datasets], size)
         for k in scores:
             # Number of drawn in-distribution images before each place in the order of the score.
-            below = np.concatenate([[0], np.cumsum(weights[0][ind_order[k]])])
+            below = _cumulative(weights[0].take(ind_order[k], axis=1))
             for d in range(len(oods)):
                 ranks = ranked[d][k]
                 if ranks is not None:
-                    drawn[d, k, r] = ranks.metrics(below, weights[d + 1])
+                    drawn[d, k, start : start + size] = ranks.metrics(below, weights[d + 1])
     return _by_row(table, drawn)
 
 
@@ -78,21 +85,24 @@ class _Ranks:
         self.accepted_from = np.searchsorted(ood, ind, "left")
         self.rejected = rejected_at_tpr(len(ind))
 
-    def metrics(self, below: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-        """Compute AUROC and FPR@95 of one draw.
+    def metrics(self, below: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Compute AUROC and FPR@95 of each draw [R, 2].
 
         Args:
-            below: Number of drawn in-distribution images before each place in their order [n + 1].
-            weights: Number of times that each out-of-distribution image was drawn [m].
+            below: Number of drawn in-distribution images before each place in their order
+                [R, n + 1].
+            weights: Number of times that each out-of-distribution image was drawn [R, m].
         """
-        weights = weights[self.order]
-        n, m = below[-1], len(weights)
+        weights = weights.take(self.order, axis=1)
+        n, m = below.shape[1] - 1, weights.shape[1]
         # Twice the in-distribution images below each out-of-distribution one, ties half.
-        losses = weights @ (below[self.low] + below[self.high])
+        ind_below = below.take(self.low, axis=1) + below.take(self.high, axis=1)
+        losses = np.einsum("rm,rm->r", weights, ind_below)
         # The threshold is the in-distribution image at which the draw's 5 % are passed.
-        threshold = np.searchsorted(below[:-1], self.rejected, "right") - 1
-        accepted = weights[self.accepted_from[threshold] :].sum()
-        return 1 - losses / (2.0 * n * m), accepted / m
+        threshold = (below[:, :-1] <= self.rejected).sum(axis=1) - 1
+        # All out-of-distribution images but those before the threshold are accepted.
+        rejected = _cumulative(weights)[np.arange(len(weights)), self.accepted_from[threshold]]
+        return np.stack([1 - losses / (2.0 * n * m), (m - rejected) / m], axis=1)
 
 
 def _ranked(ind: np.ndarray, ood: np.ndarray) -> _Ranks | None:
@@ -102,11 +112,22 @@ def _ranked(ind: np.ndarray, ood: np.ndarray) -> _Ranks | None:
     return _Ranks(ind, ood)
 
 
-def _draw(generator: np.random.Generator, size: int) -> np.ndarray:
-    """Draw ``size`` images with replacement: how often each occurs [size]."""
-    if size == 0:
-        return np.zeros(0, dtype=np.int64)
-    return np.bincount(generator.integers(size, size=size), minlength=size)
+def _draw(generator: np.random.Generator, sizes: Sequence[int], resamples: int) -> list[np.ndarray]:
+    """Draw the images of datasets with replacement: how often each occurs [resamples, size]."""
+    weights = [np.zeros((resamples, size), dtype=np.int64) for size in sizes]
+    for r in range(resamples):
+        for of_dataset, size in zip(weights, sizes, strict=True):
+            if size:
+                images = generator.integers(size, size=size)
+                of_dataset[r] = np.bincount(images, minlength=size)
+    return weights
+
+
+def _cumulative(weights: np.ndarray) -> np.ndarray:
+    """Sum the weights [R, n] before each place, and all of them [R, n + 1]."""
+    sums = np.zeros((len(weights), weights.shape[1] + 1), dtype=np.int64)
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _by_row(table: ScoreTable, drawn: np.ndarray) -> dict[Key, np.ndarray]:
