@@ -1,8 +1,13 @@
 """DiffGuard in plain PyTorch (Gao et al., ICCV 2023, arXiv 2308.07687).
 
-The method has four stages: classify an image, invert it to noise, reconstruct it under the
-predicted label, and compare. An in-distribution image comes back nearly unchanged; an
+The method has four stages: classify an image, invert it to noise, reconstruct it from that noise
+under the predicted label, and compare. An in-distribution image comes back nearly unchanged; an
 out-of-distribution image comes back as something else, a semantic mismatch.
+
+Its formulas are in :mod:`.diffusion`, a file each: the DDIM step, clean-gradient guidance with
+adaptive early stop (section 3.2.1), classifier-free guidance with distinct semantic guidance
+(section 3.2.2). :mod:`.engine.reference` runs the stages in plain loops, one after the other;
+:mod:`.engine.engine` does the same in full batches.
 
     diffguard = diffguard_pl.load("digits_ldm")
     detection = diffguard(images)                # [N, 3, 16, 16] in [0, 1]
@@ -86,7 +91,7 @@ class DiffGuard(nn.Module):
         baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT_BASELINES,
     ):
         super().__init__()
-        _check_fit(classifier, backbone, guidance)
+        _check_compatible(classifier, backbone, guidance)
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         self.sampling = SamplingSettings(
             schedule=backbone.schedule(steps),
@@ -109,6 +114,7 @@ class DiffGuard(nn.Module):
                 "of a guided step"
             )
 
+        # Scores: discrepancies of stage 4, and baselines from the classifier's pass of stage 1.
         self.discrepancies = Discrepancies(discrepancies)
         self.baselines = Baselines(baselines, classifier)
         if shared := set(self.discrepancies.names) & set(self.baselines.names):
@@ -134,6 +140,7 @@ class DiffGuard(nn.Module):
         Raises:
             InputError: The images have another shape or range, or contain NaN.
         """
+        # The stream calls the stages below, with full batches of the diffusion model.
         stream = self.stream()
         stream.push(images, labels)
         ((_, detection),) = stream.drain()
@@ -166,11 +173,15 @@ class DiffGuard(nn.Module):
                 f"labels: must be below {self.classifier.num_classes}, the number of classes; "
                 f"found {int(labels.max())}"
             )
+
+        # One pass of the classifier gives logits, features, feature maps and Grad-CAM.
         cam = None
         if self.guidance.cam_cut is None:
             view = self.classifier.view(images)
         else:
             view, cam = self.classifier.view_with_cam(images, labels)
+
+        # Oracle labels replace predicted ones.
         predicted = view.logits.argmax(dim=1)
         chosen = predicted if labels is None else torch.where(labels < 0, predicted, labels)
         return Prediction(view, predicted, chosen, cam, self.baselines(view, images))
@@ -211,16 +222,20 @@ class DiffGuard(nn.Module):
         Returns:
             The discrepancies [N] by name, higher = more alike = more in-distribution.
         """
-        if reconstruction.unguided is None:
-            baseline, view = images, prediction.view
-        else:
-            baseline, view = reconstruction.unguided, prediction.view
+        # Reference of the comparison. The classifier has seen the input in stage 1.
+        target, target_view = images, prediction.view
+        if reconstruction.unguided is not None:
+            target = reconstruction.unguided
             if self.discrepancies.needs_classifier:
-                view = self.classifier.view(baseline)
-        guided_view = view
+                target_view = self.classifier.view(target)
+
+        # The guided reconstruction; its view is not used unless a discrepancy needs it.
+        guided_view = target_view
         if self.discrepancies.needs_classifier:
             guided_view = self.classifier.view(reconstruction.guided)
-        return self.discrepancies(Seen(baseline, *view), Seen(reconstruction.guided, *guided_view))
+        return self.discrepancies(
+            Seen(target, *target_view), Seen(reconstruction.guided, *guided_view)
+        )
 
     def detection(
         self,
@@ -296,6 +311,8 @@ class DiffGuard(nn.Module):
         self.nfe += len(x)
         if not self.compiled:
             return at_least_float32(self.backbone.eps(x, t, labels))
+
+        # A compiled network takes batches of one size.
         parts = zip(x.split(self.slots), t.split(self.slots), labels.split(self.slots), strict=True)
         return torch.cat([self._evaluate_full_batch(*part) for part in parts])
 
@@ -374,7 +391,7 @@ class DiffGuard(nn.Module):
             raise InputError(f"images: {expected}; image {i} of the batch has {found}")
 
 
-def _check_fit(classifier: Classifier, backbone: Backbone, guidance: Guidance) -> None:
+def _check_compatible(classifier: Classifier, backbone: Backbone, guidance: Guidance) -> None:
     """Raise an `InputError` unless classifier, diffusion model and guidance fit together."""
     backbone_name, guidance_name = type(backbone).__name__, type(guidance).__name__
     if not hasattr(backbone, "alpha_bar"):

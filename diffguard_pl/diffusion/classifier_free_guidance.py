@@ -62,7 +62,7 @@ class ClassifierFreeGuidance(Guidance):
         self.inversion_scale = inversion_scale if inversion_label else 0.0
 
     def needs_single_call(self, scale: Tensor, masked: bool) -> Tensor:
-        # w = 1 leaves eps(x_t, y) alone
+        # w = 1 leaves eps(x_t, y) alone; a mask needs both.
         return (scale == 1) & (not masked)
 
     def predict_eps(
@@ -81,12 +81,13 @@ class ClassifierFreeGuidance(Guidance):
         labels = torch.cat([inputs.network_labels, inputs.labels])
         eps, eps_label = network(x_in, torch.cat([t, t[:g]]), labels).split([n, g])
 
-        # Classifier-free guidance.
+        # eps(x_t, null) + w (eps(x_t, y) - eps(x_t, null))
         guided = eps[:g] + inputs.scale * (eps_label - eps[:g])
 
-        # Distinct semantic guidance.
+        # Distinct semantic guidance: outside M, the unconditional noise.
         if inputs.mask is not None:
             guided = torch.where(inputs.mask, guided, eps[:g])
 
+        # Guided rows, others, unguided copies.
         eps = torch.cat([guided, eps[g:], eps[: inputs.unguided_copies]])
         return clip_where(inputs.clip, x, eps, level)

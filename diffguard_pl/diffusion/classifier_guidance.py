@@ -120,6 +120,7 @@ class ClassifierGuidance(Guidance):
             crops: [n, cutouts, 3] x, y and side of the squares. None: the whole image.
             classifier: Classifier under protection.
         """
+        # x_in = sqrt(1 - alpha_bar) x0hat + (1 - sqrt(1 - alpha_bar)) x_t
         x_in = level.noise * x0 + (1 - level.noise) * x if self.x0hat else x
         with torch.inference_mode(False), torch.enable_grad():
             x_in = x_in.clone().requires_grad_()
@@ -135,6 +136,8 @@ class ClassifierGuidance(Guidance):
             log_p = log_softmax(at_least_float32(classifier.logits(views)), dim=-1)
             views_per_image = 1 if crops is None else crops.shape[1]
             chosen = log_p.gather(1, labels.clone().repeat_interleave(views_per_image)[:, None])
+
+            # Gradient with respect to x_in: the diffusion network is not part of the graph.
             (gradient,) = torch.autograd.grad(chosen.sum() * GRADIENT_SCALE, x_in)
         return gradient / GRADIENT_SCALE
 
@@ -163,6 +166,7 @@ def crop_and_resize(images: Tensor, crops: Tensor, size: int) -> Tensor:
     rows, columns = y[..., None] + offsets, x[..., None] + offsets
     pixels = rows[..., None] * width + columns[..., None, :]
 
+    # Gather them from every channel.
     flat = pixels.flatten(1)[:, None].expand(-1, channels, -1)
     taken = images.flatten(2).gather(2, flat)
     return taken.unflatten(2, pixels.shape[1:]).transpose(1, 2).flatten(0, 1)
@@ -196,6 +200,7 @@ def crop_sequence(image_size: int, count: int, size: int, seed: int) -> Iterator
     while True:
         crops = []
         for _ in range(count):
+            # Side between the smallest and the whole image, then a uniform offset.
             side = int(torch.rand([], generator=generator) * (image_size - smallest) + smallest)
             x = int(torch.randint(0, image_size - side + 1, (), generator=generator))
             y = int(torch.randint(0, image_size - side + 1, (), generator=generator))

@@ -83,6 +83,7 @@ class EarlyStop:
 
     def reference(self, images: Tensor) -> list[Tensor]:
         """Return what to keep of the inputs [N, C, H, W] in [-1, 1], each tensor [N, ...]."""
+        # One flat list, so that the engine can keep its rows in slots.
         images = self.crop(images)
         kept = [similarity.reference(images) for similarity, _ in self.tests]
         self.tensors_per_test = [len(tensors) for tensors in kept]
@@ -95,9 +96,12 @@ class EarlyStop:
             x: [n, C, H, W] states after a step.
             reference: Rows of :meth:`reference` that belong to these states.
         """
+        # Each similarity has its part of the reference tensors.
         x = self.crop(x)
         remaining = iter(reference)
         below = []
         for (similarity, threshold), count in zip(self.tests, self.tensors_per_test, strict=True):
             below.append(similarity(x, list(islice(remaining, count))) < threshold)
+
+        # Any of them stops the inversion.
         return torch.stack(below).any(dim=0)

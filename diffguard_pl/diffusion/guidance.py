@@ -96,6 +96,7 @@ class Guidance(ABC):
             timesteps: [S] timesteps of the sampling schedule.
             train_steps: Length T of the training schedule.
         """
+        # The interval counts from timestep 0 (clean) to T - 1 (noise).
         low, high = self.interval
         last = train_steps - 1
         inside = (timesteps >= low * last) & (timesteps <= high * last)

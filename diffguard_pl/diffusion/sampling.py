@@ -45,6 +45,7 @@ class SamplingSettings:
         for name in self.early_stop:
             choose("early_stop metric", name, METRICS)
 
+        # Each part of the way keeps at least one step.
         steps = len(self.schedule)
         for name in ("early_stop_steps", "skip_first_steps", "skip_last_steps"):
             value = getattr(self, name)
@@ -82,6 +83,7 @@ class SamplingSettings:
         Args:
             stop_index: [N] schedule index at which inversion stopped.
         """
+        # S - 1 - skip
         last = len(self.schedule) - 1
         if self.forback_skip_diff > 0:
             return (stop_index + self.forback_skip_diff - 1).clamp(max=last)

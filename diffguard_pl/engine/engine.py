@@ -83,13 +83,19 @@ class Engine:
         self.defer_stop_check = defer_stop_check
         self.nfe = self.passes = 0
 
+        # Requests in the order of submission, and the trajectories of their images.
         self.requests: deque[Request] = deque()
         self.waiting: deque[Trajectory] = deque()
         self.active: list[Trajectory] = []
+
+        # Stop checks whose flags have not been read, the oldest first.
         self.stop_checks: deque[tuple[AsyncFlags, list[Trajectory]]] = deque()
+
+        # States (x, label, mask) of active trajectories, and what early stop compares them to.
         self.states, self.references = SlotPool(slots), SlotPool(slots)
         self._table: StepTable | None = None
 
+        # Schedule index at which denoising starts, for each index at which inversion may stop.
         stop_index = torch.arange(len(self.settings.schedule))
         self.first_denoising_index = self.settings.first_denoising_index(stop_index).tolist()
 
@@ -122,6 +128,7 @@ class Engine:
         """
         done: list[Request] = []
         while True:
+            # Requests are returned in order: one that is done waits for those before it.
             while self.requests and self.requests[0].missing == 0:
                 done.append(self.requests.popleft())
 
@@ -131,6 +138,7 @@ class Engine:
             if not self.waiting and not (partial_batches and self.active):
                 return done
 
+            # Start new images. Without a full batch, wait for more to be submitted.
             if drain or not backlog:
                 ready = self._admit()
                 if ready < self.slots and not partial_batches:
@@ -150,12 +158,16 @@ class Engine:
             The network evaluations that are ready.
         """
         ready = sum(self._nfe_of_next_step(t) for t in self.active if not t.awaiting_stop_check)
+
+        # Images in order of arrival, until they fill the batch.
         admitted: dict[int, list[Trajectory]] = {}
         while self.waiting and ready < self.slots:
             trajectory = self.waiting.popleft()
             admitted.setdefault(id(trajectory.request), []).append(trajectory)
             self.active.append(trajectory)
             ready += self._nfe_of_next_step(trajectory)
+
+        # One copy to the slots for each request.
         for trajectories in admitted.values():
             self._load(trajectories)
         return ready
@@ -170,6 +182,8 @@ class Engine:
             state.append(request.mask[images])
         for trajectory, slot in zip(trajectories, self.states.put(state), strict=True):
             trajectory.slot = slot
+
+        # What adaptive early stop compares the states to, computed once for each image.
         if self.sampler.early_stop:
             reference_slots = self.references.put(self.sampler.early_stop.reference(x))
             for trajectory, slot in zip(trajectories, reference_slots, strict=True):
@@ -206,9 +220,12 @@ class Engine:
         others: list[Trajectory] = []
         room = self.slots
         for trajectory in candidates:
+            # A guided step may not fit into what is left of the batch; a later one may.
             nfe = self._nfe_of_next_step(trajectory)
             if trajectory.awaiting_stop_check or nfe > room:
                 continue
+
+            # The first guided step of a trajectory that yields both reconstructions forks it.
             if not self._is_guided(trajectory):
                 others.append(trajectory)
             elif trajectory.yields_unguided:
@@ -228,6 +245,8 @@ class Engine:
             self._collect_stop_flags()
             return
         self.before_pass()
+
+        # One step of all rows: read their states, predict the noise, step, write back.
         batch = self._gather(forking, guided, others)
         x = self._take_step(batch)
         self._scatter(batch, x)
@@ -243,6 +262,7 @@ class Engine:
         self, forking: list[Trajectory], guided: list[Trajectory], others: list[Trajectory]
     ) -> Batch:
         """Lay out the rows of a pass, and fork off unguided trajectories."""
+        # Guided rows come first, see GuidanceInputs. Count before forking: a fork costs nothing.
         trajectories = [*forking, *guided, *others]
         for trajectory in trajectories:
             trajectory.request.nfe[trajectory.image] += self._nfe_of_next_step(trajectory)
@@ -262,15 +282,20 @@ class Engine:
             source, _, table_row, _, _ = rows[i]
             rows.append((source, fork.slot, table_row, 0, False))
 
+        # One copy to the device for the whole plan.
         columns = to_device(rows, self.states.tensors[0].device).T
         return Batch(trajectories, forks, num_guided, *columns)
 
     def _take_step(self, batch: Batch) -> Tensor:
         """Return the states [n + k, C, h, w] after a step."""
         n, table = len(batch.trajectories), self.table
+
+        # States, and their levels before and after the step.
         x = self.states.tensors[0][batch.source]
         before, after = table.levels[batch.table_row].split(2, dim=1)
         level, to = Level(*before.unbind(dim=1)), Level(*after.unbind(dim=1))
+
+        # eps_hat(x_t, y), with one network call for all rows.
         eps = self.sampler.guidance.predict_eps(
             self._evaluate_network,
             x,
@@ -280,17 +305,22 @@ class Engine:
             self.sampler.classifier,
         )
         self.passes += 1
+
+        # DDIM step, towards noise or towards the image.
         return step(x, eps, level, to)
 
     def _guidance_inputs(self, batch: Batch) -> GuidanceInputs:
         """Return what guidance needs to know of each row."""
         n, g, table = len(batch.trajectories), batch.num_guided, self.table
         guided_row = batch.table_row[:g]
+
+        # The network sees "no class", except in conditional rows.
         _, labels, *mask = (tensor[batch.source] for tensor in self.states.tensors)
         null_labels = self.sampler.null_labels(labels)
+
+        # Distinct semantic guidance limits denoising, never inversion.
         guided_mask = None
         if mask:
-            # Distinct semantic guidance limits denoising, never inversion.
             inverting = (guided_row < table.steps).view(-1, 1, 1, 1)
             guided_mask = mask[0][:g] | inverting
         return GuidanceInputs(
@@ -321,10 +351,14 @@ class Engine:
         early_stop = self.sampler.early_stop
         if early_stop is None:
             return
+
+        # Those at their last inversion step stop anyway.
         last = self.settings.inversion_steps - 1
         rows = [i for i, t in enumerate(trajectories) if t.inverting and t.index < last]
         if not rows:
             return
+
+        # Compare each state to its image. Until the flags arrive, its trajectory takes no step.
         checked = [trajectories[i] for i in rows]
         plan = [(i, trajectories[i].reference_slot) for i in rows]
         index, reference_slots = to_device(plan, x.device).T
@@ -348,6 +382,7 @@ class Engine:
             trajectory.steps_taken += 1
             trajectory.index += 1 if trajectory.inverting else -1
             if trajectory.inverting:
+                # Early stop may turn it before this; see _collect_stop_flags.
                 if trajectory.index == self.settings.inversion_steps:
                     self._start_denoising(trajectory)
             elif trajectory.index < self.settings.skip_last_steps:
@@ -374,18 +409,24 @@ class Engine:
         trajectory.request.stop_index[trajectory.image] = stop_index
         if trajectory.reference_slot >= 0:
             self.references.give_back([trajectory.reference_slot])
+
+        # Both reconstructions start as one trajectory.
         trajectory.inverting, trajectory.steps_taken = False, 0
         trajectory.index = self.first_denoising_index[stop_index]
         trajectory.yields_unguided = self.settings.with_unguided
 
     def _finish(self, trajectories: list[Trajectory]) -> None:
         """Copy reconstructions to their requests and free the slots."""
+        # One copy for each request and kind of reconstruction; without a guided step, one
+        # trajectory yields both.
         requests = {id(t.request): t.request for t in trajectories}
         for request in requests.values():
             own = [t for t in trajectories if t.request is request]
             self._write_result(request, request.guided, [t for t in own if t.yields_guided])
             if request.unguided is not None:
                 self._write_result(request, request.unguided, [t for t in own if t.yields_unguided])
+
+        # Their slots are free for the next images.
         self.states.give_back([t.slot for t in trajectories])
         finished = {id(t) for t in trajectories}
         self.active = [t for t in self.active if id(t) not in finished]

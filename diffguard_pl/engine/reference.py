@@ -36,9 +36,17 @@ def detect(
         watch: Callbacks after each step of ``inversion`` and of ``denoising``.
     """
     watch = watch or {}
+
+    # 1. Classify: the label y to reconstruct under.
     prediction = diffguard.classify(images, labels)
+
+    # 2. Invert: image to noise.
     inversion = invert(diffguard, images, prediction, watch.get("inversion"))
+
+    # 3. Reconstruct: noise to image under y.
     reconstruction = reconstruct(diffguard, inversion, prediction, watch.get("denoising"))
+
+    # 4. Compare: the similarity is the score.
     return diffguard.detection(images, prediction, inversion.stop_index, reconstruction)
 
 
@@ -84,10 +92,13 @@ def reconstruct(
 
     The rows of the unguided reconstructions come behind the N guided ones, in the same batch.
     """
+    # The unguided reconstructions start from the same noise.
     sampler = diffguard.sampler()
     x, stop_index = inversion.noise, inversion.stop_index
     if sampler.settings.with_unguided:
         x, stop_index = torch.cat([x, x]), torch.cat([stop_index, stop_index])
+
+    # Distinct semantic guidance: where the classifier looks.
     mask = diffguard.latent_mask(prediction, x)
     x = ddim.denoise(
         _noise_model(sampler, prediction.labels, x, inverting=False, mask=mask),
@@ -153,6 +164,7 @@ def _noise_model(
             mask=None if mask is None else mask[guided_images],
             clip=clip,
         )
+        # Predict, and bring the rows back to their order.
         eps = guidance.predict_eps(
             sampler.network,
             x[order],

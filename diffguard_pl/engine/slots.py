@@ -25,6 +25,8 @@ class SlotPool:
         """Store rows [n, ...] of each tensor and return their slots."""
         if not self.tensors:
             self.tensors = [row.new_empty((0, *row.shape[1:])) for row in rows]
+
+        # Copy the rows to free slots.
         slots = self.take(len(rows[0]))
         index = to_device(slots, rows[0].device)
         for tensor, row in zip(self.tensors, rows, strict=True):
@@ -42,7 +44,7 @@ class SlotPool:
         self.free += slots
 
     def _grow(self, missing: int) -> None:
-        # by half at least, so that growing costs little in total
+        # Grow by half at least, so that copies cost little in total.
         more = max(missing, self.size // 2, self.first_size)
         self.tensors = [
             torch.cat([tensor, tensor.new_zeros((more, *tensor.shape[1:]))])
@@ -62,6 +64,7 @@ class AsyncFlags:
     def __init__(self, flags: Tensor):
         self.event: torch.cuda.Event | None = None
         if flags.is_cuda:
+            # Only copies to pinned memory are asynchronous.
             self.flags = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
             self.flags.copy_(flags, non_blocking=True)
             self.event = torch.cuda.Event()
@@ -79,6 +82,7 @@ class AsyncFlags:
 def to_device(numbers: Sequence[Any], device: torch.device) -> Tensor:
     """Return integers as a tensor on the device, without a device sync."""
     tensor = torch.tensor(numbers, dtype=torch.long)
+    # A copy from pageable memory would wait for the device.
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

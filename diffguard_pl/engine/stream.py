@@ -58,17 +58,20 @@ class Stream:
         """
         self.device = images.device
         with self.stopwatch.timing("classify", images.device):
+            # Stage 1, and the images that the gate lets pass.
             prediction = self.diffguard.classify(images, labels)
             passed = None if gate is None else gate(prediction).cpu()
             payload = Payload(tag, images, prediction, passed)
             if not self.keeps_maps:
                 payload.prediction = prediction.without_maps()
 
-            # Only images that pass the gate are diffused.
+            # Only those are diffused.
             if passed is not None and not passed.all():
                 images, prediction = images[passed], prediction.select(passed)
             x = self.diffguard.encode(images) if len(images) else images
             mask = self.diffguard.latent_mask(prediction, x)
+
+        # Stages 2 and 3 wait in the engine for a full batch.
         self.engine.submit(Request(x, prediction.labels, mask, payload))
         return self._run()
 
@@ -95,8 +98,12 @@ class Stream:
         images, prediction, passed = payload.images, payload.prediction, payload.passed
         if images is None or prediction is None:
             return None
+
+        # All images were diffused.
         if passed is None or passed.all():
             return self._compared(images, prediction, request)
+
+        # Some were not.
         part = None
         if passed.any():
             part = self._compared(images[passed], prediction.select(passed), request)
@@ -132,6 +139,7 @@ class Stream:
                 whole[passed] = values.to(whole)
             return whole
 
+        # Baselines come from the classifier alone, so all images have them.
         nan, integers = float("nan"), torch.zeros(len(images), dtype=torch.long)
         one_per_image = prediction.view.logits[:, 0]
         scores = {

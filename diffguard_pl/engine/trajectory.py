@@ -83,12 +83,15 @@ class Trajectory:
     def __init__(self, request: Request, image: int):
         self.request, self.image = request, image
         self.slot = self.reference_slot = -1
+
+        # It begins with the first inversion step.
         self.inverting, self.index, self.steps_taken = True, 0, 0
         self.yields_guided, self.yields_unguided = True, False
         self.awaiting_stop_check = False
 
     def fork_unguided(self, slot: int) -> Trajectory:
         """Split off the unguided denoising as a trajectory with its state in ``slot``."""
+        # The fork is at the same step, and from now on each yields one reconstruction.
         fork = Trajectory(self.request, self.image)
         fork.slot = slot
         fork.inverting, fork.index, fork.steps_taken = False, self.index, self.steps_taken
@@ -136,6 +139,8 @@ class StepTable:
             *guidance.needs_single_call(inversion, masked=False).tolist(),
             *guidance.needs_single_call(denoising, masked).tolist(),
         ]
+
+        # Every image sees the same crops at its k-th denoising step.
         crops = guidance.crops(self.steps, like.shape[-1])
         self.crops = None if crops is None else crops.to(device)
 
