@@ -1,4 +1,4 @@
-"""The detector composed of parts."""
+"""DiffGuard composed of its parts: what goes in, what comes out, and which parts fit together."""
 
 from dataclasses import replace
 
@@ -13,23 +13,20 @@ from helpers.golden import (
     squeezenet,
 )
 from helpers.originals import original_state, saved
+from helpers.streams import cheap_diffguard
 
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import PixelDiffusion
+from diffguard_pl.classifiers.resnets import SmallResNet
+from diffguard_pl.datamodules.digits import digits
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
 from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 
 
 def gdm(backbone: PixelDiffusion, **settings) -> DiffGuard:
     classifier = Classifier(squeezenet(), input_size=28)
-    return DiffGuard(
-        classifier,
-        backbone,
-        ClassifierGuidance(cutouts=2, cutout_size=24),
-        8,
-        ["l2", "features"],
-        **settings,
-    )
+    guidance = ClassifierGuidance(cutouts=2, cutout_size=24)
+    return DiffGuard(classifier, backbone, guidance, 8, ["l2", "features"], **settings)
 
 
 @pytest.fixture
@@ -37,61 +34,78 @@ def backbone() -> PixelDiffusion:
     return PixelDiffusion(str(REFERENCE / "gdm_unet.pt"), GDM_ARCHITECTURE, input_size=28)
 
 
-def test_a_class_conditional_pixel_model_is_told_the_label_and_the_classifier_steers(tmp_path):
+# ----------------------------------------------------------------------------- reconstructions
+
+
+def test_oracle_labels_replace_predicted_ones_unless_negative(digits_ldm):
+    images = digits("test").images[:4]
+    predicted = digits_ldm(images).labels
+    labels = digits_ldm(images, torch.tensor([2, 3, -1, 5])).labels
+    assert labels.tolist() == [2, 3, int(predicted[2]), 5]
+
+
+def test_reconstructing_under_each_label_moves_towards_it():
+    golden = gdm_golden("smooth")
+    diffguard, images = golden.diffguard, golden.images
+    images = images[:1].expand(4, -1, -1, -1)
+    labels = torch.tensor([0, 3, 6, 9])
+    weak = diffguard(images, labels)
+    diffguard.guidance.scale = 30.0
+    strong = diffguard(images, labels)
+
+    def log_p(reconstructions: torch.Tensor) -> torch.Tensor:
+        logits = diffguard.classifier(reconstructions)
+        return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+    assert (log_p(strong.reconstructions) > log_p(weak.reconstructions)).all()
+
+
+def test_a_class_conditional_pixel_model_gets_the_label_and_the_classifier_guides(tmp_path):
     architecture = replace(GDM_ARCHITECTURE, class_cond=True, num_classes=10)
     path = saved(original_state(architecture), tmp_path / "model.pt")
-    detector = gdm(PixelDiffusion(path, architecture, input_size=28), compare_to="unguided")
+    diffguard = gdm(PixelDiffusion(path, architecture, input_size=28), compare_to="unguided")
     images = torch.rand(2, 3, 28, 28)
-    one, other = (detector(images, torch.tensor(labels)) for labels in ([1, 1], [1, 5]))
+    one, other = (diffguard(images, torch.tensor(labels)) for labels in ([1, 1], [1, 5]))
     torch.testing.assert_close(one.reconstructions[0], other.reconstructions[0], atol=1e-4, rtol=0)
     assert not torch.allclose(one.reconstructions[1], other.reconstructions[1], atol=1e-3)
     assert (one.reconstructions != one.unguided).any()
 
 
-def test_images_stop_early_each_for_itself_in_one_batch(backbone):
+def test_images_of_one_batch_stop_early_independently(backbone):
     images = torch.stack(
         [torch.full((3, 28, 28), 0.5), torch.rand(3, 28, 28), torch.ones(3, 28, 28)]
     )
     settings = {"early_stop": {"psnr": 48.0}, "forback_skip_diff": 2, "compare_to": "unguided"}
-    detector = gdm(backbone, **settings)
-    together = detector(images)
-    alone = [detector(image[None]) for image in images]
+    diffguard = gdm(backbone, **settings)
+    together = diffguard(images)
+    alone = [diffguard(image[None]) for image in images]
     assert len(set(together.stop_index.tolist())) > 1
     assert together.stop_index.tolist() == [int(d.stop_index) for d in alone]
     unguided = torch.cat([d.unguided for d in alone])
     torch.testing.assert_close(together.unguided, unguided, atol=1e-3, rtol=0)
+
+    # The first step without guidance is part of that with it.
     counter = NFECounter(backbone.unet)
-    stops = detector(images).stop_index
+    stops = diffguard(images).stop_index
     inverted, denoised = (stops + 1).sum(), (stops + 2).clamp(max=8).sum()
-    assert (
-        counter.nfe == inverted + 2 * denoised - 3
-    )  # the first step without guidance is part of that with it
+    assert counter.nfe == inverted + 2 * denoised - 3
 
 
-def test_padding_and_cutouts_of_another_size_than_the_classifier_takes():
+def test_padded_images_come_back_without_their_border():
     padded = PixelDiffusion(
         str(REFERENCE / "gdm_unet.pt"), GDM_ARCHITECTURE, input_size=28, process_method="pad"
     )
-    detection = gdm(padded, early_stop={"psnr": 48.0})(torch.rand(2, 3, 28, 28))
-    assert detection.reconstructions.shape == (2, 3, 28, 28)
+    images = torch.rand(2, 3, 28, 28)
+    diffguard = gdm(padded, early_stop={"psnr": 48.0}, forback_skip_diff=1)
+    diffguard.guidance.scale = 0.0
+    detection = diffguard(images)
+    assert detection.reconstructions.shape == images.shape
+    # Without guidance the way back ends near the images.
+    error = (detection.reconstructions - images).abs().mean()
+    assert error < (detection.reconstructions.flip(-1) - images).abs().mean()
 
 
-def test_reconstructing_under_each_label_moves_towards_it():
-    golden = gdm_golden("smooth")
-    detector, images = golden.diffguard, golden.images
-    images = images[:1].expand(4, -1, -1, -1)
-    labels = torch.tensor([0, 3, 6, 9])
-    weak = detector(images, labels)
-    detector.guidance.scale = 30.0
-    strong = detector(images, labels)
-
-    def belief(reconstructions: torch.Tensor) -> torch.Tensor:
-        return detector.classifier(reconstructions).log_softmax(1).gather(1, labels[:, None])[:, 0]
-
-    assert (belief(strong.reconstructions) > belief(weak.reconstructions)).all()
-
-
-def test_scale_one_without_a_mask_needs_one_row_a_step():
+def test_scale_one_without_a_mask_takes_one_network_evaluation_a_step():
     golden = ldm_golden("unmasked")
     golden.diffguard.guidance.scale = 1.0
     counter = NFECounter(golden.diffguard.backbone.unet)
@@ -99,40 +113,88 @@ def test_scale_one_without_a_mask_needs_one_row_a_step():
     assert counter.nfe == 3 * 8 * 2
 
 
-def test_the_callback_sees_every_step(backbone):
-    detector = gdm(backbone)
-    seen = []
-    prediction = detector.classify(torch.rand(2, 3, 28, 28))
-    inversion = detector.invert(torch.rand(2, 3, 28, 28), prediction, callback=seen.append)
-    detector.reconstruct(inversion, prediction, callback=seen.append)
-    assert [int(step.index[0]) for step in seen] == [*range(8), *reversed(range(8))]
+# -------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("images", "expected"),
     [
-        ({"compare_to": "inputs"}, "unknown compare_to 'inputs'; choose from: input, unguided"),
-        (
-            {"early_stop": {"ssim": 0.5}},
-            "unknown early_stop metric 'ssim'; choose from: psnr, dists, lpips",
-        ),
-        ({"early_stop_steps": 8}, "early_stop_steps=8: must be 0 to 7"),
-        ({"skip_first_steps": -1}, "skip_first_steps=-1"),
-        ({"forback_skip_diff": -1}, "forback_skip_diff=-1"),
+        (torch.rand(2, 3, 32, 32), r"images: must be .*got \[2, 3, 32, 32\]"),
+        (torch.rand(3, 16, 16), r"images: must be .*got \[3, 16, 16\]"),
+        (torch.rand(0, 3, 16, 16), r"images: must be .*got \[0, 3, 16, 16\]"),
+        (torch.rand(2, 3, 16, 16) * 2 - 1, r"image 0 of the batch has values from -"),
+        (torch.full((1, 3, 16, 16), float("nan")), r"image 0 of the batch has NaN"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"uint8.*floating point"),
     ],
 )
-def test_settings_that_cannot_be(settings, said, backbone):
-    with pytest.raises(InputError, match=said):
-        gdm(backbone, **settings)
+def test_images_of_another_kind_are_rejected(images, expected, digits_ldm):
+    with pytest.raises(InputError, match=expected):
+        digits_ldm(images)
 
 
-def test_guidance_and_backbone_that_do_not_go_together(backbone):
+def test_images_that_are_no_tensor_are_rejected(digits_ldm):
+    with pytest.raises(InputError, match=r"images: must be a tensor.*got a list"):
+        digits_ldm.classify([0.5])
+
+
+def test_labels_beyond_the_classes_are_rejected(digits_ldm):
+    with pytest.raises(InputError, match=r"labels: must be below 8.*found 8"):
+        digits_ldm(digits("test").images[:2], torch.tensor([8, 0]))
+
+
+# ----------------------------------------------------------------------- settings and their fit
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"compare_to": "inputs"}, "compare_to.*input, unguided"),
+        ({"early_stop": {"ssim": 0.5}}, "early_stop.*psnr, dists, lpips"),
+        ({"early_stop_steps": 8}, "early_stop_steps=8: must be 0 to 7"),
+        ({"skip_first_steps": -1}, "skip_first_steps=-1"),
+        ({"skip_last_steps": 8}, "skip_last_steps=8"),
+        ({"forback_skip_diff": -1}, "forback_skip_diff=-1"),
+        ({"slots": 0}, "slots=0: must be at least 1"),
+        ({"slots": -3}, "slots=-3: must be at least 1"),
+    ],
+)
+def test_each_setting_is_checked(settings, expected):
+    with pytest.raises(InputError, match=expected):
+        cheap_diffguard(steps=8 if "slots" not in settings else 10, **settings)
+
+
+def test_a_guided_step_of_two_network_evaluations_needs_two_slots(digits_ldm):
+    parts = digits_ldm.classifier, digits_ldm.backbone, ClassifierFreeGuidance()
+    with pytest.raises(InputError, match="slots=1: must be at least 2"):
+        DiffGuard(*parts, 10, ["l2"], slots=1)
+
+
+def test_an_interval_without_timesteps_is_rejected():
+    guidance = ClassifierGuidance(cutouts=0, interval=(0.45, 0.46))
+    with pytest.raises(InputError, match=r"guidance.interval=\[0.45, 0.46\]: contains none"):
+        cheap_diffguard(guidance=guidance, steps=10)
+
+
+def test_a_backbone_that_does_not_name_its_network_cannot_be_compiled():
+    with pytest.raises(InputError, match=r"compile: CheapBackbone.*denoiser"):
+        cheap_diffguard(compile=True)
+
+
+def test_guidance_that_does_not_support_the_backbone_is_rejected(backbone):
     classifier = Classifier(squeezenet(), input_size=28)
-    with pytest.raises(InputError, match="ClassifierFreeGuidance does not support"):
+    with pytest.raises(InputError, match="ClassifierFreeGuidance does not support PixelDiffusion"):
         DiffGuard(classifier, backbone, ClassifierFreeGuidance(), 8, ["l2"])
+    latent = ldm_golden("masked").diffguard.backbone
     with pytest.raises(InputError, match="ClassifierGuidance does not support LatentDiffusion"):
+        DiffGuard(classifier, latent, ClassifierGuidance(), 8, ["l2"])
+    with pytest.raises(InputError, match="early_stop: does not support LatentDiffusion"):
         DiffGuard(
-            classifier, ldm_golden("masked").diffguard.backbone, ClassifierGuidance(), 8, ["l2"]
+            classifier, latent, ClassifierFreeGuidance(), 8, ["l2"], early_stop={"psnr": 50.0}
         )
-    with pytest.raises(InputError, match="cam_cut=3"):
-        ClassifierFreeGuidance(cam_cut=3)
+
+
+def test_a_classifier_of_more_classes_than_the_backbone_is_rejected(digits_ldm):
+    classifier = Classifier(SmallResNet(9), input_size=16)
+    parts = classifier, digits_ldm.backbone, ClassifierFreeGuidance()
+    with pytest.raises(InputError, match="classifier: must have at most the 8 classes"):
+        DiffGuard(*parts, 10, ["l2"])

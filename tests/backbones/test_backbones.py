@@ -436,7 +436,7 @@ def test_a_detector_with_an_unconditional_pixel_model_is_steered_by_the_classifi
     )
     detection = detector(torch.rand(2, 3, 16, 16))
     assert (detection.reconstructions != detection.unguided).any()
-    with pytest.raises(InputError, match="DiffusersPipeline does not"):
+    with pytest.raises(InputError, match="does not support DiffusersPipeline"):
         DiffGuard(classifier, detector.backbone, ClassifierFreeGuidance(), 5, ["l2"])
 
 

@@ -137,29 +137,6 @@ def test_a_4_comes_back_as_something_else_and_a_3_as_itself(config):
     assert error[0] < error[1]
 
 
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        (torch.rand(2, 3, 32, 32), r"images: must be .*\[N, 3, 16, 16\].*\[2, 3, 32, 32\]"),
-        (torch.rand(3, 16, 16), r"images: must be .*got \[3, 16, 16\]"),
-        (
-            torch.rand(2, 3, 16, 16) * 2 - 1,
-            r"images: must be .*\[0, 1\].*image 0 .*values from -",
-        ),
-        (torch.full((1, 3, 16, 16), float("nan")), r"image 0 .*NaN"),
-        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "torch.uint8, convert"),
-    ],
-)
-def test_bad_images(images, said, digits_ldm):
-    with pytest.raises(InputError, match=said):
-        digits_ldm(images)
-
-
-def test_oracle_labels_are_reconstructed_under(digits_ldm):
-    images = digits("test").images[:4]
-    assert digits_ldm(images, torch.tensor([2, 3, -1, 5])).labels[[0, 1, 3]].tolist() == [2, 3, 5]
-
-
 def test_the_split_is_recorded_as_it_was_made():
     recorded = json.loads(
         (Path(diffguard_pl.datamodules.digits.__file__).parent / "digits_split.json").read_text()
