@@ -75,7 +75,7 @@ class ScoreWriter(pl.Callback):
                 pl_module.datasets,
                 dict(pl_module.metrics.groups),
                 self.columns,
-                pl_module.combination.for_header(),
+                pl_module.combination.to_settings(),
             )
             self.writer = PartWriter(
                 self.folder, header, f"{self.session:03}-{trainer.global_rank:04}"

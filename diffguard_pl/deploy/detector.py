@@ -338,7 +338,7 @@ class Detector:
             if self.settings is None
             else _with_paths(self.settings, lambda path: str(path.absolute())),
             "method": method(self.model),
-            "combination": self.combination.for_header(),
+            "combination": self.combination.to_settings(),
             "preparation": self.preparation,
             "precision": self.precision,
             "tf32": self.tf32,
@@ -391,7 +391,7 @@ class Detector:
                     )
                 settings = _with_paths(content["model"], lambda path: _found(path, file.parent))
                 model = diffguard_from(settings | changes)
-            combination = Combination.of_settings(content["combination"])
+            combination = Combination.from_settings(content["combination"])
             if content["fitted"]:
                 _load_fitted(
                     file.with_name(content["fitted"]["file"]), content["fitted"]["sha256"], model

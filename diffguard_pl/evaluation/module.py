@@ -165,7 +165,7 @@ class DiffGuardModule(pl.LightningModule):
         self.reader = BatchReader(
             self.datasets, self.done, self.global_rank, self.trainer.world_size
         )
-        derive = self.combination.of_table
+        derive = self.combination.apply_to_table
         metrics = OODMetrics(self.score_names, self.datasets, groups, True, derive)
         self.collector = ResultCollector(metrics, self.diffguard.classifier.num_classes)
         if self.earlier is not None:

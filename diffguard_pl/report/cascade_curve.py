@@ -51,7 +51,7 @@ def cascade_curve(frame: pd.DataFrame, header: Header) -> list[CascadePoint]:
     Returns:
         Points by ascending budget; empty if the run has no cascade, or one that skipped images.
     """
-    combination = Combination.of_header(header)
+    combination = Combination.from_settings(header.combination)
     cascade = combination.cascade
     if cascade is None or cascade.skip or CALIBRATION not in header.datasets:
         return []

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows, sizes
+from ..names import CALIBRATION
 from ..runs.store import Header, read_scores, score_table
 from ..scores.combination import Combination
 from .cascade_curve import CascadePoint, cascade_curve
@@ -142,6 +143,32 @@ class RunResults:
         return total
 
 
+def with_combined_scores(frame: pd.DataFrame, header: Header) -> tuple[pd.DataFrame, Header]:
+    """Add fusion and cascade to a run's scores, and remove the calibration images.
+
+    Images that could not be read have no combined score.
+
+    Raises:
+        InputError: None of the calibration images has scores.
+    """
+    combination = Combination.from_settings(header.combination)
+    if CALIBRATION not in header.datasets[1:]:
+        return frame, header
+    if combination:
+        is_reference = ((frame["dataset"] == CALIBRATION) & frame["error"].isna()).to_numpy()
+        scores = {name: frame[name].to_numpy(float) for name in header.scores}
+        reference = {name: values[is_reference] for name, values in scores.items()}
+        frame = frame.assign(**combination(reference, scores))
+    frame = frame[frame["dataset"] != CALIBRATION].reset_index(drop=True)
+    header = replace(
+        header,
+        scores=combination.table_scores(header.scores),
+        datasets=[name for name in header.datasets if name != CALIBRATION],
+        groups={name: group for name, group in header.groups.items() if name != CALIBRATION},
+    )
+    return frame, header
+
+
 def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None) -> RunResults:
     """Read a run's folder and compute its result table.
 
@@ -154,9 +181,8 @@ def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None)
     """
     folder = Path(folder)
     raw_frame, raw_header = read_scores(folder)
-    combination = Combination.of_header(raw_header)
-    # Adds fusion and cascade, and removes the calibration images they were scaled by.
-    frame, header = combination.of_frame(raw_frame, raw_header)
+    combination = Combination.from_settings(raw_header.combination)
+    frame, header = with_combined_scores(raw_frame, raw_header)
     scores = score_table(frame, header)
     if results is None:
         results = with_intervals(result_rows(scores), scores)

@@ -1,7 +1,9 @@
-"""DiffGuard together with the classifier's own scores: a fusion of both, and a cascade that spends diffusion where it may tell.
+"""Combination of DiffGuard with the baselines: a fusion of both, and a cascade.
 
-Both are calibrated on in-distribution validation images, the data set that is called ``calibration``, and see no
-out-of-distribution image. They are functions of the scores of an image, so that a table and a page are made from a run's folder.
+The cascade spends diffusion only on images of which the classifier is unsure. Both are scaled by
+in-distribution validation images, the dataset named ``calibration``, and see no
+out-of-distribution image. They are functions of an image's scores, so tables and pages are computed
+from a run's folder.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,31 +11,29 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..errors import InputError, choose
 from ..metrics.table import ScoreTable
 from ..names import CALIBRATION, CASCADE, FUSION
-from ..runs.store import Header
 from .conformal import By, scale
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SURE = 0.025
-"""Share of in-distribution images, at most, that the cascade rejects without a look at their reconstruction."""
+"""Largest fraction of in-distribution images that a cascade rejects without diffusion."""
 Scores = Mapping[str, np.ndarray]
-"""By name, [N]."""
+"""Scores [N] by name."""
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """The weighted mean of scores that calibration has brought to one scale.
+    """Weighted mean of scores on a common scale.
 
     Attributes:
-        scores: names of the scores: discrepancies, baselines.
-        by: ``rank``, the share of in-distribution images that score lower, or ``zscore``.
-        weights: of each score; none: equal.
+        scores: Names of the scores, discrepancies or baselines.
+        by: Scale: ``rank``, the fraction of in-distribution images that score lower, or ``zscore``.
+        weights: Weight of each score. Defaults to equal weights.
     """
 
     scores: Sequence[str]
@@ -43,54 +43,51 @@ class Fusion:
     def __post_init__(self) -> None:
         if len(self.scores) < 2 or len(set(self.scores)) < len(self.scores):
             raise InputError(
-                f"fusion.scores={list(self.scores)}: expected two names or more, each once"
+                f"fusion.scores: {list(self.scores)} must be two names or more, each once"
             )
         if self.by not in ("rank", "zscore"):
             choose("fusion.by", self.by, ["rank", "zscore"])
-        weights = np.asarray(self.weights or [], dtype=np.float64)
-        right = (
-            len(weights) == len(self.scores)
-            and np.isfinite(weights).all()
-            and (weights >= 0).all()
-            and weights.any()
-        )
-        if self.weights is not None and not right:
+        if self.weights is None:
+            return
+        weights = np.asarray(self.weights, dtype=np.float64)
+        in_range = np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
+        if len(weights) != len(self.scores) or not in_range:
             raise InputError(
-                f"fusion.weights={list(self.weights)}: expected {len(self.scores)}, one a score, none below 0, not all 0"
+                f"fusion.weights: {list(self.weights)} must be {len(self.scores)} numbers, one per "
+                "score, 0 or more and not all 0"
             )
 
     def __call__(self, reference: Scores, scores: Scores) -> np.ndarray:
-        """The fused score [N]; NaN where one of them is.
+        """Compute the fused score [N]; NaN where one of the scores is.
 
         Args:
-            reference: scores of the validation images.
-            scores: scores of the images.
+            reference: Scores of the validation images.
+            scores: Scores of the images.
         """
-        weights = (
-            np.ones(len(self.scores))
-            if self.weights is None
-            else np.asarray(self.weights, dtype=np.float64)
-        )
         scaled = [scale(reference[name], scores[name], self.by) for name in self.scores]
-        return np.average(scaled, axis=0, weights=weights)
+        weights = np.ones(len(self.scores)) if self.weights is None else self.weights
+        return np.average(scaled, axis=0, weights=np.asarray(weights, dtype=np.float64))
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """The classifier's score decides what it is sure of; only the rest goes through the diffusion model.
+    """The baseline decides where it is sure; only the other images are diffused.
 
-    Sure is what ranks low or high among in-distribution images: below ``SURE (1 - budget)`` an image is rejected, above that plus
-    the budget it is accepted, both by the baseline's rank; between them the rank of the other score takes its place. So the
-    budget is the share of *in-distribution* images that is diffused, and how many out-of-distribution images are, depends on how
-    sure the baseline is of them. With budget 0 it is the baseline, with 1 the other score. Images whose baseline scores are equal,
-    as those of a saturated softmax are, are diffused all or none, so where many are the share is another than the budget.
+    An image is diffused if its baseline's rank among in-distribution images lies in
+    [low, low + budget] with low = SURE (1 - budget). Below, it is rejected, above, accepted, by the
+    rank of the baseline; within, by the rank of the other score. So the budget is the fraction of
+    *in-distribution* images that is diffused; the fraction of out-of-distribution images depends on
+    the baseline. Budget 0 gives the baseline, budget 1 the other score. Images of equal baseline
+    scores, as of a saturated softmax, are diffused all or none, so if they are many the fraction
+    differs from the budget.
 
     Attributes:
-        baseline: name of the classifier's score.
-        budget: share of in-distribution images that go through the diffusion model, from 0 to 1.
-        then: name of the score that decides on these: a discrepancy, or ``fusion``; none: the first discrepancy.
-        skip: do not diffuse the others. Their discrepancies are then not known: the result table has those of the classifier and
-            of the cascade, and there is no curve over the budget.
+        baseline: Name of the baseline.
+        budget: Fraction of in-distribution images to diffuse, in [0, 1].
+        then: Name of the score that decides on diffused images, a discrepancy or ``fusion``.
+            Defaults to the first discrepancy.
+        skip: Whether to skip diffusion of the other images. Their discrepancies are then unknown:
+            the result table holds the cascade and the baselines, without a curve over the budget.
     """
 
     baseline: str = "msp"
@@ -100,36 +97,43 @@ class Cascade:
 
     def __post_init__(self) -> None:
         if not 0 <= self.budget <= 1:
-            raise InputError(
-                f"cascade.budget={self.budget}: expected a share of the images, from 0 to 1"
-            )
+            raise InputError(f"cascade.budget: {self.budget} must be a fraction from 0 to 1")
 
     def unsure(self, reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Which images [N] are diffused, by the baseline's scores of them and of the validation images."""
+        """Return which images [N] to diffuse, by baseline scores.
+
+        Args:
+            reference: Baseline scores of the validation images [n].
+            scores: Baseline scores of the images [N].
+        """
+        if self.budget in (0, 1):
+            return np.full(len(scores), self.budget == 1)
         rank, low = scale(reference, scores), SURE * (1 - self.budget)
-        return (
-            (rank >= low) & (rank <= low + self.budget)
-            if 0 < self.budget < 1
-            else np.full(len(rank), self.budget == 1)
-        )
+        return (rank >= low) & (rank <= low + self.budget)
 
     def gate(self, reference: np.ndarray) -> Callable[[Any], "Tensor"]:
-        """As :meth:`unsure`, of what a detector knows after its first stage: a :data:`~diffguard_pl.stages.Gate`."""
+        """Return :meth:`unsure` of a Prediction, as a :data:`diffguard_pl.stages.Gate`.
+
+        Args:
+            reference: Baseline scores of the validation images [n].
+        """
         from torch import from_numpy
 
-        return lambda prediction: from_numpy(
-            self.unsure(reference, prediction.baselines[self.baseline].cpu().numpy())
-        )
+        def unsure(prediction: Any) -> "Tensor":
+            scores = prediction.baselines[self.baseline].cpu().numpy()
+            return from_numpy(self.unsure(reference, scores))
+
+        return unsure
 
     def __call__(
         self, reference: Scores, scores: Scores, diffused: np.ndarray | None = None
     ) -> np.ndarray:
-        """The cascade's score [N].
+        """Compute the cascade's score [N].
 
         Args:
-            reference: scores of the validation images, of the baseline and of ``then``.
-            scores: scores of the images; those of ``then`` may be NaN where it is not asked.
-            diffused: which images [N] were, where that has been decided; none: as :meth:`unsure` says.
+            reference: Scores of the validation images, of the baseline and of ``then``.
+            scores: Scores of the images; those of ``then`` may be NaN where not diffused.
+            diffused: Which images [N] were diffused. Defaults to :meth:`unsure`.
         """
         assert self.then is not None
         sure = scale(reference[self.baseline], scores[self.baseline])
@@ -140,11 +144,12 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Combination:
-    """The scores that are made of others; there may be none.
+    """All scores that are combined of others; there may be none.
 
     Attributes:
-        fusion, cascade: as set.
-        baselines: names of the scores of the classifier alone.
+        fusion: Fusion, if set.
+        cascade: Cascade, if set.
+        baselines: Names of the baselines.
     """
 
     fusion: Fusion | None = None
@@ -159,19 +164,25 @@ class Combination:
         discrepancies: Sequence[str],
         baselines: Sequence[str],
     ) -> "Combination":
-        """Raise an `InputError` where a score is named that there is not."""
-        for name in fusion.scores if fusion else ():
-            choose("score for model.fusion.scores", name, [*discrepancies, *baselines])
+        """Build a combination of scores that exist.
+
+        Raises:
+            InputError: Fusion or cascade name an unknown score.
+        """
+        if fusion:
+            for name in fusion.scores:
+                choose("score for model.fusion.scores", name, [*discrepancies, *baselines])
         if cascade:
             choose("baseline for model.cascade.baseline", cascade.baseline, list(baselines))
-            cascade = replace(cascade, then=cascade.then or discrepancies[0])
-            there = [*discrepancies, *([FUSION] if fusion else [])]
-            choose("score for model.cascade.then", cascade.then or "", there)
+            then = cascade.then or discrepancies[0]
+            known = [*discrepancies, FUSION] if fusion else list(discrepancies)
+            choose("score for model.cascade.then", then, known)
+            cascade = replace(cascade, then=then)
         return cls(fusion, cascade, list(baselines))
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any] | None) -> "Combination":
-        """As :meth:`for_header` has written it."""
+    def from_settings(cls, settings: Mapping[str, Any] | None) -> "Combination":
+        """Build a combination from :meth:`to_settings`."""
         if not settings:
             return cls()
         fusion, cascade = settings["fusion"], settings["cascade"]
@@ -181,13 +192,8 @@ class Combination:
             settings["baselines"],
         )
 
-    @classmethod
-    def of_header(cls, header: Header) -> "Combination":
-        """As the scores of a run say."""
-        return cls.of_settings(header.combination)
-
-    def for_header(self) -> dict[str, Any] | None:
-        """What :meth:`of_settings` reads; None of no combination."""
+    def to_settings(self) -> dict[str, Any] | None:
+        """Return the settings as a dict for JSON; None if there is nothing to combine."""
         return asdict(self) if self else None
 
     def __bool__(self) -> bool:
@@ -198,79 +204,75 @@ class Combination:
 
     @property
     def names(self) -> list[str]:
-        """Of the scores that it makes."""
-        return [name for name, part in ((FUSION, self.fusion), (CASCADE, self.cascade)) if part]
+        """Names of the combined scores."""
+        names = [FUSION] if self.fusion else []
+        return [*names, CASCADE] if self.cascade else names
 
     def table_scores(self, scores: Sequence[str]) -> list[str]:
-        """Names of the scores in a result table, the headline one first: of discrepancies, of combinations, of baselines.
+        """Return the names of the scores in a result table, the primary one first.
 
-        A cascade that skips images leaves no discrepancy that all of them have.
+        In order: discrepancies, combinations, baselines. A cascade that skips images leaves no
+        discrepancy that all images have.
         """
-        plain, alone = (
-            [n for n in scores if (n in self.baselines) == kind] for kind in (False, True)
-        )
+        if not self:
+            return list(scores)
+        baselines = [name for name in scores if name in self.baselines]
         if self.cascade and self.cascade.skip:
-            return [CASCADE, *alone]
-        return [*plain, *self.names, *alone] if self else list(scores)
+            return [CASCADE, *baselines]
+        discrepancies = [name for name in scores if name not in self.baselines]
+        return [*discrepancies, *self.names, *baselines]
 
     def __call__(self, reference: Scores, scores: Scores) -> dict[str, np.ndarray]:
-        """The combined scores [N] by name.
+        """Compute the combined scores [N] by name.
 
         Args:
-            reference: scores [n] of the validation images.
-            scores: scores [N] of images.
+            reference: Scores of the validation images [n].
+            scores: Scores of the images [N].
+
+        Raises:
+            InputError: There are no validation images.
         """
-        made: dict[str, np.ndarray] = {}
+        if self and not all(len(values) for values in reference.values()):
+            raise InputError(f"{self}: none of the images of {CALIBRATION} has scores; check them")
+        combined: dict[str, np.ndarray] = {}
         if self.fusion:
-            made[FUSION] = self.fusion(reference, scores)
+            combined[FUSION] = self.fusion(reference, scores)
             reference = {**reference, FUSION: self.fusion(reference, reference)}
         if self.cascade:
-            diffused = None
-            if (
-                self.cascade.skip
-            ):  # decided when they were, by a pass that may have been rounded otherwise
-                of_model = [values for name, values in scores.items() if name not in self.baselines]
-                diffused = np.asarray(~np.isnan(of_model).all(axis=0))
-            made[CASCADE] = self.cascade(reference, {**scores, **made}, diffused)
-        return made
+            diffused = self._diffused(scores) if self.cascade.skip else None
+            combined[CASCADE] = self.cascade(reference, {**scores, **combined}, diffused)
+        return combined
 
-    def of_table(self, table: ScoreTable) -> ScoreTable:
-        """With the combined scores, and without the calibration set."""
+    def _diffused(self, scores: Scores) -> np.ndarray:
+        """Return which images [N] have a discrepancy.
+
+        This is what was decided during the run. Deciding again by the baseline could differ, as its
+        scores may have been rounded otherwise.
+        """
+        of_model = [values for name, values in scores.items() if name not in self.baselines]
+        return np.asarray(~np.isnan(of_model).all(axis=0))
+
+    def apply_to_table(self, table: ScoreTable) -> ScoreTable:
+        """Add the combined scores to a table, and remove the calibration dataset from it."""
         if CALIBRATION not in table.datasets[1:]:
             return table
-        of = {name: table.values[:, k] for k, name in enumerate(table.scores)}
-        calibration = table.members == table.datasets.index(CALIBRATION)
-        names = self.table_scores(table.scores)
+        is_calibration = table.members == table.datasets.index(CALIBRATION)
+        scores = {name: table.values[:, k] for k, name in enumerate(table.scores)}
         if self:
-            if not calibration.any():
-                raise InputError(f"{self}: none of the images of {CALIBRATION} could be used")
-            of = of | self({name: values[calibration] for name, values in of.items()}, of)
+            reference = {name: values[is_calibration] for name, values in scores.items()}
+            scores |= self(reference, scores)
+
+        # Renumber the datasets without the calibration.
         kept = [d for d, name in enumerate(table.datasets) if name != CALIBRATION]
         number = np.full(len(table.datasets), -1)
         number[kept] = np.arange(len(kept))
-        return ScoreTable(
-            names,
-            [table.datasets[d] for d in kept],
-            {name: group for name, group in table.groups.items() if name != CALIBRATION},
-            np.stack([of[name] for name in names], axis=1)[~calibration],
-            number[table.members[~calibration]],
-        )
 
-    def of_frame(self, frame: pd.DataFrame, header: Header) -> tuple[pd.DataFrame, Header]:
-        """As :meth:`of_table`, of the lines of a run; broken images have no combined score."""
-        if CALIBRATION not in header.datasets[1:]:
-            return frame, header
-        names = self.table_scores(header.scores)
-        if self:
-            calibration = frame[(frame["dataset"] == CALIBRATION) & frame["error"].isna()]
-            if calibration.empty:
-                raise InputError(f"{self}: none of the images of {CALIBRATION} could be used")
-            columns = (
-                {name: part[name].to_numpy(float) for name in header.scores}
-                for part in (calibration, frame)
-            )
-            frame = frame.assign(**self(*columns))
-        datasets = [name for name in header.datasets if name != CALIBRATION]
-        groups = {name: group for name, group in header.groups.items() if name != CALIBRATION}
-        frame = frame[frame["dataset"] != CALIBRATION].reset_index(drop=True)
-        return frame, replace(header, scores=names, datasets=datasets, groups=groups)
+        names = self.table_scores(table.scores)
+        values = np.stack([scores[name] for name in names], axis=1)
+        return ScoreTable(
+            scores=names,
+            datasets=[table.datasets[d] for d in kept],
+            groups={name: group for name, group in table.groups.items() if name != CALIBRATION},
+            values=values[~is_calibration],
+            members=number[table.members[~is_calibration]],
+        )

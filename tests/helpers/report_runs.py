@@ -68,7 +68,7 @@ def make_run(
         combination: Combined scores of the run.
     """
     generator = np.random.default_rng(seed)
-    settings = combination.for_header() if combination else None
+    settings = combination.to_settings() if combination else None
     groups = {name: GROUPS.get(name, name) for name in datasets[1:]}
     header = Header([primary_score, "msp"], datasets, groups, [], settings)
     writer = PartWriter(folder, header, "0-0")
