@@ -1,14 +1,21 @@
-"""Table and plot of the classifier's accuracy by timestep, see :mod:`diffguard_pl.evaluation.noise_accuracy`."""
+"""Table and plot of the classifier's accuracy on noisy images, by timestep.
+
+:mod:`diffguard_pl.evaluation.noise_accuracy` computes it.
+"""
+
+from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runs.files import atomic_write
+
 if TYPE_CHECKING:
     from ..evaluation.noise_accuracy import Point
 
-LOOKS = {
+STYLES = {
     "x_t": ("$x_t$", "o", "#9a9aa0"),
     "x_t_cutouts": ("$x_t$, cutouts", "s", "#c77d2e"),
     "x0hat": ("$\\hat{x}_0$", "^", "#3b7dbf"),
@@ -17,36 +24,42 @@ LOOKS = {
 """Name, marker and colour of each variant in the plot."""
 
 
-def write_noise_accuracy(points: Sequence["Point"], path: Path) -> None:
-    """Write the points as CSV, one line a step."""
-    with path.open("w", newline="") as file:
+def write_noise_accuracy(points: Sequence[Point], path: Path) -> None:
+    """Write the accuracies as CSV, one line per step, fractions in [0, 1].
+
+    Raises:
+        InputError: The file could not be written.
+    """
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "timestep", *LOOKS])
+        writer.writerow(["step", "timestep", *STYLES])
         for point in points:
-            accuracies = [point.accuracy[variant] for variant in LOOKS]
+            accuracies = [point.accuracy[variant] for variant in STYLES]
             writer.writerow([point.step, point.timestep, *accuracies])
 
 
-def draw_noise_accuracy(points: Sequence["Point"], dataset: str, path: Path) -> None:
-    """Draw the points as PNG, one line a variant."""
-    import matplotlib
+def draw_noise_accuracy(points: Sequence[Point], dataset: str, path: Path) -> None:
+    """Draw the accuracies as a PNG, one line per variant.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Raises:
+        InputError: The file could not be written.
+    """
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     timesteps = [point.timestep for point in points]
-    for variant, (label, marker, colour) in LOOKS.items():
+    for variant, (label, marker, colour) in STYLES.items():
         percent = [100 * point.accuracy[variant] for point in points]
         axes.plot(timesteps, percent, marker=marker, markersize=4, color=colour, label=label)
     axes.set(
         xlabel="timestep",
-        ylabel="accuracy in percent",
+        ylabel="accuracy (%)",
         ylim=(0, 102),
-        title=f"Accuracy of the classifier on {dataset}, out of noise",
+        title=f"Classifier accuracy on noisy images of {dataset}",
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with atomic_write(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
