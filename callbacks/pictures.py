@@ -1,6 +1,5 @@
 """Pictures on disk."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from diffguard_pl.report.gallery import (
     Candidate,
     KeptPicture,
     candidate_for,
+    choose_candidates,
     picture_path,
     picture_paths,
     read_picture,
@@ -80,7 +80,7 @@ class PictureWriter(pl.Callback):
         places = {chosen: i for i, chosen in enumerate(new) if detection.stop_index[i] >= 0}
         new = list(places)  # the others were not diffused
         before = self.kept.get(dataset, [])
-        self.kept[dataset] = self.best([*before, *new])
+        self.kept[dataset] = choose_candidates([*before, *new], self.count)
         made = [chosen for chosen in self.kept[dataset] if chosen in places]
         if made:
             panels = _panels(
@@ -103,20 +103,8 @@ class PictureWriter(pl.Callback):
         torch.distributed.all_gather_object(gathered, self.kept)
         for dataset in pl_module.datasets if trainer.is_global_zero else ():
             of_all = [chosen for kept in gathered for chosen in kept.get(dataset, [])]
-            self.kept[dataset] = self.best(of_all)
+            self.kept[dataset] = choose_candidates(of_all, self.count)
             self._remove(pl_module, dataset, set(of_all) - set(self.kept[dataset]))
-
-    def best(self, images: list[Candidate]) -> list[Candidate]:
-        """Which of the images of a set are kept."""
-        scored = [chosen for chosen in images if not math.isnan(chosen.score)]
-        by_score = sorted(scored, key=lambda chosen: (chosen.score, chosen.random_key))
-        by_chance = sorted(images, key=lambda chosen: chosen.random_key)
-        count = self.count
-        return (
-            list(dict.fromkeys([*by_score[:count], *by_score[-count:], *by_chance[:count]]))
-            if count
-            else []
-        )
 
     @staticmethod
     def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Candidate]) -> None:

@@ -8,9 +8,14 @@ from typing import Any
 
 import yaml
 
-from ..callbacks.pictures import PictureWriter
 from ..errors import InputError
-from ..report.gallery import Candidate, candidate_for, picture_paths, read_picture
+from ..report.gallery import (
+    Candidate,
+    candidate_for,
+    choose_candidates,
+    picture_paths,
+    read_picture,
+)
 from ..runs import record
 from ..runs.files import atomic_write
 from ..runs.lock import lock_run_folder, releasing_locks
@@ -142,9 +147,8 @@ def _copy_pictures(out: Path, shards: Sequence[Path]) -> None:
             except (OSError, KeyError, ValueError):
                 continue  # damaged; the scores are not
             kept.setdefault(found.dataset, {})[chosen] = path
-    best = PictureWriter(for_count).best
     for of_set in kept.values():
-        for chosen in best(list(of_set)):
+        for chosen in choose_candidates(list(of_set), for_count):
             path = of_set[chosen]
             with atomic_write(out / path.relative_to(path.parents[2])) as unfinished:
                 shutil.copyfile(path, unfinished)

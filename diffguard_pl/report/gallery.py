@@ -5,7 +5,9 @@ the label, and the guidance mask (if there was one). The file's metadata names d
 panels, so a file is readable without its path.
 """
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,6 +54,29 @@ class Candidate:
 def candidate_for(dataset: str, index: int, score: float) -> Candidate:
     """Return the candidate for one image, with the random key of its dataset and index."""
     return Candidate(index, score, random_key(dataset, index))
+
+
+def choose_candidates(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Choose the images of one dataset whose pictures are kept.
+
+    The choice does not depend on the order of the candidates, and the best of two groups are the
+    best of their best, so that batches, devices and shards can be taken one after the other.
+
+    Args:
+        candidates: Candidates of one dataset.
+        count: Number of images of each kind.
+
+    Returns:
+        The most and the least mismatched images, and random ones, without duplicates.
+    """
+    if count == 0:
+        return []
+    # A NaN has no place in an order, so it is neither most nor least mismatched.
+    scored = [candidate for candidate in candidates if not math.isnan(candidate.score)]
+    by_score = sorted(scored, key=lambda candidate: (candidate.score, candidate.random_key))
+    by_random_key = sorted(candidates, key=lambda candidate: candidate.random_key)
+    chosen = [*by_score[:count], *by_score[-count:], *by_random_key[:count]]
+    return list(dict.fromkeys(chosen))
 
 
 def random_key(dataset: str, index: int) -> float:

@@ -1,7 +1,9 @@
 """Kept pictures of a run."""
 
+import math
 import re
 
+import numpy as np
 from helpers.report_runs import card_images, make_plain_run, make_run
 from PIL import Image
 
@@ -9,6 +11,7 @@ from diffguard_pl.report.build import build
 from diffguard_pl.report.gallery import (
     KeptPicture,
     candidate_for,
+    choose_candidates,
     folder_name,
     kept_pictures,
     picture_path,
@@ -33,6 +36,33 @@ def test_an_image_has_the_same_random_key_in_every_run():
     keys = {candidate_for("digits", index, 0.0).random_key for index in range(100)}
     assert len(keys) == 100
     assert 0 <= min(keys) < 0.1 < 0.9 < max(keys) < 1
+
+
+def test_the_extreme_and_some_random_images_are_kept():
+    candidates = [candidate_for("digits", i, score) for i, score in enumerate(range(100))]
+    chosen = {candidate.index for candidate in choose_candidates(candidates, 3)}
+    assert {0, 1, 2, 97, 98, 99} <= chosen
+    assert 6 < len(chosen) <= 9
+    assert choose_candidates(candidates, 0) == []
+
+
+def test_an_image_without_a_score_is_kept_only_as_a_random_one():
+    unscored = [candidate_for("digits", i, math.nan) for i in range(50)]
+    candidates = [*unscored, *(candidate_for("digits", i, 0.0) for i in range(50, 60))]
+    kept = [c for c in choose_candidates(candidates, 5) if math.isnan(c.score)]
+    first = sorted(candidates, key=lambda candidate: candidate.random_key)[:5]
+    assert kept == [candidate for candidate in first if math.isnan(candidate.score)]
+
+
+def test_the_choice_does_not_depend_on_how_images_were_divided():
+    scores = np.random.default_rng(0).normal(size=60).round(1)
+    candidates = [candidate_for("digits", i, score) for i, score in enumerate(scores)]
+    at_once = set(choose_candidates(candidates, 4))
+    parts = [candidates[50:], candidates[20:50], candidates[:20]]
+    kept = []
+    for part in parts:
+        kept = choose_candidates([*kept, *part], 4)
+    assert set(kept) == at_once
 
 
 def test_damaged_and_foreign_pictures_are_skipped(tmp_path):
