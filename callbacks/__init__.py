@@ -1,4 +1,4 @@
-"""What happens beside the test: progress, scores, pictures and report on disk, the result table, loggers, the record of the run.
+"""Callbacks of a test: progress, scores, pictures, report, result table, loggers, run record.
 
 Classes are imported on first use, because some need plotting libraries that others do without.
 """

@@ -10,10 +10,10 @@ from diffguard_pl.runs.store import part_files
 
 
 class ReportPage(pl.Callback):
-    """Draws ``pictures.png``, ``plots.png`` and ``report.html`` from what the run has written, and says where they are.
+    """Draws ``pictures.png``, ``plots.png`` and ``report.html`` from the files of the run.
 
     Args:
-        enabled: false: leave it to ``diffguard-pl report RUN_DIR``.
+        enabled: Whether to do so. ``diffguard-pl report RUN_DIR`` does the same later.
     """
 
     def __init__(self, enabled: bool = True):
@@ -34,7 +34,8 @@ class ReportPage(pl.Callback):
             written = build(results)
         except (InputError, OSError) as error:
             print(
-                f"no report page: {error}; diffguard-pl report {folder} makes it from the scores",
+                f"report page: not written ({error}); "
+                f"diffguard-pl report {folder} makes it from the scores",
                 file=sys.stderr,
             )
             return

@@ -1,4 +1,4 @@
-"""Pictures on disk."""
+"""Pictures of a run's images on disk."""
 
 from typing import Any
 
@@ -26,110 +26,107 @@ from diffguard_pl.stages import Detection
 
 
 class PictureWriter(pl.Callback):
-    """Keeps ``pictures/SET/INDEX.png`` (see :mod:`diffguard_pl.report.gallery`): for each set the most and the least mismatched
-    images by the headline score, and random ones. Which they are does not depend on batches, devices or interruptions.
+    """Keeps pictures of some images in ``pictures/DATASET/INDEX.png``.
+
+    Of each dataset these are the most and the least mismatched images by the primary score, and
+    random ones. The choice does not depend on batches, devices or interruptions. For the panels
+    see :mod:`diffguard_pl.report.gallery`.
 
     Args:
-        count: images of each kind; 0: no pictures.
+        count: Number of images of each kind. 0 for no pictures.
     """
 
     def __init__(self, count: int = 24):
         if count < 0:
-            raise InputError(f"pictures.count={count}: expected at least 0")
+            raise InputError(f"pictures.count={count}: must be at least 0")
         self.count = count
         self.kept: dict[str, list[Candidate]] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        """After an interruption: those of images that have results. The others' are made again."""
+        """Find the pictures of an interrupted run."""
         self.kept = {}
         if pl_module.earlier is None or not trainer.is_global_zero:
             return
-        headline = pl_module.earlier.loc[
-            pl_module.earlier["error"].isna(), ["dataset", "index", pl_module.score_names[0]]
-        ]
-        scores = {
-            (dataset, index): score for dataset, index, score in headline.itertuples(index=False)
-        }
+        primary = pl_module.score_names[0]
+        scored = pl_module.earlier[pl_module.earlier["error"].isna()]
+        rows = scored[["dataset", "index", primary]].itertuples(index=False)
+        scores = {(dataset, index): score for dataset, index, score in rows}
         for path in picture_paths(pl_module.run_folder):
             try:
                 found = read_picture(path)
                 score = scores[found.dataset, found.index]
             except (OSError, KeyError, ValueError):
+                # damaged, or of an image without a score: it is drawn again with its score
                 path.unlink(missing_ok=True)
                 continue
-            self.kept.setdefault(found.dataset, []).append(
-                candidate_for(found.dataset, found.index, score)
-            )
+            candidate = candidate_for(found.dataset, found.index, score)
+            self.kept.setdefault(found.dataset, []).append(candidate)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
     ) -> None:
         for dataset, batch, detection in outputs["finished"]:
             if self.count > 0 and detection is not None and dataset != CALIBRATION:
-                self._take(pl_module, dataset, batch, detection)
-
-    def _take(
-        self, pl_module: DiffGuardModule, dataset: str, batch: dict[str, Any], detection: Detection
-    ) -> None:
-        """Keep what is better than what is kept."""
-        scores = detection.scores[pl_module.score_names[0]].tolist()
-        new = [
-            candidate_for(dataset, index, score)
-            for index, score in zip(batch["index"].tolist(), scores, strict=True)
-        ]
-        places = {chosen: i for i, chosen in enumerate(new) if detection.stop_index[i] >= 0}
-        new = list(places)  # the others were not diffused
-        before = self.kept.get(dataset, [])
-        self.kept[dataset] = choose_candidates([*before, *new], self.count)
-        made = [chosen for chosen in self.kept[dataset] if chosen in places]
-        if made:
-            panels = _panels(
-                pl_module, batch["image"], detection, [places[chosen] for chosen in made]
-            )
-            for i, chosen in enumerate(made):
-                write_picture(
-                    pl_module.run_folder,
-                    KeptPicture(
-                        dataset, chosen.index, {name: part[i] for name, part in panels.items()}
-                    ),
-                )
-        self._remove(pl_module, dataset, set(before) - set(self.kept[dataset]))
+                self._update(pl_module, dataset, batch, detection)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        """The best of all ranks."""
+        """Keep the choice among the images of all ranks."""
         if self.count == 0 or trainer.world_size == 1:
             return
         gathered: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, self.kept)
-        for dataset in pl_module.datasets if trainer.is_global_zero else ():
-            of_all = [chosen for kept in gathered for chosen in kept.get(dataset, [])]
-            self.kept[dataset] = choose_candidates(of_all, self.count)
-            self._remove(pl_module, dataset, set(of_all) - set(self.kept[dataset]))
+        if not trainer.is_global_zero:
+            return
+        for dataset in pl_module.datasets:
+            candidates = [one for kept in gathered for one in kept.get(dataset, [])]
+            self.kept[dataset] = choose_candidates(candidates, self.count)
+            self._remove(pl_module, dataset, set(candidates) - set(self.kept[dataset]))
+
+    def _update(
+        self, pl_module: DiffGuardModule, dataset: str, batch: dict[str, Any], detection: Detection
+    ) -> None:
+        """Let the images of a batch compete with the kept ones."""
+        scores = detection.scores[pl_module.score_names[0]].tolist()
+        rows = {}
+        for row, index in enumerate(batch["index"].tolist()):
+            # an image that a cascade has skipped has no reconstruction
+            if detection.stop_index[row] >= 0:
+                rows[candidate_for(dataset, index, scores[row])] = row
+        before = self.kept.get(dataset, [])
+        self.kept[dataset] = choose_candidates([*before, *rows], self.count)
+        chosen = [one for one in self.kept[dataset] if one in rows]
+        if chosen:
+            panels = _panels(pl_module, batch["image"], detection, [rows[one] for one in chosen])
+            for i, one in enumerate(chosen):
+                of_image = {name: images[i] for name, images in panels.items()}
+                write_picture(pl_module.run_folder, KeptPicture(dataset, one.index, of_image))
+        self._remove(pl_module, dataset, set(before) - set(self.kept[dataset]))
 
     @staticmethod
     def _remove(pl_module: DiffGuardModule, dataset: str, dropped: set[Candidate]) -> None:
-        for chosen in dropped:
-            picture_path(pl_module.run_folder, dataset, chosen.index).unlink(missing_ok=True)
+        for one in dropped:
+            picture_path(pl_module.run_folder, dataset, one.index).unlink(missing_ok=True)
 
 
 def _panels(
-    pl_module: DiffGuardModule, images: Tensor, detection: Detection, places: list[int]
+    pl_module: DiffGuardModule, images: Tensor, detection: Detection, rows: list[int]
 ) -> dict[str, list[Image.Image]]:
-    """The pictures of the chosen rows, by the name of the panel."""
-    mask = pl_module.diffguard.mask(detection.prediction)
+    """Return the panels of some images of a batch, by name."""
     parts = {
         "input": images,
         "unguided": detection.unguided,
         "reconstruction": detection.reconstructions,
-        "mask": mask,
+        "mask": pl_module.diffguard.mask(detection.prediction),
     }
     panels = {}
     for name, part in parts.items():
         if part is None:
             continue
-        rows = part[torch.tensor(places, device=part.device)].float()
+        chosen = part[torch.tensor(rows, device=part.device)].float()
         if name == "mask":
-            rows = interpolate(rows, images.shape[-2:]).expand(-1, 3, -1, -1)
-        pixels: np.ndarray = (rows * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        panels[name] = [Image.fromarray(row) for row in pixels]
+            # as an image: of the input's size, with three equal channels
+            chosen = interpolate(chosen, images.shape[-2:]).expand(-1, 3, -1, -1)
+        in_bytes = (chosen * 255).round().to(torch.uint8)
+        pixels: np.ndarray = in_bytes.permute(0, 2, 3, 1).cpu().numpy()
+        panels[name] = [Image.fromarray(image) for image in pixels]
     return panels

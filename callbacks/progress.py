@@ -10,13 +10,18 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch.utils.data import DataLoader
+
+from diffguard_pl.evaluation.module import DiffGuardModule
 
 
 class RunProgress(ProgressBar):
-    """One rich bar over the images of all data sets, with images/s and time left; plain lines where the output is no terminal.
+    """A bar over the images of all datasets, with images per second and time left.
+
+    Where the output is not a terminal, plain lines replace the bar.
 
     Args:
-        every: seconds between two plain lines.
+        every: Seconds between two plain lines.
     """
 
     def __init__(self, every: float = 60.0) -> None:
@@ -37,16 +42,16 @@ class RunProgress(ProgressBar):
         if not (self.enabled and trainer.is_global_zero and isinstance(loaders, Mapping)):
             return
         self.counting = True
-        sizes = [
-            _size(loader, batches)
-            for loader, batches in zip(loaders.values(), trainer.num_test_batches, strict=True)
-        ]
+        limits = trainer.num_test_batches
+        sizes = [_size(*pair) for pair in zip(loaders.values(), limits, strict=True)]
         self.total = None if None in sizes else sum(size or 0 for size in sizes)
-        self.images, self.began = 0, time.monotonic()
-        self.told, self.dataset = self.began, ""
-        checks: Any = getattr(pl_module, "between_steps", [])
-        checks.append(self._tick)
-        self.ranks = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
+        self.images, self.dataset = 0, ""
+        self.began = self.last_line = time.monotonic()
+        devices = trainer.world_size
+        self.of_devices = f" on each of {devices} devices" if devices > 1 else ""
+        # a batch may take minutes: lines come between its steps, too
+        if isinstance(pl_module, DiffGuardModule):
+            pl_module.between_steps.append(self._print_if_due)
         console = Console()
         if console.is_terminal:
             columns = (
@@ -81,42 +86,41 @@ class RunProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        for finished in outputs["finished"] if self.counting else ():
+        if not self.counting:
+            return
+        for finished in outputs["finished"]:
             self.images += len(finished.batch["image"]) + len(finished.batch["unreadable"])
             self.dataset = finished.dataset
             if self.bar:
                 self.bar.update(self.task, completed=self.images, rate=self._rate(), refresh=True)
-            self._tick()
+            self._print_if_due()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.counting and not self.bar:
-            self._tell("")
+            self._print("")
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._stop()
 
-    def _tick(self) -> None:
-        """A line if it is time, in the middle of a batch, too: it may take minutes."""
-        if not self.bar and time.monotonic() - self.told >= self.every:
-            self._tell(f"{self.dataset}: ")
+    def _print_if_due(self) -> None:
+        if not self.bar and time.monotonic() - self.last_line >= self.every:
+            self._print(f"{self.dataset}: ")
 
-    def _tell(self, before: str) -> None:
+    def _print(self, prefix: str) -> None:
         if self.total == 0:
-            print("nothing is left to compute", flush=True)
+            print("nothing left to compute", flush=True)
             return
-        of = f"/{self.total}" if self.total is not None else ""
-        print(f"{before}{self.images}{of} images, {self._rate()}", flush=True)
-        self.told = time.monotonic()
+        total = "" if self.total is None else f"/{self.total}"
+        print(f"{prefix}{self.images}{total} images, {self._rate()}", flush=True)
+        self.last_line = time.monotonic()
 
     def _rate(self) -> str:
         rate = self.images / max(time.monotonic() - self.began, 1e-9)
-        left = (
-            f", {_clock((self.total - self.images) / rate)} left"
-            if self.total is not None and rate
-            else ""
-        )
-        return f"{rate:.1f} images/s{self.ranks}{left}"
+        text = f"{rate:.1f} images/s{self.of_devices}"
+        if self.total is None or rate == 0:
+            return text
+        return f"{text}, {_clock((self.total - self.images) / rate)} left"
 
     def _stop(self) -> None:
         if self.bar:
@@ -124,21 +128,23 @@ class RunProgress(ProgressBar):
             self.bar = None
 
 
-def _size(loader: Any, batches: float) -> int | None:
-    """Images that ``batches`` batches of a loader hold; None where it does not say."""
-    lists = getattr(loader, "batch_sampler", None)
-    if isinstance(lists, list):  # those of this package's data modules
-        return sum(
-            len(batch) for batch in (lists[: int(batches)] if math.isfinite(batches) else lists)
-        )
-    try:
-        size = len(loader.dataset)
-    except (TypeError, AttributeError):
+def _size(loader: Any, limit: float) -> int | None:
+    """Return the number of images in at most ``limit`` batches of a loader; None if unknown."""
+    if not isinstance(loader, DataLoader):
         return None
-    return min(size, int(batches) * (loader.batch_size or 1)) if math.isfinite(batches) else size
+    # data modules of this package list the images of each batch
+    batches = loader.batch_sampler
+    if isinstance(batches, list):
+        return sum(len(batch) for batch in batches[: None if math.isinf(limit) else int(limit)])
+    try:
+        size = len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError:  # an iterable dataset has no length
+        return None
+    return size if math.isinf(limit) else min(size, int(limit) * (loader.batch_size or 1))
 
 
 def _clock(seconds: float) -> str:
+    """Return seconds as ``M:SS`` or ``H:MM:SS``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

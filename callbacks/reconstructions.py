@@ -1,11 +1,15 @@
-"""What a run leaves with the experiment trackers: figures, plots, scores, and a sample of its reconstructions.
+"""What experiment trackers get of a run: metrics, plots, scores, and a sample of reconstructions.
 
-W&B (:class:`~diffguard_pl.callbacks.WandbRun`, or Lightning's own logger) and TensorBoard are known. All is read from the folder of
-the run, by the first rank, when its scores and pictures are complete.
+Supported are W&B (:class:`~diffguard_pl.callbacks.WandbRun`, or Lightning's own logger) and
+TensorBoard. The first rank reads everything from the run folder, when scores and pictures are
+complete.
 """
 
+import itertools
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,58 +38,64 @@ from diffguard_pl.runs import store
 from .wandb_run import WandbRun
 
 FILES = ("config.yaml", "run.json", "metrics.csv", "cascade.csv")
-"""Of a run's folder, besides the scores, in the artifact."""
-BINS, SIDE = 60, 64
-"""Of a histogram; pixels of a picture at least."""
+"""Files of the run folder in the artifact, besides the scores."""
+BINS = 60
+"""Number of bins of a histogram."""
+MIN_SIDE = 64
+"""Minimum side of a logged picture in pixels; smaller ones are enlarged."""
+LABELS = ("label", "prediction", "reconstructed_as")
+MAX_ERROR = 200
+"""Maximum number of characters of a tracker's error message."""
 
 
 class ReconstructionLogger(pl.Callback):
-    """Logs a sample of the kept pictures with their scores: the table ``reconstructions`` of W&B, images of TensorBoard.
+    """Logs a sample of the kept pictures with their scores.
 
-    Half of the sample are the most and the least mismatched by the headline score, half are random; it is the same each time.
+    W&B gets a table ``reconstructions``, TensorBoard gets images. Half of the sample are the most
+    and the least mismatched images by the primary score, half are random. It is always the same.
 
     Args:
-        count: images of each set; 0: none.
+        count: Number of images of each dataset. 0 for none.
     """
 
     def __init__(self, count: int = 16):
         if count < 0:
-            raise InputError(f"reconstructions.count={count}: expected at least 0")
+            raise InputError(f"reconstructions.count={count}: must be at least 0")
         self.count = count
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        known = _loggers(trainer)
-        if self.count == 0 or not known:
+        loggers = _supported_loggers(trainer)
+        if self.count == 0 or not loggers:
             return
         names = pl_module.class_names()
-        sample = [
-            _examined(row, names, kept)
-            for row, kept in _sample(pl_module.run_folder, pl_module.score_names[0], self.count)
-        ]
-        for logger in known if sample else ():
+        chosen = _sample(pl_module.run_folder, pl_module.score_names[0], self.count)
+        sample = [_examined(row, names, kept) for row, kept in chosen]
+        if not sample:
+            return
+        for logger in loggers:
             log = _table if isinstance(logger, WandbLogger) else _strips
-            _guarded(logger, lambda logger=logger, log=log: log(logger, sample, pl_module))  # type: ignore[misc]
+            _log_or_warn(log, logger, sample, pl_module)
 
 
 class RunLogger(pl.Callback):
-    """Logs headline figures under short names (``near/auroc``), ROC curves, histograms, and the scores as an artifact.
+    """Logs primary metrics (``near/auroc``), ROC curves, histograms, and scores as an artifact.
 
-    The figures of every score and set are logged by the module itself.
+    The module itself logs the metrics of every score and dataset.
     """
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        for logger in _loggers(trainer):
+        for logger in _supported_loggers(trainer):
             log = _log_wandb if isinstance(logger, WandbLogger) else _log_tensorboard
-            _guarded(logger, lambda logger=logger, log=log: log(logger, pl_module))  # type: ignore[misc]
+            _log_or_warn(log, logger, pl_module)
 
 
 class Examined(NamedTuple):
-    """An image, what became of it, and its scores.
+    """An image with its reconstruction and scores.
 
     Attributes:
-        row: its line of the scores.
-        panels: input, unguided, reconstruction, difference and mask, as far as there are.
-        words: label, prediction and what it was reconstructed as; empty where not known.
+        row: Row of the scores.
+        panels: Those of input, unguided, reconstruction, difference and mask that exist.
+        words: Names of its label, prediction and reconstructed class; empty if unknown.
     """
 
     row: pd.Series
@@ -93,88 +103,93 @@ class Examined(NamedTuple):
     words: dict[str, str]
 
 
-def headline_figures(pl_module: DiffGuardModule) -> dict[str, float]:
-    """DetectionMetrics of the headline score by set and by group, their mean over all sets, and how many images there were."""
-    found: dict[str, float] = {}
+def primary_metrics(pl_module: DiffGuardModule) -> dict[str, float]:
+    """Return AUROC and FPR@95 of the primary score by dataset and group, and numbers of images."""
     rows = [row for row in pl_module.results if row.score == pl_module.primary_score]
-    sets = [row for row in rows if row.dataset != "mean"]
+    of_datasets = [row for row in rows if row.dataset != "mean"]
+    group_sizes = Counter(row.group for row in of_datasets)
+    values: dict[str, float] = {}
     for row in rows:
-        single = [other.group for other in sets].count(row.group) == 1  # then it is its own mean
-        for of in [row.group] if row.dataset == "mean" else [row.dataset, row.group][: 1 + single]:
-            for figure in ("auroc", "fpr95"):
-                found[f"{of}/{figure}"] = getattr(row.metrics, figure)
-                if interval := row.intervals.get(figure):
-                    found |= {
-                        f"{of}/{figure}_{end}": value for end, value in interval._asdict().items()
-                    }
-    for figure in ("auroc", "fpr95"):
-        found[f"mean/{figure}"] = sum(getattr(row.metrics, figure) for row in sets) / len(sets)
-    found |= {f"images/{name}": count for name, count in pl_module.metrics.sizes.items()}
-    found |= {f"left_out/{name}": count for name, count in pl_module.left_out.items()}
-    return found | {"classifier/accuracy": pl_module.ind_accuracy}
+        if row.dataset == "mean":
+            names = [row.group]
+        elif group_sizes[row.group] == 1:  # the dataset is the mean of its group
+            names = [row.dataset, row.group]
+        else:
+            names = [row.dataset]
+        for name, metric in itertools.product(names, ("auroc", "fpr95")):
+            values[f"{name}/{metric}"] = getattr(row.metrics, metric)
+            if interval := row.intervals.get(metric):
+                for end, value in interval._asdict().items():
+                    values[f"{name}/{metric}_{end}"] = value
+    for metric in ("auroc", "fpr95"):
+        total = sum(getattr(row.metrics, metric) for row in of_datasets)
+        values[f"mean/{metric}"] = total / len(of_datasets)
+    values |= {f"images/{name}": count for name, count in pl_module.metrics.sizes.items()}
+    values |= {f"left_out/{name}": count for name, count in pl_module.left_out.items()}
+    return values | {"classifier/accuracy": pl_module.ind_accuracy}
 
 
-def _loggers(trainer: pl.Trainer) -> list[Logger]:
-    """Those that there is something for, on the first rank."""
-    return (
-        [one for one in trainer.loggers if isinstance(one, WandbLogger | TensorBoardLogger)]
-        if trainer.is_global_zero
-        else []
-    )
+def _supported_loggers(trainer: pl.Trainer) -> list[Logger]:
+    """Return the loggers that get more than metrics; none on ranks other than the first."""
+    if not trainer.is_global_zero:
+        return []
+    return [one for one in trainer.loggers if isinstance(one, WandbLogger | TensorBoardLogger)]
 
 
-def _guarded(logger: Logger, log: Callable[[], None]) -> None:
-    """What goes wrong with a tracker is said; the run has its results all the same."""
+def _log_or_warn(log: Callable[..., None], logger: Logger, *args: Any) -> None:
+    """Call a function that logs, and only print its error: the run has its results all the same."""
     try:
         if isinstance(logger, WandbRun):
-            logger.go_on()
-        log()
+            logger.continue_offline_if_unreachable()
+        log(logger, *args)
     except Exception as error:  # of many kinds: the network, the server's settings, a full disk
-        print(
-            f"{type(logger).__name__}: not all was logged: {' '.join(str(error).split())[:200]}",
-            file=sys.stderr,
-        )
+        message = " ".join(str(error).split())[:MAX_ERROR]
+        print(f"{type(logger).__name__}: not everything was logged: {message}", file=sys.stderr)
 
 
-def _sample(run: Path, headline: str, count: int) -> Iterator[tuple[pd.Series, KeptPicture]]:
-    """The images to show, set by set: their scores and pictures."""
+def _sample(run: Path, primary: str, count: int) -> Iterator[tuple[pd.Series, KeptPicture]]:
+    """Yield the rows and pictures of the images to show, dataset by dataset."""
     paths = set(picture_paths(run))
     frame, _ = store.read_scores(run)
-    for dataset, of_set in frame[frame["error"].isna()].groupby("dataset", sort=False):
-        kept = of_set[
-            [picture_path(run, str(dataset), index) in paths for index in of_set["index"]]
-        ]
-        indices = kept.sort_values([headline, "index"])["index"].tolist()
-        ends = dict.fromkeys(
-            index for pair in zip(indices, reversed(indices), strict=True) for index in pair
-        )
-        by_chance = sorted(indices, key=lambda index: random_key(str(dataset), index))
-        for index in list(dict.fromkeys([*list(ends)[: count // 2], *by_chance]))[:count]:
-            pictures = read_picture(picture_path(run, str(dataset), index))
-            if pictures.dataset == dataset:
-                yield kept[kept["index"] == index].iloc[0], pictures
+    scored = frame[frame["error"].isna()]
+    for dataset, rows in scored.groupby("dataset", sort=False):
+        name = str(dataset)
+        has_picture = [picture_path(run, name, index) in paths for index in rows["index"]]
+        kept = rows[has_picture].sort_values([primary, "index"])
+        indices = kept["index"].tolist()
+        # from both ends inwards: the lowest, the highest, the second lowest, ...
+        pairs = zip(indices, reversed(indices), strict=True)
+        from_ends = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+        at_random = sorted(indices, key=lambda index: random_key(name, index))
+        for index in list(dict.fromkeys([*from_ends[: count // 2], *at_random]))[:count]:
+            picture = read_picture(picture_path(run, name, index))
+            if picture.dataset == name:
+                yield kept[kept["index"] == index].iloc[0], picture
 
 
 def _examined(row: pd.Series, names: list[str] | None, kept: KeptPicture) -> Examined:
+    """Return an image with the difference that its score is about, and the names of its classes."""
     panels = dict(kept.panels)
     mask = panels.pop("mask", None)
+    # of input and reconstruction, or of both reconstructions where there are two
     panels["difference"] = difference(*list(panels.values())[-2:])
     if mask is not None:
         panels["mask"] = mask
-    labels = {
-        name: int(row[name])
-        for name in ("label", "prediction", "reconstructed_as")
-        if not pd.isna(row[name])
-    }
-    words = {
-        name: names[i] if names and 0 <= i < len(names) else str(i) if i >= 0 else ""
-        for name, i in labels.items()
-    }
+    words = {}
+    for column in LABELS:
+        if not pd.isna(row[column]):
+            words[column] = _class_name(int(row[column]), names)
     return Examined(row, {name: _enlarged(panel) for name, panel in panels.items()}, words)
 
 
+def _class_name(label: int, names: list[str] | None) -> str:
+    if label < 0:
+        return ""
+    return names[label] if names and label < len(names) else str(label)
+
+
 def _enlarged(panel: Image.Image) -> Image.Image:
-    times = -(-SIDE // panel.height)
+    times = math.ceil(MIN_SIDE / panel.height)
     return panel.resize((panel.width * times, panel.height * times), Image.Resampling.NEAREST)
 
 
@@ -187,22 +202,19 @@ def _table(logger: WandbLogger, sample: list[Examined], pl_module: DiffGuardModu
         for name in ("input", "reconstruction", "unguided", "difference", "mask")
         if any(name in image.panels for image in sample)
     ]
-    table = wandb.Table(
-        columns=[*first, *panels, "label", "prediction", "reconstructed_as", *pl_module.score_names]
-    )
-    with _staging(logger):
+    table = wandb.Table(columns=[*first, *panels, *LABELS, *pl_module.score_names])
+    with _staging_in_run_folder(logger):
         for row, pictures, words in sample:
-            known = [str(row["dataset"]), str(row["group"]), int(row["index"]), str(row["path"])]
+            source = [str(row["dataset"]), str(row["group"]), int(row["index"]), str(row["path"])]
             images = [_wandb_image(name, pictures) for name in panels]
-            named = [words.get(name, "") for name in ("label", "prediction", "reconstructed_as")]
-            table.add_data(
-                *known, *images, *named, *[float(row[name]) for name in pl_module.score_names]
-            )
+            classes = [words.get(name, "") for name in LABELS]
+            scores = [float(row[name]) for name in pl_module.score_names]
+            table.add_data(*source, *images, *classes, *scores)
         logger.experiment.log({"reconstructions": table})
 
 
 def _wandb_image(name: str, panels: dict[str, Image.Image]) -> Any:
-    """A panel; for the mask, the input with the mask over it."""
+    """Return a panel; for the mask, the input with the mask over it."""
     import wandb
 
     if name not in panels:
@@ -223,21 +235,20 @@ def _strips(logger: TensorBoardLogger, sample: list[Examined], pl_module: DiffGu
             [np.asarray(panel.convert("RGB")) for panel in panels.values()], axis=1
         )
         logger.experiment.add_image(tag, strip, dataformats="HWC")
-        figures = ", ".join(f"{name} {row[name]:.4g}" for name in pl_module.score_names)
-        about = ", ".join(
-            f"{name.replace('_', ' ')} {word}" for name, word in words.items() if word
-        )
-        logger.experiment.add_text(tag, f"{', '.join(panels)}; {about}; {figures}; {row['path']}")
+        scores = ", ".join(f"{name} {row[name]:.4g}" for name in pl_module.score_names)
+        classes = [f"{name.replace('_', ' ')} {word}" for name, word in words.items() if word]
+        text = f"{', '.join(panels)}; {', '.join(classes)}; {scores}; {row['path']}"
+        logger.experiment.add_text(tag, text)
 
 
 def _log_wandb(logger: WandbLogger, pl_module: DiffGuardModule) -> None:
     import wandb
 
     run, folder, table = logger.experiment, pl_module.run_folder, pl_module.metrics.table
-    run.summary.update(headline_figures(pl_module))
+    run.summary.update(primary_metrics(pl_module))
     assert table is not None
     run.log({name: wandb.Plotly(figure) for name, figure in plots(table).items()})
-    with _staging(logger):
+    with _staging_in_run_folder(logger):
         trajectories = [wandb.Image(str(path), caption=path.stem) for path in _trajectories(folder)]
         if trajectories:
             run.log({"trajectories": trajectories})
@@ -246,11 +257,11 @@ def _log_wandb(logger: WandbLogger, pl_module: DiffGuardModule) -> None:
         type="scores",
         metadata={"datasets": table.datasets, "scores": table.scores},
     )
-    with _staging(logger):
+    with _staging_in_run_folder(logger):
         if store.part_files(folder):
-            artifact.add_dir(
-                str(folder / store.SCORES_FOLDER), name=store.SCORES_FOLDER, policy="immutable"
-            )  # not copied: they may be large
+            # immutable files are not copied; scores may be large
+            scores = str(folder / store.SCORES_FOLDER)
+            artifact.add_dir(scores, name=store.SCORES_FOLDER, policy="immutable")
         for name in FILES:
             if (folder / name).exists():
                 artifact.add_file(str(folder / name))
@@ -258,79 +269,93 @@ def _log_wandb(logger: WandbLogger, pl_module: DiffGuardModule) -> None:
 
 
 def _log_tensorboard(logger: TensorBoardLogger, pl_module: DiffGuardModule) -> None:
-    logger.log_metrics(headline_figures(pl_module), step=0)
+    logger.log_metrics(primary_metrics(pl_module), step=0)
     table = pl_module.metrics.table
     assert table is not None
     for k, score in enumerate(table.scores):
         for d, dataset in enumerate(table.datasets):
             values = table.of(d)[:, k]
-            if np.isfinite(values).any():
-                logger.experiment.add_histogram(
-                    f"scores_{score}/{dataset}", values[np.isfinite(values)]
-                )
-    pictures = {f"trajectories/{path.stem}": path for path in _trajectories(pl_module.run_folder)}
-    for tag, path in ({"plots": pl_module.run_folder / "plots.png"} | pictures).items():
+            finite = values[np.isfinite(values)]
+            if len(finite):
+                logger.experiment.add_histogram(f"scores_{score}/{dataset}", finite)
+    drawings = {"plots": pl_module.run_folder / "plots.png"}
+    for path in _trajectories(pl_module.run_folder):
+        drawings[f"trajectories/{path.stem}"] = path
+    for tag, path in drawings.items():
         if path.exists():
-            with Image.open(path) as picture:
-                logger.experiment.add_image(
-                    tag, np.asarray(picture.convert("RGB")), dataformats="HWC"
-                )
+            with Image.open(path) as drawing:
+                pixels = np.asarray(drawing.convert("RGB"))
+            logger.experiment.add_image(tag, pixels, dataformats="HWC")
 
 
 def _trajectories(run: Path) -> list[Path]:
-    """The strips that ``TrajectoryLogger`` has drawn."""
+    """Return the strips that ``TrajectoryLogger`` has drawn."""
     return sorted((run / "trajectories").glob("*.png"))
 
 
 def plots(table: ScoreTable) -> dict[str, Any]:
-    """Plotly figures by name: a ROC plot for each out-of-distribution set, a histogram for each score."""
-    from plotly import graph_objects as go
+    """Return Plotly figures by name.
 
+    These are a ROC plot for each out-of-distribution dataset and a histogram for each score.
+    """
     found = {}
     for d, dataset in enumerate(table.datasets[1:], 1):
-        curves = {
-            score: roc(table.of(0)[:, k], table.of(d)[:, k]) for k, score in enumerate(table.scores)
-        }
-        figure = go.Figure(
-            [go.Scatter(x=x, y=y, name=score, mode="lines") for score, (x, y) in curves.items()]
-        )
-        found[f"roc/{dataset}"] = figure.update_layout(
-            title=f"{table.datasets[0]} against {dataset}",
-            xaxis_title=f"share of {dataset} accepted",
-            yaxis_title=f"share of {table.datasets[0]} accepted",
-        )
+        found[f"roc/{dataset}"] = _roc_plot(table, d)
     for k, score in enumerate(table.scores):
-        values = {dataset: table.of(d)[:, k] for d, dataset in enumerate(table.datasets)}
-        values = {dataset: of_set[np.isfinite(of_set)] for dataset, of_set in values.items()}
-        edges = np.histogram_bin_edges(np.concatenate(list(values.values())), BINS)
-        bars = [
-            go.Bar(
-                x=(edges[1:] + edges[:-1]) / 2,
-                y=np.histogram(of_set, edges)[0] / len(of_set),
-                name=dataset,
-                opacity=0.5,
-            )
-            for dataset, of_set in values.items()
-            if len(of_set)
-        ]
-        found[f"histogram/{score}"] = go.Figure(bars).update_layout(
-            barmode="overlay",
-            bargap=0,
-            xaxis_title=f"{score} (higher = more in-distribution)",
-            yaxis_title="share of the set",
-        )
+        found[f"histogram/{score}"] = _histogram(table, k)
     return found
 
 
+def _roc_plot(table: ScoreTable, d: int) -> Any:
+    """Return the ROC curves of all scores for one out-of-distribution dataset."""
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for k, score in enumerate(table.scores):
+        x, y = roc(table.of(0)[:, k], table.of(d)[:, k])
+        figure.add_trace(go.Scatter(x=x, y=y, name=score, mode="lines"))
+    ind, ood = table.datasets[0], table.datasets[d]
+    return figure.update_layout(
+        title=f"{ind} against {ood}",
+        xaxis_title=f"fraction of {ood} accepted",
+        yaxis_title=f"fraction of {ind} accepted",
+    )
+
+
+def _histogram(table: ScoreTable, k: int) -> Any:
+    """Return the histograms of one score for all datasets, on common bins."""
+    from plotly import graph_objects as go
+
+    values = {}
+    for d, dataset in enumerate(table.datasets):
+        of_dataset = table.of(d)[:, k]
+        values[dataset] = of_dataset[np.isfinite(of_dataset)]
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), BINS)
+    centres = (edges[1:] + edges[:-1]) / 2
+    figure = go.Figure()
+    for dataset, finite in values.items():
+        if len(finite):
+            fractions = np.histogram(finite, edges)[0] / len(finite)
+            figure.add_trace(go.Bar(x=centres, y=fractions, name=dataset, opacity=0.5))
+    return figure.update_layout(
+        barmode="overlay",
+        bargap=0,
+        xaxis_title=f"{table.scores[k]} (higher = more in-distribution)",
+        yaxis_title="fraction of the dataset",
+    )
+
+
 @contextmanager
-def _staging(logger: WandbLogger) -> Iterator[None]:
-    """W&B copies what it is to upload: into the folder of the run, not the home folder, so that another machine can upload it."""
+def _staging_in_run_folder(logger: WandbLogger) -> Iterator[None]:
+    """Let W&B copy files to upload into the run folder, so that another machine can upload them.
+
+    Its own choice is the home folder.
+    """
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
-    os.environ["WANDB_DATA_DIR"] = str(
-        Path(logger.save_dir or ".").absolute() / "wandb" / "staging"
-    )
+    staging = Path(logger.save_dir or ".").absolute() / "wandb" / "staging"
+    os.environ["WANDB_DATA_DIR"] = str(staging)
     try:
         yield
     finally:

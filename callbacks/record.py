@@ -1,7 +1,6 @@
 """The record of a run."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ from .wandb_run import WandbRun
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes ``config.yaml`` and ``run.json`` when a run begins; refuses to go on with one whose weights were others."""
+    """Writes ``config.yaml`` and ``run.json`` when a run begins.
+
+    A run is only resumed with the weights and images that it began with.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
@@ -26,21 +28,21 @@ class RunRecord(SaveConfigCallback):
             self._write(trainer, pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how many images the run is of, where all of them are to be computed and the loaders say how many there are."""
+        """Record the number of images of each dataset, where the loaders know it."""
         loaders, limit = trainer.test_dataloaders, trainer.limit_test_batches
         if not (trainer.is_global_zero and isinstance(loaders, Mapping) and limit in (1.0, None)):
             return
         assert isinstance(pl_module, DiffGuardModule)
-        number, shards = pl_module.data.shard
-        with suppress(TypeError, AttributeError):
-            images = {
-                name: len(range(len(loader.dataset))[number::shards])
-                for name, loader in loaders.items()
-            }
-            record.write_record(
-                trainer.default_root_dir,
-                record.read_record(trainer.default_root_dir) | {"images": images},
-            )
+        folder = trainer.default_root_dir
+        shard, shards = pl_module.data.shard
+        images = {}
+        for name, loader in loaders.items():
+            try:
+                total = len(loader.dataset)
+            except (TypeError, AttributeError):
+                return  # an iterable dataset has no length
+            images[name] = len(range(shard, total, shards))
+        record.write_record(folder, record.read_record(folder) | {"images": images})
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -79,16 +81,17 @@ class RunRecord(SaveConfigCallback):
 def _check_same(
     folder: str, run_record: Mapping[str, Any], weights: Mapping[str, str], data: Mapping[str, Any]
 ) -> None:
-    """Raise an `InputError` where a run began with other weights or images."""
+    """Raise an `InputError` if a run began with other weights or images."""
     for name, before in run_record.get("weights", {}).items():
         if weights.get(name) != before:
             raise InputError(
-                f"run folder {folder}: the weights of the {name} are not those that the run began with; "
-                "give their checkpoint back, or begin another run"
+                f"run folder {folder}: the weights of the {name} have changed since the run began; "
+                "restore their checkpoint, or start another run"
             )
     for name, before in run_record.get("data", {}).items():
         if name in data and data[name] != before:
             raise InputError(
-                f"run folder {folder}: the images of {name} are not those that the run began with ({before['images']} then, "
-                f"{data[name]['images']} now); give them back, or begin another run"
+                f"run folder {folder}: the images of {name} have changed since the run began "
+                f"({before['images']} then, {data[name]['images']} now); "
+                "restore them, or start another run"
             )

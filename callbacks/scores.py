@@ -1,4 +1,4 @@
-"""Scores on disk."""
+"""Scores of a run's images on disk."""
 
 import time
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffguard_pl.errors import InputError, choose
 from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.evaluation.transfer import Finished
 from diffguard_pl.names import IND
 from diffguard_pl.runs.store import Header, PartWriter, part_files, read_scores
 from diffguard_pl.stages import Detection
@@ -21,19 +22,25 @@ ARRAYS = {
     "features": "input_features",
     "reconstructions": "reconstruction",
 }
-"""What can be kept besides the scores, and its column: ``logits`` and ``features`` alone are names of discrepancies."""
+"""Arrays that can be kept besides the scores, and their columns.
+
+``logits`` and ``features`` alone are names of discrepancies.
+"""
 
 
 class ScoreWriter(pl.Callback):
-    """Writes every image's result to ``scores/part-*.parquet`` in the run's folder as it is made (columns: docs/results.md).
+    """Writes each image's results to ``scores/part-*.parquet`` in the run folder.
+
+    The columns are described in docs/results.md.
 
     Args:
-        keep: what to keep besides, in half precision: any of logits, features, reconstructions.
-        every: seconds of work that a part holds at most, and that an interruption can cost.
+        keep: Arrays to keep as well, in half precision: any of logits, features, reconstructions.
+        every: Maximum seconds of work in one part, which an interruption can cost. 0 for a part
+            after each batch.
 
     Attributes:
-        resume: go on with the run that is in the folder: count what is there and compute the rest. Without it, a folder that has
-            scores is refused.
+        resume: Whether to continue the run in the folder: keep its results and compute the rest.
+            Without it, a folder with scores is an error.
     """
 
     def __init__(self, keep: Sequence[str] = (), every: float = 30.0):
@@ -42,30 +49,34 @@ class ScoreWriter(pl.Callback):
             choose("scores.keep", name, list(ARRAYS))
         if every < 0:
             raise InputError(
-                f"scores.every={every}: expected seconds, 0 for a part after each batch"
+                f"scores.every={every}: must be at least 0 seconds, 0 for a part after each batch"
             )
         self.columns, self.every, self.resume = [ARRAYS[name] for name in keep], every, False
         self.writer: PartWriter | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: DiffGuardModule, stage: str) -> None:
-        """Find what is there; the first rank says it to all, for another may see the first new part already."""
+        """Find earlier results."""
         self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
+        # only the first rank looks: another one may see the first new part already
         found: list[Path] = trainer.strategy.broadcast(part_files(self.folder))
         if found and not self.resume:
             raise InputError(
-                f"run folder {self.folder}: holds the results of another run; resume it, choose another, or remove them"
+                f"run folder {self.folder}: holds the results of another run; "
+                "resume it, choose another folder, or remove them"
             )
         self.session = 1 + max((int(part.name.split("-")[1]) for part in found), default=-1)
-        if found:
-            earlier, header = read_scores(self.folder, only=found)
-            if (header.scores, header.arrays) != (pl_module.score_names, self.columns):
-                raise InputError(
-                    f"run folder {self.folder}: has the scores {', '.join([*header.scores, *header.arrays])}; it cannot go on with "
-                    f"{', '.join([*pl_module.score_names, *self.columns])}"
-                )
-            pl_module.resume_from(earlier)
-            if trainer.is_global_zero:
-                print(f"{len(earlier)} images have results already, in {self.folder}", flush=True)
+        if not found:
+            return
+        earlier, header = read_scores(self.folder, only=found)
+        before, now = [*header.scores, *header.arrays], [*pl_module.score_names, *self.columns]
+        if before != now:
+            raise InputError(
+                f"run folder {self.folder}: has the scores {', '.join(before)}; "
+                f"it cannot be resumed with {', '.join(now)}"
+            )
+        pl_module.resume_from(earlier)
+        if trainer.is_global_zero:
+            print(f"{len(earlier)} images have results already, in {self.folder}", flush=True)
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule, *_: Any) -> None:
         now = time.monotonic()
@@ -77,10 +88,9 @@ class ScoreWriter(pl.Callback):
                 self.columns,
                 pl_module.combination.to_settings(),
             )
-            self.writer = PartWriter(
-                self.folder, header, f"{self.session:03}-{trainer.global_rank:04}"
-            )
-            self.last, self.spent = now, 0.0
+            part_name = f"{self.session:03}-{trainer.global_rank:04}"
+            self.writer = PartWriter(self.folder, header, part_name)
+            self.last_flush, self.spent = now, 0.0
         self.began = now
 
     def on_test_batch_end(
@@ -88,26 +98,15 @@ class ScoreWriter(pl.Callback):
     ) -> None:
         assert self.writer is not None
         self.spent += time.monotonic() - self.began
-        images = sum(len(finished.batch["image"]) for finished in outputs["finished"])
-        for dataset, batch, detection in outputs["finished"]:
-            group = (
-                IND
-                if dataset == pl_module.datasets[0]
-                else pl_module.metrics.groups.get(dataset, dataset)
-            )
-            rows = _rows(batch, detection, self.columns)
-            seconds = self.spent / max(1, images)
-            self.writer.add(
-                [
-                    {"dataset": dataset, "group": group}
-                    | row
-                    | ({} if "error" in row else {"seconds": seconds})
-                    for row in rows
-                ]
-            )
+        finished: list[Finished] = outputs["finished"]
+        images = sum(len(one.batch["image"]) for one in finished)
+        # images are computed side by side, so that each counts with the mean
+        seconds = self.spent / max(1, images)
+        for one in finished:
+            self.writer.add(self._rows(one, pl_module, seconds))
         if images:
             self.spent = 0.0
-        if time.monotonic() - self.last >= self.every:
+        if time.monotonic() - self.last_flush >= self.every:
             self._flush()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
@@ -122,36 +121,49 @@ class ScoreWriter(pl.Callback):
         except InputError as error:
             print(error, flush=True)
 
+    def _rows(
+        self, finished: Finished, pl_module: DiffGuardModule, seconds: float
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a batch, by index."""
+        dataset, batch, detection = finished
+        groups = pl_module.metrics.groups
+        group = IND if dataset == pl_module.datasets[0] else groups.get(dataset, dataset)
+        scored = [] if detection is None else _scored_rows(batch, detection, self.columns)
+        rows = [row | {"seconds": seconds} for row in scored] + batch["unreadable"]
+        return [
+            {"dataset": dataset, "group": group} | row
+            for row in sorted(rows, key=lambda row: row["index"])
+        ]
+
     def _flush(self) -> None:
         if self.writer:
             self.writer.flush()
-        self.last = time.monotonic()
+        self.last_flush = time.monotonic()
 
 
-def _rows(
-    batch: dict[str, Any], detection: Detection | None, columns: Sequence[str]
+def _scored_rows(
+    batch: dict[str, Any], detection: Detection, columns: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One dict an image, by column; ``detection`` is None where no image of the batch could be read."""
-    unreadable: list[dict[str, Any]] = batch["unreadable"]
-    if detection is None:
-        return unreadable
+    """Return one dict per image, by column."""
+    count = len(batch["path"])
+    # -1: a cascade has skipped the image, and inversion never began
+    stops = [stop if stop >= 0 else None for stop in detection.stop_index.tolist()]
     table: dict[str, Any] = {
         "index": batch["index"].tolist(),
         "path": list(batch["path"]),
         "label": batch["label"].tolist(),
         "prediction": detection.prediction.predicted.tolist(),
         "reconstructed_as": detection.labels.tolist(),
-        "stop_index": [stop if stop >= 0 else None for stop in detection.stop_index.tolist()],
-        "nfe": [None] * len(batch["path"]) if detection.nfe is None else detection.nfe.tolist(),
+        "stop_index": stops,
+        "nfe": [None] * count if detection.nfe is None else detection.nfe.tolist(),
     }
     table |= {name: values.tolist() for name, values in detection.scores.items()}
     table |= {name: list(_array(detection, name)) for name in columns}
-    scored = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return sorted(scored + unreadable, key=lambda row: row["index"])
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
 def _array(detection: Detection, column: str) -> np.ndarray:
-    """Half precision, [N, D]; a reconstruction as [N, 3 * H * W]."""
+    """Return an array [N, D] in half precision; a reconstruction as [N, 3 * H * W]."""
     view = detection.prediction.view
     tensor: Tensor = {
         "input_logits": view.logits,

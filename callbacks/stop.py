@@ -1,4 +1,4 @@
-"""A test ends in good order when it is told to, and when another rank is gone."""
+"""Graceful termination of a test, on a signal or when another rank has ended."""
 
 import os
 from typing import Any
@@ -12,35 +12,39 @@ from diffguard_pl.runs.signals import GracefulTermination
 
 
 class GracefulStop(pl.Callback):
-    """Stops a test within a step of the diffusion model after SIGTERM, SIGUSR1 or SIGUSR2, with
-    :class:`~diffguard_pl.runs.signals.StopRequested`: what is scored is written, images on their way are dropped.
+    """Stops a test within one step of the diffusion model after SIGTERM, SIGUSR1 or SIGUSR2.
 
-    A rank whose starter (the first rank, or torchrun) is gone stops, too.
+    :class:`~diffguard_pl.runs.signals.StopRequested` is raised then. Finished scores are written;
+    images still in the diffusion model are dropped. A rank whose parent process (the first rank,
+    or torchrun) has ended stops as well.
 
     Args:
-        stop: that listens already; none: one is made.
+        stop: Termination that already handles the signals. Defaults to a new one.
     """
 
     def __init__(self, stop: GracefulTermination | None = None):
         self.stop = stop or GracefulTermination()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        self.stop.install_handlers()  # Lightning has put its own in place, which broadcasts where other ranks do not listen
+        # Lightning has installed its own handlers. They broadcast, and wait for ranks that do not
+        # take part.
+        self.stop.install_handlers()
         self.stop.deferred = True
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             self.stop.forward_signal = launcher.kill
-        # a process that a shell has started may well outlive it
-        self.starter = os.getppid() if trainer.global_rank > 0 else None
+        # the first rank may outlive its parent: a shell that has started it in the background
+        self.parent = os.getppid() if trainer.global_rank > 0 else None
         pl_module.between_steps.append(self.check)
 
     def on_test_batch_start(self, *_: Any) -> None:
         self.check()
 
     def check(self) -> None:
-        """Raise if this rank should stop."""
+        """Raise an error if this rank should stop."""
         self.stop.check()
-        if self.starter is not None and os.getppid() != self.starter:
+        if self.parent is not None and os.getppid() != self.parent:
             raise InputError(
-                "the process that started this one is gone; what is scored is kept, and --resume goes on with the run"
+                "the process that started this one has ended; "
+                "finished scores are kept, and --resume continues the run"
             )

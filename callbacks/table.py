@@ -7,25 +7,26 @@ from diffguard_pl.report.tables import result_table, terminal, write_metrics_csv
 
 
 class MetricsTable(pl.Callback):
-    """Prints the result table and writes it to ``metrics.csv`` in the run's folder. The loggers get its figures from the module."""
+    """Prints the result table and writes it to ``metrics.csv`` in the run folder.
+
+    Loggers get the results from the module.
+    """
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         if not trainer.is_global_zero:
             return
         folder = pl_module.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        headline, sizes = pl_module.primary_score, pl_module.metrics.sizes
-        console = terminal()
-        console.print(
-            result_table(
-                pl_module.results,
-                headline,
-                pl_module.datasets,
-                sizes,
-                pl_module.left_out,
-                pl_module.ind_accuracy,
-            )
+        table = result_table(
+            pl_module.results,
+            pl_module.primary_score,
+            pl_module.datasets,
+            pl_module.metrics.sizes,
+            pl_module.left_out,
+            pl_module.ind_accuracy,
         )
+        console = terminal()
+        console.print(table)
         write_metrics_csv(pl_module.results, folder / "metrics.csv")
         for name in ("scores", "metrics.csv"):
             if (folder / name).exists():

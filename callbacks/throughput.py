@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes."""
+"""Throughput of a run, and the stages that take its time."""
 
 import resource
 import sys
@@ -12,25 +12,28 @@ from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.runs.record import update_session
 
+STAGES = ("classify", "diffuse", "compare")
+
 
 class ThroughputMonitor(pl.Callback):
-    """Images/s, rows of the diffusion model/s, how full its batches were, peak memory and seconds a stage: into ``run.json``, and
-    to the loggers there are.
+    """Records throughput in ``run.json`` and with the loggers.
 
-    Seconds a stage are of the first rank; ``waiting`` is what is none of them: loading and writing. The rest is of all ranks.
+    This comprises images per second, NFE per second, how full the diffusion model's batches were,
+    peak memory, and seconds per stage. The stage ``waiting`` is the rest: loading and writing.
+    Seconds per stage are those of the first rank; all else covers all ranks.
 
     Args:
-        every: seconds between two notes.
+        every: Seconds between two records.
     """
 
     def __init__(self, every: float = 30.0):
         if every <= 0:
-            raise InputError(f"throughput.every={every}: expected seconds")
+            raise InputError(f"throughput.every={every}: must be more than 0 seconds")
         self.every = every
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
-        self.began = self.last = time.monotonic()
-        self.images, self.noted, self.nfe_before = 0, 0, pl_module.diffguard.nfe
+        self.began = self.last_record = time.monotonic()
+        self.images, self.records, self.nfe_before = 0, 0, pl_module.diffguard.nfe
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -38,10 +41,10 @@ class ThroughputMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
     ) -> None:
         self.images += sum(len(finished.batch["image"]) for finished in outputs["finished"])
-        pl_module.stream.stopwatch.seconds()  # so that events do not pile up
-        if time.monotonic() - self.last >= self.every and trainer.is_global_zero:
-            self._note(trainer, pl_module, self.totals(pl_module), "throughput/rank0/")
-            self.last = time.monotonic()
+        pl_module.stream.stopwatch.seconds()  # reads CUDA events, which would accumulate
+        if time.monotonic() - self.last_record >= self.every and trainer.is_global_zero:
+            self._record(trainer, pl_module, self.totals(pl_module), "throughput/rank0/")
+            self.last_record = time.monotonic()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         totals = self.totals(pl_module)
@@ -49,26 +52,19 @@ class ThroughputMonitor(pl.Callback):
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, totals)
-            totals |= {
-                name: sum(one[name] for one in gathered)
-                for name in ("images", "nfe", "useful_nfe", "batch_nfe")
-            }
-            totals |= {
-                name: max(one[name] for one in gathered)
-                for name in ("seconds", "peak_memory_bytes")
-            }
+            for name in ("images", "nfe", "useful_nfe", "batch_nfe"):
+                totals[name] = sum(of_rank[name] for of_rank in gathered)
+            for name in ("seconds", "peak_memory_bytes"):
+                totals[name] = max(of_rank[name] for of_rank in gathered)
             totals |= _rates(totals)
         if trainer.is_global_zero:
-            self._note(trainer, pl_module, totals, "throughput/")
+            self._record(trainer, pl_module, totals, "throughput/")
 
     def totals(self, pl_module: DiffGuardModule) -> dict[str, Any]:
-        """Of this rank, so far."""
-        engine, seconds, spent = (
-            pl_module.stream.engine,
-            time.monotonic() - self.began,
-            pl_module.stream.stopwatch.seconds(),
-        )
-        stages = {name: spent.get(name, 0.0) for name in ("classify", "diffuse", "compare")}
+        """Return the counts, seconds and rates of this rank so far."""
+        engine, spent = pl_module.stream.engine, pl_module.stream.stopwatch.seconds()
+        seconds = time.monotonic() - self.began
+        stages = {name: spent.get(name, 0.0) for name in STAGES}
         stages["waiting"] = max(0.0, seconds - sum(stages.values()))
         totals = {
             "images": self.images,
@@ -81,15 +77,15 @@ class ThroughputMonitor(pl.Callback):
         }
         return totals | _rates(totals)
 
-    def _note(
+    def _record(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, totals: dict[str, Any], prefix: str
     ) -> None:
         update_session(pl_module.run_folder, throughput=totals)
         numbers = {prefix + name: value for name, value in totals.items() if name != "stages"}
         numbers |= {f"{prefix}seconds_{name}": value for name, value in totals["stages"].items()}
-        self.noted += 1
+        self.records += 1
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=self.noted)
+            logger.log_metrics(numbers, step=self.records)
 
 
 def _rates(totals: dict[str, Any]) -> dict[str, float]:
@@ -102,9 +98,9 @@ def _rates(totals: dict[str, Any]) -> dict[str, float]:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Of the device; on the CPU, of the process."""
+    """Return the peak memory in bytes of a GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    # macOS counts bytes, Linux kilobytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffguard_pl.diffusion.ddim import Step, StepCallback
@@ -12,20 +11,22 @@ from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.report.gallery import folder_name
 from diffguard_pl.report.pictures import Frame, draw_strips, to_image
-from diffguard_pl.stages import as_batch
+from diffguard_pl.stages import Detection, as_batch
 
 
 class TrajectoryLogger(pl.Callback):
-    """Draws ``trajectories/SET_INDEX.png``: an image on its way to noise and back, every n-th step of both.
+    """Draws an image's way to noise and back: ``trajectories/DATASET_INDEX.png``.
 
     Args:
-        count: images of each data set, the first ones; 0: no pictures.
-        every: how many steps lie between two pictures; the last step of each way is always there.
+        count: Number of images of each dataset, the first ones. 0 for no pictures.
+        every: Number of steps from one frame to the next; the last step is always drawn.
     """
 
     def __init__(self, count: int = 0, every: int = 5):
         if count < 0 or every < 1:
-            raise InputError(f"trajectory.count={count}, every={every}: expected at least 0 and 1")
+            raise InputError(
+                f"trajectory.count={count}, every={every}: must be at least 0 and at least 1"
+            )
         self.count, self.every = count, every
         self.drawn: dict[int, int] = {}
 
@@ -37,17 +38,16 @@ class TrajectoryLogger(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.size = size = len(as_batch(batch, "image")["image"])
-        self.images = (
-            min(size, self.count - self.drawn.get(dataloader_idx, 0))
-            if trainer.is_global_zero
-            else 0
-        )
-        self.drawn[dataloader_idx] = self.drawn.get(dataloader_idx, 0) + self.images
+        drawn = self.drawn.get(dataloader_idx, 0)
+        self.batch_size = len(as_batch(batch, "image")["image"])
+        self.images = min(self.batch_size, self.count - drawn) if trainer.is_global_zero else 0
+        self.drawn[dataloader_idx] = drawn + self.images
         self.frames: dict[str, dict[int, list[Frame]]] = {"inversion": {}, "denoising": {}}
-        pl_module.on_step = (
-            {way: self._keep(pl_module, way, size) for way in self.frames} if self.images else {}
-        )
+        pl_module.on_step = {}
+        if self.images:
+            pl_module.on_step = {
+                stage: self._keep_frames(pl_module, stage) for stage in self.frames
+            }
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
@@ -55,61 +55,55 @@ class TrajectoryLogger(pl.Callback):
         pl_module.on_step = {}
         if not self.images or pl_module.error is not None:
             return
-        dataset, batch, detection = outputs["finished"][
-            -1
-        ]  # a batch that is watched is done at once
-        if detection is None or len(batch["image"]) != self.size:
-            return  # some of the batch had results before, so its rows are others
+        # a watched batch is finished at once, as the last one
+        dataset, batch, detection = outputs["finished"][-1]
+        if detection is None or len(batch["image"]) != self.batch_size:
+            return  # a resumed run has left out images, so that rows are those of others
         names = pl_module.class_names()
-        size = len(batch["image"])
-        for i in range(self.images):
-            label = int(detection.labels[i])
-            denoised = [("denoised under the label", i, detection.reconstructions)]
-            if detection.unguided is not None:
-                denoised.append(("denoised without guidance", size + i, detection.unguided))
-            strips = {
-                "inversion": [
-                    Frame("input", to_image(batch["image"][i].cpu())),
-                    *self.frames["inversion"][i],
-                ]
-            }
-            strips |= {
-                way: [
-                    *self.frames["denoising"].get(row, []),
-                    Frame("reconstruction", to_image(pictures[i].cpu())),
-                ]
-                for way, row, pictures in denoised
-            }
-            index = int(batch["index"][i])
+        for row in range(self.images):
+            index, label = int(batch["index"][row]), int(detection.labels[row])
             title = f"{dataset} {index}, reconstructed as {names[label] if names else label}"
-            draw_strips(
-                strips,
-                title,
-                pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png",
-            )
+            path = pl_module.run_folder / "trajectories" / f"{folder_name(dataset)}_{index}.png"
+            draw_strips(self._strips(row, batch["image"], detection), title, path)
 
-    def _keep(self, pl_module: DiffGuardModule, way: str, size: int) -> StepCallback:
-        """Keeps pictures of the chosen images' rows; denoising has unguided rows too, after those of all ``size`` images."""
-        backbone, frames = pl_module.diffguard.backbone, self.frames[way]
+    def _strips(self, row: int, images: Tensor, detection: Detection) -> dict[str, list[Frame]]:
+        """Return the frames of one image by the name of their strip."""
+
+        def denoised(row_in_batch: int, reconstructions: Tensor) -> list[Frame]:
+            steps = self.frames["denoising"].get(row_in_batch, [])
+            return [*steps, Frame("reconstruction", to_image(reconstructions[row]))]
+
+        first = Frame("input", to_image(images[row]))
+        strips = {
+            "inversion": [first, *self.frames["inversion"][row]],
+            "denoised under the label": denoised(row, detection.reconstructions),
+        }
+        if detection.unguided is not None:
+            # unguided rows follow after those of all images
+            unguided_row = self.batch_size + row
+            strips["denoised without guidance"] = denoised(unguided_row, detection.unguided)
+        return strips
+
+    def _keep_frames(self, pl_module: DiffGuardModule, stage: str) -> StepCallback:
+        """Return a function that keeps the frames of the drawn images in one stage."""
+        backbone, strips = pl_module.diffguard.backbone, self.frames[stage]
+        inverting = stage == "inversion"
 
         def keep(step: Step) -> None:
-            # an image may stop inverting at any step, so the latest is kept until the next one comes
-            shown = (step.index % self.every == 0) | torch.tensor(way == "inversion")
-            chosen = ((step.rows % size < self.images) & shown).nonzero()[:, 0]
+            # any inversion step may be an image's last one, so each is kept until the next
+            is_drawn = (step.index % self.every == 0) | torch.tensor(inverting)
+            is_chosen = step.rows % self.batch_size < self.images
+            chosen = (is_chosen & is_drawn).nonzero()[:, 0]
             if len(chosen) == 0:
                 return
-            pictures = self._pictures(backbone.decode(step.x[chosen.to(step.x.device)]))
-            for row, i, picture in zip(
-                step.rows[chosen].tolist(), step.index[chosen].tolist(), pictures, strict=True
-            ):
-                strip = frames.setdefault(row, [])
-                if strip and (i - 1) % self.every and way == "inversion":
+            x = backbone.decode(step.x[chosen.to(step.x.device)])
+            images = ((x.detach() + 1) / 2).clamp(0, 1).float().cpu()
+            rows, indices = step.rows[chosen].tolist(), step.index[chosen].tolist()
+            for row, index, image in zip(rows, indices, images, strict=True):
+                strip = strips.setdefault(row, [])
+                previous_is_drawn = (index - 1) % self.every == 0
+                if inverting and strip and not previous_is_drawn:
                     strip.pop()
-                strip.append(Frame(f"step {i}", picture))
+                strip.append(Frame(f"step {index}", to_image(image)))
 
         return keep
-
-    @staticmethod
-    def _pictures(images: Tensor) -> list[Image.Image]:
-        shown = ((images.detach() + 1) / 2).clamp(0, 1).to(torch.float32).cpu()
-        return [to_image(image) for image in shown]

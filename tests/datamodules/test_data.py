@@ -858,7 +858,7 @@ def test_a_run_does_not_go_on_with_other_images(config, tmp_path, monkeypatch):
         part.unlink()
     layouts.save(tmp_path / "images", ["00.jpg"])
     with pytest.raises(
-        SystemExit, match=r"the images of folder are not those .* \(\d+ then, \d+ now\)"
+        SystemExit, match=r"images of folder have changed.*\(\d+ then, \d+ now\).*restore"
     ):
         main(["--resume", "run", *small])
 
