@@ -1,12 +1,12 @@
-"""Fewer rows of the diffusion model for the same answer: what each way to save them costs in AUROC.
+"""Fewer network evaluations (NFE) for the same answer: what each way to save them costs in AUROC.
 
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/fewer_nfe.py    # fewer_nfe.csv and docs/images/fewer_nfe.png
-    python benchmarks/fewer_nfe.py draw                                         # the picture alone, from fewer_nfe.csv
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/fewer_nfe.py
+    python benchmarks/fewer_nfe.py draw      # only docs/images/fewer_nfe.png, from fewer_nfe.csv
 
-Both pipelines of the embedded benchmark, by their headline score, on the tuning split: validation digits against ``tuning``. A row
-is one image through the UNet once. Intervals are a bootstrap over images; all settings of a pipeline share the draws, so that
-``diff_low`` to ``diff_high``, of the difference to the full run, is paired. What the package can do runs in its own engine, the
-other ideas in the loops below.
+Both pipelines of the embedded benchmark, by their primary score, on the tuning split: validation
+digits against ``tuning``. Intervals are a bootstrap over images. All settings of a pipeline share
+its draws, so ``diff_low`` to ``diff_high``, of the difference to the full run, is paired. What the
+package can do runs in its engine, the other ideas in the loops below.
 """
 
 import sys
@@ -30,186 +30,201 @@ import diffguard_pl
 from diffguard_pl.datamodules.digits import digits, tuning
 from diffguard_pl.diffusion import ddim
 from diffguard_pl.diffusion.ddim import Level, NoiseModel, Step, StepCallback
-from diffguard_pl.diffusion.guidance import GuidanceInputs, GuidingClassifier, Network
+from diffguard_pl.diffusion.guidance import GuidanceInputs, Network
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.metrics.table import ScoreTable
 from diffguard_pl.stages import Reconstruction
 
 TABLE = Path(__file__).with_suffix(".csv")
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "fewer_nfe.png"
-HEADLINE = {"ldm": "maps", "gdm": "kl"}
-BATCH = 128
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "fewer_nfe.png"
+PRIMARY_SCORE = {"ldm": "maps", "gdm": "kl"}
+BATCH_SIZE = 128
 
 
 class Batch:
-    """N images in a loop that the package does not have, all inverted equally deep, and the network rows that they took so far."""
+    """N images in a loop that the package does not have, all inverted to the same depth.
 
-    def __init__(self, detector: diffguard_pl.DiffGuard, images: Tensor):
-        self.detector, self.images, self.schedule, self.rows = (
-            detector,
-            images,
-            detector.schedule,
-            0.0,
-        )
-        self.prediction, self.x = (
-            detector.classify(images),
-            detector.backbone.encode(images * 2 - 1),
-        )
-        null, labels = detector.backbone.null_label, self.prediction.labels
-        self.null = labels if null is None else torch.full_like(labels, null)
-        sampling = detector.sampling
+    Args:
+        diffguard: DiffGuard without adaptive early stop.
+        images: [N, 3, H, W] in [0, 1].
+
+    Attributes:
+        nfe: Network evaluations so far.
+        depth: Number of inversion steps.
+        start, last: First and last schedule index of denoising.
+    """
+
+    def __init__(self, diffguard: diffguard_pl.DiffGuard, images: Tensor):
+        self.diffguard, self.images, self.nfe = diffguard, images, 0.0
+        self.sampler, self.schedule = diffguard.sampler(), diffguard.schedule
+        self.prediction, self.x = diffguard.classify(images), diffguard.encode(images)
+        self.null_labels = self.sampler.null_labels(self.prediction.labels)
+
+        sampling = diffguard.sampling
         self.depth, self.last = sampling.inversion_steps, sampling.skip_last_steps
         self.start = int(sampling.first_denoising_index(torch.tensor([self.depth - 1])))
 
     def network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        self.rows += len(x)
-        return self.detector.backbone.eps(x, t, labels)
+        """Evaluate the diffusion model."""
+        self.nfe += len(x)
+        return self.diffguard.backbone.eps(x, t, labels)
 
     def unguided(self, network: Network) -> NoiseModel:
-        """For inversion."""
+        """Return the noise model of inversion."""
 
         def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
-            eps = network(x, self.schedule.timesteps[index], self.null)
-            return (
-                ddim.clip_eps(x, eps, level)
-                if self.detector.backbone.clip_denoised and index[0] > 0
-                else eps
-            )
+            eps = network(x, self.schedule.timesteps[index], self.null_labels)
+            if self.sampler.clip_denoised and index[0] > 0:
+                eps = ddim.clip_eps(x, eps, level)
+            return eps
 
         return noise
 
     def guided(self, network: Network) -> NoiseModel:
-        """For denoising N rows, and as many unguided ones behind them, if any, which share the network until guidance begins."""
-        guidance, backbone, n = self.detector.guidance, self.detector.backbone, len(self.images)
-        judge = GuidingClassifier(
-            self.detector.classifier.whole, self.detector.classifier.input_size
-        )
-        scales = guidance.denoising_scales(self.schedule.timesteps, len(backbone.alpha_bar))
+        """Return the noise model of denoising, for N guided rows and N unguided ones, if any.
+
+        The unguided rows share the network evaluation of the guided ones until guidance begins.
+        """
+        n, scales = len(self.images), self.sampler.denoising_scales()
 
         def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+            # Both reconstructions are the same before and at the first guided step.
             i = int(index[0])
-            asked = len(x) if scales[i + 1 : self.start + 1].any() else n
-            wanted = GuidanceInputs(
-                network_labels=self.null.repeat(2)[:asked],
+            has_forked = bool(scales[i + 1 : self.start + 1].any())
+            evaluated = len(x) if has_forked else n
+            clip = None
+            if self.sampler.clip_denoised:
+                clip = torch.ones_like(level.noise, dtype=torch.bool)
+            inputs = GuidanceInputs(
+                network_labels=self.null_labels.repeat(2)[:evaluated],
                 labels=self.prediction.labels[: n if scales[i] else 0],
                 scale=scales[i].view(1, 1, 1, 1),
-                clip=torch.ones_like(level.noise, dtype=torch.bool)
-                if backbone.clip_denoised
-                else None,
-                unguided_copies=len(x) - asked,
+                clip=clip,
+                unguided_copies=len(x) - evaluated,
             )
-            return guidance.predict_eps(
-                network, x, self.schedule.timesteps[index][:asked], level, wanted, judge
+            t = self.schedule.timesteps[index][:evaluated]
+            return self.sampler.guidance.predict_eps(
+                network, x, t, level, inputs, self.sampler.classifier
             )
 
         return noise
 
-    def there(self, model: NoiseModel, callback: StepCallback | None = None) -> Tensor:
-        """Picture to noise [N, C, h, w]."""
+    def invert(self, model: NoiseModel, callback: StepCallback | None = None) -> Tensor:
+        """Return the noise [N, C, h, w] of the images."""
         return ddim.invert(model, self.x, self.schedule, self.depth, callback=callback)[0]
 
-    def back(self, model: NoiseModel, x: Tensor) -> Tensor:
-        """Noise to guided pictures [N, C, h, w], and behind them the unguided ones where the detector compares to them."""
-        x = torch.cat([x, x]) if self.detector.sampling.with_unguided else x
-        return ddim.denoise(
-            model, x, self.schedule, torch.full((len(x),), self.start), last=self.last
-        )
+    def denoise(self, model: NoiseModel, x: Tensor) -> Tensor:
+        """Return the guided reconstructions [N, C, h, w], and behind them the unguided, if any."""
+        if self.diffguard.sampling.with_unguided:
+            x = torch.cat([x, x])
+        start = torch.full((len(x),), self.start)
+        return ddim.denoise(model, x, self.schedule, start, last=self.last)
 
     def score(self, x: Tensor) -> Tensor:
-        """The headline score [N] of what :meth:`back` gives; guided pictures alone are compared to the input."""
-        images, n = ((self.detector.backbone.decode(x) + 1) / 2).clamp(0, 1), len(self.images)
-        found = self.detector.compare(
-            self.images,
-            self.prediction,
-            Reconstruction(images[:n], images[n:] if len(x) > n else None),
+        """Return the primary score [N] of reconstructions; guided ones alone meet the input."""
+        n = len(self.images)
+        images = ((self.diffguard.backbone.decode(x) + 1) / 2).clamp(0, 1)
+        unguided = images[n:] if len(x) > n else None
+        scores = self.diffguard.compare(
+            self.images, self.prediction, Reconstruction(images[:n], unguided)
         )
-        return found[self.detector.discrepancies.names[0]]
+        return scores[self.diffguard.discrepancies.names[0]]
 
 
-# ------------------------------------------------------------------------------------------------------------- the ideas
+# ---------------------------------------------------------------------------------- the ideas
 
 
 def dpm_solver(batch: Batch) -> Tensor:
-    """DPM-Solver++(2M) in both directions (Lu et al. 2022, algorithm 2); the last denoising step is of first order."""
+    """DPM-Solver++(2M) in both directions (Lu et al. 2022, algorithm 2).
+
+    The last denoising step is of first order.
+    """
     s = batch.schedule
-    noise = batch.there(
-        second_order(batch.unguided(batch.network), s.inversion_from, s.inversion_to)
-    )
-    return batch.back(
-        second_order(batch.guided(batch.network), s.denoising_from, s.denoising_to, batch.last),
-        noise,
-    )
+    unguided, guided = batch.unguided(batch.network), batch.guided(batch.network)
+    noise = batch.invert(second_order(unguided, s.inversion_from, s.inversion_to))
+    return batch.denoise(second_order(guided, s.denoising_from, s.denoising_to, batch.last), noise)
 
 
 def second_order(
     model: NoiseModel, begin: Tensor, end: Tensor, first_order_at: int = -1
 ) -> NoiseModel:
-    """The noise that makes a DDIM step one of DPM-Solver++(2M): its picture is extrapolated from this step's and the last one's.
+    """Return the noise for which a DDIM step is one of DPM-Solver++(2M).
 
-    Not over more than four times the last step, as latent diffusion's second one is: errors grow more than a second order helps.
+    Its x0hat is extrapolated from this step and the previous one, unless this step is more than
+    four times as long, as latent diffusion's second step is: there errors outgrow the gain.
+
+    Args:
+        model: Noise model of first order.
+        begin, end: [S] alpha-bar before and after each step.
+        first_order_at: Schedule index of a step to leave at first order.
     """
     begin, end = (0.5 * torch.log(alpha_bar / (1 - alpha_bar)) for alpha_bar in (begin, end))
-    before: list[tuple[Tensor, Tensor]] = []
+    previous: list[tuple[Tensor, Tensor]] = []
 
     def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
         eps, i = model(x, index, level, rows), int(index[0])
         x0, h = ddim.predict_x0(x, eps, level), end[i] - begin[i]
-        x0_before, h_before = before.pop() if before else (x0, h)
+        x0_before, h_before = previous.pop() if previous else (x0, h)
         if i != first_order_at and h / h_before < 4:
-            eps = ddim.eps_from_x0(x, x0 + (h / h_before / 2).to(x) * (x0 - x0_before), level)
-        before.append((x0, h))
+            extrapolated = x0 + (h / h_before / 2).to(x) * (x0 - x0_before)
+            eps = ddim.eps_from_x0(x, extrapolated, level)
+        previous.append((x0, h))
         return eps
 
     return noise
 
 
 def fixed_point(batch: Batch, iterations: int) -> Tensor:
-    """Fixed-point inversion (AIDI, Pan et al. 2023): each step takes the noise that its denoising step is going to see."""
+    """Fixed-point inversion (AIDI, Pan et al. 2023).
+
+    Each inversion step uses the noise that its denoising step is going to see.
+    """
     model, s = batch.unguided(batch.network), batch.schedule
 
     def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
         eps, to = model(x, index, level, rows), Level.of(s.inversion_to[index], x)
-        reverse = torch.full_like(
-            index, int((s.denoising_from == s.inversion_to[index[0]]).nonzero())
-        )
+        reverse_index = int((s.denoising_from == s.inversion_to[index[0]]).nonzero())
+        reverse = torch.full_like(index, reverse_index)
         for _ in range(iterations):
             eps = model(ddim.step(x, eps, level, to), reverse, to, rows)
         return eps
 
-    return batch.back(batch.guided(batch.network), batch.there(noise))
+    return batch.denoise(batch.guided(batch.network), batch.invert(noise))
 
 
 def anchored(batch: Batch) -> Tensor:
-    """PnP Inversion (Ju et al. 2024, algorithm 1): inversion's own states mend what a step that is not guided would miss of them.
+    """PnP Inversion (Ju et al. 2024, algorithm 1).
 
-    Without guidance the input would come back exactly, so that it takes the place of the unguided reconstruction.
+    Each guided step is corrected by what an unguided one would miss of the state of inversion. An
+    unguided reconstruction would be the input, so the input takes its place in the comparison.
     """
     trail: list[Step] = []
-    x, s, n = batch.there(batch.unguided(batch.network), trail.append), batch.schedule, len(batch.x)
-    states, model = [batch.x, *(taken.x for taken in trail)], batch.guided(batch.network)
+    x = batch.invert(batch.unguided(batch.network), trail.append)
+    states = [batch.x, *(step.x for step in trail)]
+    model, s, n = batch.guided(batch.network), batch.schedule, len(batch.x)
     for i in range(batch.start, batch.last - 1, -1):
+        # Inversion took its noise at the same states, except at the top.
         top = i == batch.start
         index = torch.full((2 * n if top else n,), i)
         level, to = Level.of(s.denoising_from[index], x), Level.of(s.denoising_to[index], x)
         eps = model(torch.cat([x, x]) if top else x, index, level, index)
-        unguided, level, to = (
-            (eps[n:] if top else trail[i].eps),
-            level.select(slice(n)),
-            to.select(slice(n)),
-        )
-        x = (
-            states[i - 1]
-            + ddim.step(x, eps[:n], level, to)
-            - ddim.step(states[i], unguided, level, to)
-        )
+        unguided = eps[n:] if top else trail[i].eps
+
+        # Guided step, plus what an unguided step from the state of inversion misses.
+        level, to = level.select(slice(n)), to.select(slice(n))
+        step = ddim.step(x, eps[:n], level, to)
+        x = states[i - 1] + step - ddim.step(states[i], unguided, level, to)
     return x
 
 
 def cached(batch: Batch, every: int) -> Tensor:
-    """Block caching (DeepCache, Ma et al. 2024): the whole UNet at every n-th step; else, at its share of a row's FLOPs, the first
-    convolution and the last block, which is next to it by its skip, around what the other blocks returned before."""
-    unet, of_row = batch.detector.backbone.denoiser, dict[bool, float]()
+    """Block caching (DeepCache, Ma et al. 2024): the whole UNet at every n-th step only.
+
+    Other steps evaluate the first convolution and the last block, which its skip connects, around
+    what the other blocks returned before. They count as their share of the FLOPs.
+    """
+    unet, flops = batch.diffguard.backbone.denoiser, dict[bool, float]()
     last = unet.up_blocks[-1]
     blocks = [
         *unet.down_blocks,
@@ -222,30 +237,37 @@ def cached(batch: Batch, every: int) -> Tensor:
     def network(
         steps: Iterator[int], kept: dict[nn.Module, Any], x: Tensor, t: Tensor, labels: Tensor
     ) -> Tensor:
-        fresh = next(steps) % every == 0
-        with replay(blocks, kept, fresh, len(x)), FlopCounterMode(display=False) as counter:
-            eps = batch.detector.backbone.eps(x, t, labels)
-        of_row[fresh] = counter.get_total_flops() / len(x)
-        batch.rows += len(x) * of_row[fresh] / of_row[True]
+        whole = next(steps) % every == 0
+        with replay(blocks, kept, whole, len(x)), FlopCounterMode(display=False) as counter:
+            eps = batch.diffguard.backbone.eps(x, t, labels)
+        flops[whole] = counter.get_total_flops() / len(x)
+        batch.nfe += len(x) * flops[whole] / flops[True]
         return eps
 
-    noise = batch.there(batch.unguided(partial(network, count(), {})))
-    return batch.back(batch.guided(partial(network, count(), {})), noise)
+    noise = batch.invert(batch.unguided(partial(network, count(), {})))
+    return batch.denoise(batch.guided(partial(network, count(), {})), noise)
 
 
 @contextmanager
 def replay(
-    modules: list[nn.Module], kept: dict[nn.Module, Any], fresh: bool, rows: int
+    modules: list[nn.Module], kept: dict[nn.Module, Any], whole: bool, rows: int
 ) -> Iterator[None]:
-    """Keep what modules return, or have them return it once more, twice over where rows have doubled."""
+    """Keep the outputs of modules, or return kept ones, repeated where the rows have doubled.
 
-    def instead(module: nn.Module, forward: Callable, *args: Any, **named: Any) -> Any:
-        if fresh:
+    Args:
+        modules: Modules to replace.
+        kept: Outputs by module.
+        whole: Whether to evaluate the modules and keep their outputs.
+        rows: Rows of the batch.
+    """
+
+    def forward_or_kept(module: nn.Module, forward: Callable, *args: Any, **named: Any) -> Any:
+        if whole:
             kept[module] = forward(*args, **named)
         return tree_map(lambda h: h if len(h) == rows else torch.cat([h, h]), kept[module])
 
     for module in modules:
-        module.forward = partial(instead, module, module.forward)
+        module.forward = partial(forward_or_kept, module, module.forward)
     try:
         yield
     finally:
@@ -253,11 +275,18 @@ def replay(
             del module.forward
 
 
-# ---------------------------------------------------------------------------------------------------------- the settings
+# ------------------------------------------------------------------------------- the settings
 
 
 class Setting(NamedTuple):
-    """A point of a curve: settings of the detector, and the loop that they run in, if not its own."""
+    """A point of a curve.
+
+    Attributes:
+        curve: Name of the curve.
+        text: Description of the setting.
+        settings: Settings of DiffGuard.
+        loop: Loop to run in. None: the engine.
+    """
 
     curve: str
     text: str
@@ -266,24 +295,26 @@ class Setting(NamedTuple):
 
 
 def ldm(steps: int, depth: int, low: float = 0, high: float = 1) -> dict[str, Any]:
-    """``depth`` of so many steps into the noise, and back but for the step at t = 1, guided in an interval."""
-    less = {
+    """Return settings: ``depth`` of the steps to noise, and back but for the step at t = 1."""
+    return {
+        "steps": steps,
         "early_stop_steps": steps - depth,
         "skip_first_steps": steps - depth,
         "skip_last_steps": 1,
+        "guidance__interval": [low, high],
     }
-    return {"steps": steps, **less, "guidance__interval": [low, high]}
 
 
 def gdm(steps: int, depth: int, low: float = 0, high: float = 1) -> dict[str, Any]:
-    """The same, but for the step at t = 0; the depth is fixed, in place of what PSNR says of each image."""
-    less = {
+    """Return settings: the same with a fixed depth in place of early stop by PSNR."""
+    return {
+        "steps": steps,
         "early_stop": None,
         "early_stop_steps": steps - depth,
         "forback_skip_diff": 2,
         "skip_last_steps": 1,
+        "guidance__interval": [low, high],
     }
-    return {"steps": steps, **less, "guidance__interval": [low, high]}
 
 
 FAST = {"ldm": ldm(4, 3), "gdm": gdm(14, 3, 0.05, 0.1) | {"guidance__scale": 160}}
@@ -358,67 +389,53 @@ SETTINGS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------- measuring
 
 
 @torch.no_grad()
 def run(pipeline: str, setting: Setting, images: Tensor) -> tuple[Tensor, float]:
-    """Scores [N], and the rows of the network that an image took."""
-    detector = diffguard_pl.load(
-        f"digits_{pipeline}", discrepancies=[HEADLINE[pipeline]], **setting.settings
-    )
+    """Return the scores [N] and the NFE per image."""
+    score = PRIMARY_SCORE[pipeline]
+    diffguard = diffguard_pl.load(f"digits_{pipeline}", discrepancies=[score], **setting.settings)
     if setting.loop:
-        batches = [Batch(detector, part) for part in images.split(BATCH)]
+        batches = [Batch(diffguard, part) for part in images.split(BATCH_SIZE)]
         scores = torch.cat([batch.score(setting.loop(batch)) for batch in batches])
-        return scores, sum(batch.rows for batch in batches) / len(images)
-    stream = detector.stream()
-    done = [found for part in images.split(BATCH) for found in stream.push(part)] + stream.drain()
-    return torch.cat(
-        [detection.scores[HEADLINE[pipeline]] for _, detection in done]
-    ), detector.nfe / len(images)
+        return scores, sum(batch.nfe for batch in batches) / len(images)
+    stream, done = diffguard.stream(), []
+    for part in images.split(BATCH_SIZE):
+        done += stream.push(part)
+    done += stream.drain()
+    scores = torch.cat([detection.scores[score] for _, detection in done])
+    return scores, diffguard.nfe / len(images)
 
 
 def measure(pipeline: str) -> pd.DataFrame:
-    """A line for each setting."""
+    """Return a line for each setting of a pipeline."""
     images = torch.cat([digits("val").images, tuning().images])
     is_ind = torch.arange(len(images)) < len(digits("val"))
     lines, scores = [], []
     for setting in SETTINGS[pipeline]:
-        began = time.monotonic()
-        found, rows = run(pipeline, setting, images)
-        lines.append(
-            (
-                pipeline,
-                setting.curve,
-                setting.text,
-                round(rows, 2),
-                auroc(found[is_ind], found[~is_ind]),
-            )
-        )
+        start = time.monotonic()
+        found, nfe = run(pipeline, setting, images)
+        area = auroc(found[is_ind], found[~is_ind])
+        lines.append((pipeline, setting.curve, setting.text, round(nfe, 2), area))
         scores.append(found.double())
-        print(*lines[-1], f"{time.monotonic() - began:.1f} s", flush=True)
-    table, names = (
-        pd.DataFrame(lines, columns=["pipeline", "curve", "setting", "nfe", "auroc"]),
-        [str(line) for line in lines],
-    )
-    found = replicates(
-        ScoreTable(
-            names,
-            ["val", "tuning"],
-            {},
-            torch.stack(scores, dim=1).numpy(),
-            (~is_ind).long().numpy(),
-        )
-    )
+        print(*lines[-1], f"{time.monotonic() - start:.1f} s", flush=True)
+
+    # Paired bootstrap: all settings share the draws of images.
+    names = [str(line) for line in lines]
+    values, is_ood = torch.stack(scores, dim=1).numpy(), (~is_ind).long().numpy()
+    found = replicates(ScoreTable(names, ["val", "tuning"], {}, values, is_ood))
     drawn = np.stack([found["tuning", "tuning", name][:, 0] for name in names])
+    table = pd.DataFrame(lines, columns=["pipeline", "curve", "setting", "nfe", "auroc"])
     table["low"], table["high"] = np.percentile(drawn, [2.5, 97.5], axis=1)
     table["diff_low"], table["diff_high"] = np.percentile(drawn - drawn[0], [2.5, 97.5], axis=1)
     return table.round(4)
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------ drawing
 
-LOOKS = {  # colours that the colour-blind tell apart
+CURVES = {  # colours that the colour-blind can tell apart
     "steps": ("fewer steps", "#d55e00", "o"),
     "depth": ("less noise", "#0072b2", "s"),
     "interval": ("guidance in an interval", "#009e73", "D"),
@@ -430,66 +447,51 @@ LOOKS = {  # colours that the colour-blind tell apart
 
 
 def draw_panel(panel: plt.Axes, table: pd.DataFrame) -> None:
-    """AUROC in percent against rows an image."""
+    """Draw AUROC in percent against NFE per image."""
     full = table[table.curve == "full"].iloc[0]
     panel.axhspan(100 * full.low, 100 * full.high, color="0.92", label="full run, 95 % interval")
     panel.axhline(100 * full.auroc, color="0.45", lw=1, ls="--")
-    panel.plot(full.rows, 100 * full.auroc, "o", color="0.3", ms=9, ls="", label="full run")
-    for k, (curve, (label, colour, marker)) in enumerate(LOOKS.items()):
-        points = table[table.curve == curve].sort_values("nfe")
-        x, y = (
-            points.rows * 1.012 ** (k - 3),
-            100 * points.auroc,
-        )  # a little aside, so that intervals can be told apart
-        panel.plot([], [], color=colour, marker=marker, label=label)
-        panel.errorbar(
-            x,
-            y,
-            [y - 100 * points.low, 100 * points.high - y],
-            color=colour,
-            lw=1.4,
-            elinewidth=0.8,
-        )
-        for i, point in points.iterrows():
-            fast, worse = point.setting.startswith("fast:"), point.diff_high < 0
-            look = (
-                {"marker": "*", "ms": 18, "mec": "black"}
-                if fast
-                else {"marker": marker, "ms": 7, "mec": colour}
-            )
-            panel.plot(
-                x[i], y[i], mfc="white" if worse else colour, mew=1.3, zorder=3 + fast, **look
-            )
+    panel.plot(full.nfe, 100 * full.auroc, "o", color="0.3", ms=9, ls="", label="full run")
+    for k, curve in enumerate(CURVES):
+        # Curves are moved aside a little, so that their intervals can be told apart.
+        draw_curve(panel, table[table.curve == curve].sort_values("nfe"), curve, 1.012 ** (k - 3))
+    hollow = {"mec": "0.3", "mew": 1.3, "ms": 7, "label": "hollow: worse than the full run"}
     panel.plot([], [], "*", color="white", mec="black", ms=14, label="fast preset")
-    panel.plot(
-        [],
-        [],
-        "o",
-        color="white",
-        mec="0.3",
-        mew=1.3,
-        ms=7,
-        label="hollow: worse than the full run",
-    )
+    panel.plot([], [], "o", color="white", **hollow)
     panel.set_xscale("log")
     panel.set_xticks([], minor=True)
     panel.set_xticks(ticks := [4, 5, 6, 8, 10, 15, 20, 30], map(str, ticks))
-    panel.set(xlim=(3.6, 33), xlabel="network rows an image", ylabel="AUROC, %")
+    panel.set(xlim=(3.6, 33), xlabel="network evaluations (NFE) per image", ylabel="AUROC, %")
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
 
 
+def draw_curve(panel: plt.Axes, points: pd.DataFrame, curve: str, aside: float) -> None:
+    """Draw the settings of a curve with their intervals."""
+    label, colour, marker = CURVES[curve]
+    x, y = points.nfe * aside, 100 * points.auroc
+    interval = [y - 100 * points.low, 100 * points.high - y]
+    panel.plot([], [], color=colour, marker=marker, label=label)
+    panel.errorbar(x, y, interval, color=colour, lw=1.4, elinewidth=0.8)
+    for i, point in points.iterrows():
+        is_fast, is_worse = point.setting.startswith("fast:"), point.diff_high < 0
+        look = {"marker": marker, "ms": 7, "mec": colour}
+        if is_fast:
+            look = {"marker": "*", "ms": 18, "mec": "black"}
+        fill = "white" if is_worse else colour
+        panel.plot(x[i], y[i], mfc=fill, mew=1.3, zorder=3 + is_fast, **look)
+
+
 def draw(table: pd.DataFrame) -> None:
-    """A panel a pipeline."""
+    """Draw a panel for each pipeline."""
     figure, panels = plt.subplots(2, 1, figsize=(9, 9), dpi=150)
-    for panel, (pipeline, score) in zip(panels, HEADLINE.items(), strict=True):
+    for panel, (pipeline, score) in zip(panels, PRIMARY_SCORE.items(), strict=True):
         draw_panel(panel, table[table.pipeline == pipeline])
         panel.set_title(f"digits_{pipeline}, score {score}", loc="left", fontsize=12)
     figure.tight_layout(rect=(0, 0.11, 1, 1), h_pad=2)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False
-    )
-    figure.savefig(PICTURE)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="lower center", ncols=3, frameon=False)
+    figure.savefig(FIGURE)
 
 
 if __name__ == "__main__":
