@@ -1,9 +1,16 @@
-"""Image files to tensors, as the original reads them; what cannot be read is said, not raised."""
+"""Reading and preparing images, for the data modules, deployed detectors and the demo.
+
+Steps: :func:`read_image` (file -> PIL), :func:`as_rgb` (anything -> RGB), then the transform of an
+:class:`ImagePreparation` (-> [3, H, W] in [0, 1]). :class:`Prepared` does this for a dataset and
+records an image that cannot be used with its reason, in place of raising.
+"""
 
 import io
 import operator
 import stat
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +22,143 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from diffguard_pl.errors import choose
+from diffguard_pl.errors import InputError, choose
 
 Image.init()
 FORMATS = tuple(
-    kind
-    for kind in ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-    if kind in Image.OPEN
+    name
+    for name in ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN
 )
-"""Pillow reads more, some of it by running programs, whatever a file is called. An old Pillow has no AVIF."""
+"""Formats that are read. Pillow knows more, runs programs for some, and ignores file extensions.
+
+Old versions of Pillow lack AVIF.
+"""
 INTERPOLATIONS = {
     "bilinear": v2.InterpolationMode.BILINEAR,
     "bicubic": v2.InterpolationMode.BICUBIC,
 }
+ImageLike = Tensor | np.ndarray | Image.Image | str | Path
+"""One image: a path, a PIL image, an array or a tensor, see :func:`as_rgb`."""
 
 
-def read_image(file: Path | bytes, upright: bool = False) -> Image.Image:
-    """An image file as RGB, as ``PIL.Image.open(file).convert("RGB")`` gives it, but for 16-bit grey, which keeps its range.
+class TooManyPixels(ValueError):
+    """An image exceeds a limit on its number of pixels."""
 
-    Transparency is dropped, the first frame of an animation is taken, and EXIF orientation is ignored, as torchvision's
-    ``ImageFolder`` and OpenOOD do.
+
+def read_image(
+    file: Path | bytes, upright: bool = False, max_megapixels: float | None = None
+) -> Image.Image:
+    """Read an image file as RGB.
+
+    Equals ``PIL.Image.open(file).convert("RGB")``, except that 16-bit grey keeps its range. As in
+    torchvision's ``ImageFolder`` and OpenOOD, transparency is dropped, only the first frame of an
+    animation is read, and EXIF orientation is ignored.
 
     Args:
-        file: its path or its content.
-        upright: turn it as its EXIF orientation says.
+        file: Path or content of the file.
+        upright: Whether to apply EXIF orientation. Defaults to False.
+        max_megapixels: Largest number of pixels, in millions, checked before decoding. Defaults to
+            ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million).
 
     Raises:
-        OSError: missing, truncated, not an image, or of a format that is not among ``FORMATS``.
-        Image.DecompressionBombWarning: more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million), found before they are decoded.
+        OSError: The file is missing, truncated, not an image, or of a format not in ``FORMATS``.
+        TooManyPixels: More than ``max_megapixels``.
+        Image.DecompressionBombWarning: More pixels than Pillow's limit.
     """
-    if isinstance(file, Path) and not stat.S_ISREG(
-        mode := file.stat().st_mode
-    ):  # to open a pipe may take for ever
-        raise OSError("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
+    if isinstance(file, Path):
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe may block forever
+            raise OSError("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(
-            io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS
-        ) as image:
+        if max_megapixels is None:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(source, formats=FORMATS) as image:
+            megapixels = image.width * image.height / 1e6
+            if max_megapixels is not None and megapixels > max_megapixels:
+                raise TooManyPixels(
+                    f"{image.width} x {image.height} pixels ({megapixels:.0f} megapixels), "
+                    f"more than the limit of {max_megapixels:g} megapixels"
+                )
             image.load()
-            return rgb(ImageOps.exif_transpose(image) if upright else image)
+            return _pil_to_rgb(image, upright)
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: ImageLike, upright: bool = False) -> Image.Image | Tensor:
+    """Return an image as an RGB PIL image or a tensor [3, H, W].
+
+    Args:
+        image: Path, PIL image, array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (whose transparency
+            is dropped), or tensor [H, W], [1, H, W] or [3, H, W]; arrays and tensors are uint8, or
+            floating point in [0, 1].
+        upright: Whether to apply EXIF orientation to files and PIL images. Defaults to False.
+
+    Raises:
+        OSError: A file cannot be read, see :func:`read_image`.
+        ValueError: The image has another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image), upright)
+    if isinstance(image, Image.Image):
+        return _pil_to_rgb(image, upright)
+    if isinstance(image, np.ndarray):
+        image = _array_to_tensor(image)
+    if isinstance(image, Tensor):
+        return _tensor_to_rgb(image)
+    raise ValueError(
+        f"is a {type(image).__name__}; must be a path, a PIL image, an array or a tensor"
+    )
+
+
+def _pil_to_rgb(image: Image.Image, upright: bool) -> Image.Image:
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         pixels = np.asarray(image)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError("has floating-point pixels that are not all in [0, 1]")
         image = Image.fromarray((pixels * 255).round().astype(np.uint8))
-    if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
+        pixels = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
     return image.convert("RGB")
+
+
+def _array_to_tensor(array: np.ndarray) -> Tensor:
+    """Return an array [H, W] or [H, W, C] as a tensor [1, H, W] or [3, H, W]."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(f"is an array {list(array.shape)}; must be [H, W] or [H, W, 3]")
+    # a copy: the array may be read-only
+    return torch.from_numpy(np.array(array[..., :3])).permute(2, 0, 1)
+
+
+def _tensor_to_rgb(image: Tensor) -> Tensor:
+    """Check a tensor and give a grey one, [H, W] or [1, H, W], three equal channels."""
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f"is {image.dtype}; must be uint8, or floating point in [0, 1]")
+    if 0 in image.shape:
+        raise ValueError(f"is {list(image.shape)}: empty")
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or len(image) not in (1, 3):
+        raise ValueError(f"is {list(image.shape)}; must be [3, H, W]")
+    return image.expand(3, -1, -1)
 
 
 def standard_transform(
     resize: int, image_size: int, interpolation: str = "bilinear"
 ) -> v2.Transform:
-    """The original's: short side to ``resize`` pixels, centre crop to ``image_size``, [3, H, W] float32 in [0, 1]."""
+    """Return the transform of the original code: PIL image or tensor -> [3, H, W] in [0, 1].
+
+    Args:
+        resize: Length of the image's short side after resizing, in pixels.
+        image_size: Side of the centre crop, in pixels.
+        interpolation: ``bilinear`` or ``bicubic``. Defaults to ``bilinear``.
+    """
     choose("interpolation", interpolation, list(INTERPOLATIONS))
     return v2.Compose(
         [
@@ -84,58 +170,89 @@ def standard_transform(
 
 
 def _to_unit_range(image: Image.Image | Tensor) -> Tensor:
-    """As ``ToTensor`` divides, to the last bit: v2's own scaling multiplies by 1/255."""
-    tensor = (
-        pil_to_tensor(image) if isinstance(image, Image.Image) else image.as_subclass(torch.Tensor)
-    )
+    """Scale to [0, 1] exactly as ``ToTensor`` does; v2's own scaling multiplies by 1/255."""
+    tensor = pil_to_tensor(image) if isinstance(image, Image.Image) else image.as_subclass(Tensor)
     return tensor.float() if tensor.is_floating_point() else tensor.float().div(255)
 
 
+@dataclass(frozen=True)
+class ImagePreparation:
+    """How images of any size become those that the model takes.
+
+    Attributes:
+        image_size: Side of the centre crop, in pixels.
+        resize: Length of the short side before cropping, in pixels.
+        interpolation: ``bilinear`` or ``bicubic``. Defaults to ``bilinear``.
+        upright: Whether to apply EXIF orientation. Defaults to False.
+    """
+
+    image_size: int
+    resize: int
+    interpolation: str = "bilinear"
+    upright: bool = False
+
+    def __post_init__(self) -> None:
+        choose("interpolation", self.interpolation, list(INTERPOLATIONS))
+        if self.resize < self.image_size:
+            raise InputError(
+                f"preparation: resize={self.resize} is less than image_size={self.image_size}, "
+                "the side of the centre crop; increase resize"
+            )
+
+    @cached_property
+    def transform(self) -> v2.Transform:
+        """RGB PIL image or tensor [3, h, w] -> [3, H, W] float32 in [0, 1]."""
+        return standard_transform(self.resize, self.image_size, self.interpolation)
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        """Return an image, see :func:`as_rgb`, as [3, H, W] float32.
+
+        Values of a floating-point tensor are not checked.
+        """
+        return self.transform(as_rgb(image, self.upright))
+
+
 class Prepared(Dataset):
-    """A data set as :class:`~diffguard_pl.evaluation.module.DiffGuardModule` wants it; an image that cannot be had is an item without one.
+    """Items of a dataset as dicts; an image that cannot be used is replaced by the reason.
+
+    An item has ``index``, ``path``, ``label``, and either ``image`` [3, H, W] in [0, 1] or
+    ``error``. See :class:`~diffguard_pl.evaluation.module.DiffGuardModule`.
 
     Args:
-        data: items are pairs (image, label, ...), dicts with ``image`` and ``label``, or images; images are PIL, or tensors
-            [3, H, W] or [1, H, W], uint8 or in [0, 1]. It may have methods ``path_of(index)`` and ``label_of(index)``.
-        transform: PIL image or tensor -> [3, H, W] in [0, 1].
-        name: for paths, where the data set knows none.
-        in_distribution: keep the labels; else every label is -1.
+        data: Dataset whose items are pairs (image, label, ...), dicts with ``image`` and
+            ``label``, or images, see :func:`as_rgb`. It may define ``path_of(index)`` and
+            ``label_of(index)``.
+        transform: Maps an RGB PIL image or a tensor [3, h, w] to [3, H, W] in [0, 1].
+        name: Prefix of the paths of a dataset that defines none.
+        in_distribution: Whether to keep the labels; otherwise every label is -1.
     """
 
     def __init__(self, data: Dataset, transform: v2.Transform, name: str, in_distribution: bool):
-        self.data, self.transform, self.name, self.in_distribution = (
-            data,
-            transform,
-            name,
-            in_distribution,
-        )
+        self.data, self.transform, self.name = data, transform, name
+        self.in_distribution = in_distribution
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = (
-            self.data.path_of(index) if hasattr(self.data, "path_of") else f"{self.name}[{index}]"
-        )
-        label = (
-            self.data.label_of(index) if hasattr(self.data, "label_of") else -1
-        )  # known even if the image is broken
-        path = path.encode("utf-8", "backslashreplace").decode()  # a name on disk may be anything
+        path, label = f"{self.name}[{index}]", -1
+        if hasattr(self.data, "path_of"):
+            path = self.data.path_of(index)
+        if hasattr(self.data, "label_of"):  # known even if the image is broken
+            label = self.data.label_of(index)
         item: dict[str, Any] = {
             "index": index,
-            "path": path,
+            "path": path.encode("utf-8", "backslashreplace").decode(),  # may be any bytes
             "label": label if self.in_distribution else -1,
         }
         try:
             image, label = _image_and_label(self.data[index])
             if self.in_distribution:
                 item["label"] = _class_number(label)
-            item["image"] = self.transform(
-                three_channels(image) if isinstance(image, Tensor) else rgb(image)
-            )
-            _check(item["image"])
-        except Exception as error:  # whatever a file or somebody's data set comes up with
-            item.pop("image", None)
+            prepared = self.transform(as_rgb(image))
+            _check(prepared)
+            item["image"] = prepared
+        except Exception as error:  # files and foreign datasets may raise anything
             item["error"] = reason(error)
         return item
 
@@ -149,14 +266,15 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """Why an image cannot be used, in one line."""
+    """Return why an image cannot be used, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return "too many pixels: " + " ".join(str(error).split()).split(", could be")[0]
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that PIL can read"
-    return " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(str(error).split())
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return "too many pixels: " + message.split(", could be")[0]
+    return message or type(error).__name__
 
 
 def _image_and_label(item: Any) -> tuple[Any, Any]:
@@ -173,19 +291,15 @@ def _class_number(label: Any) -> int:
     try:
         return operator.index(label)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"its label {str(label)[:40]!r} is not the number of a class") from error
-
-
-def three_channels(image: Tensor) -> Tensor:
-    """A tensor [3, H, W] as it is, a grey one, [1, H, W] or [H, W], with three equal channels."""
-    grey = image.ndim == 2 or (image.ndim == 3 and len(image) == 1)
-    return image.reshape(1, *image.shape[-2:]).expand(3, -1, -1) if grey else image
+        raise ValueError(f"its label {str(label)[:40]!r} is not a class number") from error
 
 
 def _check(image: Tensor) -> None:
+    """Check shape and range of a prepared image."""
     if image.ndim != 3 or len(image) != 3:
-        raise ValueError(f"is {list(image.shape)}, expected [3, H, W]")
+        raise ValueError(f"is {list(image.shape)}; must be [3, H, W]")
     if not image.isfinite().all():
         raise ValueError("has NaN or infinite values")
     if image.min() < 0 or image.max() > 1:
-        raise ValueError(f"has values from {image.min():.3g} to {image.max():.3g}, expected [0, 1]")
+        low, high = image.min(), image.max()
+        raise ValueError(f"has values from {low:.3g} to {high:.3g}; must be in [0, 1]")

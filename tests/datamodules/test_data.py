@@ -152,7 +152,7 @@ def test_no_program_is_run_for_an_image_and_no_pipe_is_waited_for(tmp_path, monk
     content = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "photo.png").write_text(content)
     os.mkfifo(tmp_path / "pipe.png")
-    for name, said in {"photo.png": "cannot identify", "pipe.png": "is no regular file"}.items():
+    for name, said in {"photo.png": "cannot identify", "pipe.png": "regular file"}.items():
         with pytest.raises(OSError, match=said):
             read_image(tmp_path / name)
     assert not (tmp_path / "ran").exists()
@@ -268,7 +268,7 @@ def test_a_data_set_of_ones_own_with_mishaps():
     assert data[0]["image"].shape == (3, 32, 32)
     errors = [data[i]["error"] for i in (1, 2, 3)]
     assert "NaN" in errors[0]
-    assert "expected [0, 1]" in errors[1]
+    assert "must be in [0, 1]" in errors[1]
     assert errors[2] == "the database is gone"
     assert data[0]["path"] == "mine[0]"
 
@@ -281,7 +281,7 @@ def test_tensors_of_any_kind(channels, dtype):
     )
     item = prepared([(image, 2)])[0]
     if channels == 4:
-        assert item["error"] == "is [4, 32, 32], expected [3, H, W]"
+        assert "[4, 32, 32]" in item["error"]
     else:
         assert torch.allclose(item["image"], torch.full((3, 32, 32), 0.5), atol=0.01)
 
@@ -788,7 +788,7 @@ def test_a_file_name_that_is_not_unicode_can_be_written_down(tmp_path):
 @pytest.mark.parametrize("label", ["cat", [0.0, 1.0], 1.5, None])
 def test_a_label_that_is_no_class_number_matters_in_distribution_alone(label):
     data = [(layouts.photographs()[0], label)]
-    assert "is not the number of a class" in prepared(data)[0]["error"]
+    assert "is not a class number" in prepared(data)[0]["error"]
     assert prepared(data, in_distribution=False)[0]["image"].shape == (3, 32, 32)
 
 
