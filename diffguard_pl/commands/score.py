@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..deploy.decision_log import COLUMNS, Lines, as_json, printable
+from ..deploy.decision_log import COLUMNS, DecisionLog, as_json, printable
 from ..errors import InputError
 from ..runs.signals import GracefulTermination, StopRequested
 
@@ -159,11 +159,15 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
     if given.pictures:
         _check_folder(given.pictures)
     with ExitStack() as opened:
-        out = opened.enter_context(closing(Lines(given.out, given.resume))) if given.out else None
+        out = (
+            opened.enter_context(closing(DecisionLog(given.out, given.resume)))
+            if given.out
+            else None
+        )
         import pooch
 
         from ..deploy.detector import Detector
-        from ..deploy.detector_file import shipped
+        from ..deploy.detector_file import shipped_detector
 
         changes = {} if given.slots is None else {"slots": given.slots}
         detector = Detector.load(given.detector, device=given.device, **changes)
@@ -171,12 +175,13 @@ def score(given: argparse.Namespace) -> tuple[int, int]:
             detector.with_tpr(given.tpr)
         if out:
             out.begin(
-                pooch.file_hash(shipped(given.detector) or Path(given.detector)), detector.tpr
+                pooch.file_hash(shipped_detector(given.detector) or Path(given.detector)),
+                detector.tpr,
             )
         done = out.paths if out else set()
         rejected, broken, decided, known = (
             out.rejected if out else 0,
-            out.broken if out else 0,
+            out.unreadable if out else 0,
             0,
             0,
         )
@@ -314,9 +319,9 @@ def _batches(
 
     if not paths:
         return []
-    images: Any = Files(paths, bool(detector.preparation["upright"]))
+    images: Any = Files(paths, detector.preparation.upright)
     return DataLoader(
-        Prepared(images, detector.transform, "", in_distribution=False),
+        Prepared(images, detector.preparation.transform, "", in_distribution=False),
         given.batch_size,
         num_workers=given.workers if len(paths) > given.batch_size else 0,
         collate_fn=collate,

@@ -1,7 +1,8 @@
-"""The file that decisions are written to, JSON Lines, or CSV by its name: by one process at a time, and to go on with.
+"""The file that decisions are written to: JSON Lines, or CSV if its name ends in ``.csv``.
 
-What it was begun with, a detector and a tpr, is written beside it first, into ``.NAME.detector``: a file with something in it and
-without that one is not ours, and stays as it is.
+One process at a time writes to it, and an interrupted one can be resumed. The detector and the TPR
+of its decisions are stored beside it, in ``.NAME.detector``, before the first decision. A non-empty
+file without that companion is somebody else's, and is never changed.
 """
 
 import csv
@@ -31,154 +32,158 @@ COLUMNS = (
 
 
 def printable(path: str) -> str:
-    """A name on disk may be anything; what is no UTF-8 is escaped, as the data modules do."""
+    """Return a path with bytes that are not UTF-8 escaped, as the data modules do."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
 def as_json(line: Mapping[str, Any]) -> str:
-    """In one line, for every reader of JSON."""
+    """Return one line of JSON, without the NaN that many readers of JSON reject."""
     return json.dumps(line, allow_nan=False)
 
 
-class Lines:
-    """The file, open and locked until :meth:`close`; nothing in it is changed before :meth:`begin`.
+class DecisionLog:
+    """The file, open and locked until :meth:`close`. Nothing in it changes before :meth:`begin`.
 
     Args:
-        out: its name.
-        resume: go on with what is there; else a file with something in it is refused.
+        path: Path of the file.
+        resume: Whether to append to an existing file; otherwise a non-empty file is refused.
 
     Attributes:
-        paths: of the images that it has.
-        rejected, broken: how many of them were rejected, and could not be read.
+        paths: Paths of the images that the file already has.
+        rejected: Number of images in the file that were rejected.
+        unreadable: Number of images in the file that could not be read.
 
     Raises:
-        InputError: it cannot be written, another process is writing it, or it is something else.
+        InputError: The file cannot be written, is being written by another process, or is not a
+            decision log.
     """
 
-    def __init__(self, out: Path, resume: bool):
-        self.out, self.beside = out, out.with_name(f".{out.name}.detector")
-        self.is_csv = out.suffix.lower() == ".csv"
+    def __init__(self, path: Path, resume: bool):
+        self.path = path
+        self.companion = path.with_name(f".{path.name}.detector")
+        self.is_csv = path.suffix.lower() == ".csv"
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if out.exists() and not out.is_file():
-                raise InputError(f"{out}: is no regular file; give another name")
-            self.is_new = not out.exists()
-            self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: is not a regular file; choose another name")
+            self.is_new = not path.exists()
+            self.file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="")
         except OSError as error:
             raise self._unwritable(error) from error
         try:
             self._lock()
-            rows = self._rows(resume)
-            self.paths = {row["path"] for row in rows}
-            self.rejected = sum(row.get("decision") == "reject" for row in rows)
-            self.broken = sum(bool(row.get("error")) for row in rows)
+            lines, self.complete_bytes = self._read(resume)
         except BaseException:
             self.close()
             raise
+        self.paths = {line["path"] for line in lines}
+        self.rejected = sum(line.get("decision") == "reject" for line in lines)
+        self.unreadable = sum(bool(line.get("error")) for line in lines)
 
     def begin(self, detector: str, tpr: float) -> None:
-        """Before the first line: take out what an interruption has cut off, and see that all lines are of one detector.
+        """Prepare to write: drop a line that an interruption cut off, and store the detector.
 
         Args:
-            detector: hash of its file.
-            tpr: share of in-distribution images that it accepts.
+            detector: Hash of the detector file.
+            tpr: Fraction of in-distribution images that it accepts.
+
+        Raises:
+            InputError: The file has decisions of another detector or TPR, or cannot be written.
         """
         origin = {"detector": detector, "tpr": tpr}
         try:
-            if not self.out.stat().st_size:
-                self.beside.write_text(json.dumps(origin) + "\n")
-            elif (before := self._origin()) != origin:
-                which = (
-                    f"tpr {before.get('tpr')}, not {tpr}"
-                    if before.get("detector") == detector
-                    else "another detector"
-                )
-                raise InputError(f"{self.out}: was begun with {which}; give another name")
-            self.file.truncate(self.whole)
+            if self.path.stat().st_size == 0:
+                self.companion.write_text(json.dumps(origin) + "\n")
+            else:
+                self._check_origin(origin)
+            self.file.truncate(self.complete_bytes)
         except OSError as error:
             raise self._unwritable(error) from error
-        if self.is_csv and not self.whole:
-            self._append(lambda: self._csv().writeheader())
+        if self.is_csv and not self.complete_bytes:
+            self._append(lambda: self._csv_writer().writeheader())
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line; it is on its way to the disk when this returns."""
-        self._append(
-            (lambda: self._csv().writerow(line))
-            if self.is_csv
-            else (lambda: self.file.write(as_json(line) + "\n"))
-        )
+        """Append a line and hand it to the operating system."""
+        if self.is_csv:
+            self._append(lambda: self._csv_writer().writerow(line))
+        else:
+            self._append(lambda: self.file.write(as_json(line) + "\n"))
 
     def close(self) -> None:
-        """Let others have it."""
+        """Close the file, which releases the lock, and remove it if it is new and empty."""
         with suppress(OSError):
-            if self.is_new and not self.out.stat().st_size:
-                self.out.unlink()
-        with suppress(OSError):  # has been said when it was written
+            if self.is_new and self.path.stat().st_size == 0:
+                self.path.unlink()
+        with suppress(OSError):  # write() has reported it
             self.file.close()
 
     def _lock(self) -> None:
-        """Of the file itself: the system gives it back however the process ends, and nothing is left beside."""
+        """Lock the file itself: the system releases it however the process ends."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self.file.fileno()), self.out.stat()):
-                raise BlockingIOError  # who had it has taken it away
+            if not os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
+                raise BlockingIOError  # the previous owner has removed it meanwhile
         except (BlockingIOError, FileNotFoundError) as error:
             self.is_new = False
             raise InputError(
-                f"{self.out}: another process is writing it; wait for it, or give another name"
+                f"{self.path}: another process is writing to it; wait, or choose another name"
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _rows(self, resume: bool) -> list[dict[str, Any]]:
-        """The lines that are whole."""
-        content = self.out.read_bytes()
+    def _read(self, resume: bool) -> tuple[list[dict[str, Any]], int]:
+        """Return the complete lines of the file and their size in bytes."""
+        content = self.path.read_bytes()
         if content and not resume:
             raise InputError(
-                f"{self.out}: is there already; --resume adds to it what it lacks, or give another name"
+                f"{self.path}: exists already; --resume adds what it lacks, or choose another name"
             )
-        self.whole = end = content.rfind(b"\n") + 1
-        while (
-            self.is_csv and end and content.count(b'"', 0, end) % 2
-        ):  # within quotes, a name may have line ends
-            self.whole = end = content.rfind(b"\n", 0, end - 1) + 1
+        end = content.rfind(b"\n") + 1
+        # a quoted CSV field may contain line ends: cut only outside quotes
+        while self.is_csv and end and content.count(b'"', 0, end) % 2:
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        parse = _parse_csv if self.is_csv else _parse_json_lines
         try:
-            text = content[:end].decode("utf-8")
-            rows = (
-                _read_csv(text)
-                if self.is_csv
-                else [json.loads(line) for line in text.split("\n")[:-1]]
-            )
-            if not all(
-                isinstance(row["path"], str) and (row.get("decision") or row.get("error"))
-                for row in rows
-            ):
-                raise ValueError("a line without a decision")
+            lines = parse(content[:end].decode("utf-8"))
+            for line in lines:
+                if not isinstance(line["path"], str):
+                    raise ValueError("a path is not a string")
+                if not (line.get("decision") or line.get("error")):
+                    raise ValueError("a line has no decision")
         except (
-            ValueError,
-            KeyError,
-            TypeError,
             AttributeError,
+            KeyError,
             RecursionError,
+            TypeError,
+            ValueError,
             csv.Error,
         ) as error:
             raise InputError(
-                f"{self.out}: holds something else than scores; give another name"
+                f"{self.path}: is not a decision log ({type(error).__name__}); choose another name"
             ) from error
-        if content and not self.beside.is_file():
+        if content and not self.companion.is_file():
             raise InputError(
-                f"{self.out}: what it was begun with is not known, {self.beside.name} is missing; give another name"
+                f"{self.path}: its detector is unknown, {self.companion.name} is missing; "
+                "choose another name"
             )
-        return rows
+        return lines, end
 
-    def _origin(self) -> dict[str, Any]:
+    def _check_origin(self, origin: dict[str, Any]) -> None:
+        """Check that the existing lines are of the same detector and TPR."""
         try:
-            return dict(json.loads(self.beside.read_text()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{self.beside}: is damaged; give --out another name") from error
+            earlier = dict(json.loads(self.companion.read_text()))
+        except (RecursionError, TypeError, ValueError) as error:
+            raise InputError(f"{self.companion}: is damaged; choose another --out") from error
+        if earlier == origin:
+            return
+        if earlier.get("detector") == origin["detector"]:
+            other = f"tpr={earlier.get('tpr')}, not {origin['tpr']}"
+        else:
+            other = "another detector"
+        raise InputError(f"{self.path}: was started with {other}; choose another name")
 
-    def _csv(self) -> csv.DictWriter:
-        # all text in quotes: a bare carriage return would end a line
+    def _csv_writer(self) -> csv.DictWriter:
+        # quotes around all text: readers take a bare carriage return for the end of a line
         return csv.DictWriter(
             self.file, COLUMNS, restval="", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
         )
@@ -188,18 +193,22 @@ class Lines:
             write()
             self.file.flush()
         except OSError as error:
-            raise self._unwritable(
-                error, "; once this is mended, --resume goes on with it"
-            ) from error
+            raise self._unwritable(error, "; fix the cause, then continue with --resume") from error
 
-    def _unwritable(self, error: Exception, then: str = "") -> InputError:
-        return InputError(
-            f"{self.out}: could not be written ({getattr(error, 'strerror', None) or error}){then}"
-        )
+    def _unwritable(self, error: Exception, remedy: str = "") -> InputError:
+        reason = getattr(error, "strerror", None) or error
+        return InputError(f"{self.path}: cannot be written ({reason}){remedy}")
 
 
-def _read_csv(text: str) -> list[dict[str, Any]]:
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    if rows and (rows[0] != list(COLUMNS) or any(len(row) != len(COLUMNS) for row in rows)):
+def _parse_json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _parse_csv(text: str) -> list[dict[str, Any]]:
+    lines = list(csv.reader(io.StringIO(text, newline="")))
+    if not lines:
+        return []
+    header, *rest = lines
+    if header != list(COLUMNS) or any(len(line) != len(COLUMNS) for line in rest):
         raise ValueError("other columns")
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:]]
+    return [dict(zip(COLUMNS, line, strict=True)) for line in rest]

@@ -1,23 +1,25 @@
-"""TODO."""
+"""What a detector decides on images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Decision(NamedTuple):
-    """On one image.
+@dataclass(frozen=True)
+class Decision:
+    """Decision on one image.
 
     Attributes:
-        accepted: whether it is taken for in-distribution.
-        label: the class that the classifier gives it.
-        label_name: what that is called; the number where nobody knows.
-        score: that decided, higher = more in-distribution.
-        p_value: how likely an in-distribution image is to score no higher, in (0, 1]; it is rejected where that is at most 1 - tpr.
-        diffused: whether the diffusion model was asked; a cascade need not.
+        accepted: Whether the image is taken for in-distribution.
+        label: Class predicted by the classifier.
+        label_name: Name of that class; its number if the names are unknown.
+        score: Deciding score, higher = more in-distribution.
+        p_value: Conformal p-value in (0, 1]: probability that an in-distribution image scores no
+            higher. The image is rejected if it is at most 1 - tpr.
+        diffused: Whether the image went through the diffusion model; a cascade may skip it.
     """
 
     accepted: bool
@@ -30,21 +32,23 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Decisions:
-    """On images, all on the CPU. Iterating gives a :class:`Decision` for each.
+    """Decisions on N images, all on the CPU. Iterating yields a :class:`Decision` per image.
 
     Attributes:
-        accepted: bool [N].
-        labels: [N] the classes that the classifier gives; -1 where only scores were given.
-        label_names: of these.
-        scores: [N] that decided, higher = more in-distribution.
-        p_values: [N], see :class:`Decision`.
-        diffused: bool [N].
-        threshold: scores below it are rejected.
-        score_name: of ``scores``.
-        all_scores: every score [N] by name.
-        images: [N, 3, H, W] in [0, 1] as the detector saw them; None where only scores were given.
-        reconstructions: [N, 3, H, W] in [0, 1] under the label; NaN where the diffusion model was not asked; None as above.
-        unguided: the unguided reconstructions, where the detector compares to these.
+        accepted: Whether each image is taken for in-distribution, bool [N].
+        labels: Classes predicted by the classifier [N]; -1 if only scores were given.
+        label_names: Names of these classes.
+        scores: Deciding scores [N], higher = more in-distribution.
+        p_values: Conformal p-values [N] in (0, 1], see :class:`Decision`.
+        diffused: Whether each image went through the diffusion model, bool [N].
+        threshold: Images whose score is below it are rejected.
+        score_name: Name of the deciding score.
+        all_scores: Every score [N] by name.
+        images: Images [N, 3, H, W] in [0, 1] as the detector saw them; None if only scores were
+            given.
+        reconstructions: Reconstructions [N, 3, H, W] in [0, 1] under the label; NaN for images that
+            were not diffused, None if only scores were given.
+        unguided: Unguided reconstructions [N, 3, H, W] in [0, 1], if the model compares to them.
     """
 
     accepted: Tensor
@@ -62,38 +66,40 @@ class Decisions:
 
     @property
     def outlier_scores(self) -> Tensor:
-        """[N], higher = more out-of-distribution: the scores, negated; what pytorch-ood's detectors give."""
+        """Negated scores [N], higher = more out-of-distribution, as in pytorch-ood."""
         return -self.scores
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Decision]:
-        columns = (
-            self.accepted,
-            self.labels,
-            self.label_names,
-            self.scores,
-            self.p_values,
-            self.diffused,
-        )
-        values = (column.tolist() if isinstance(column, Tensor) else column for column in columns)
-        return (Decision(*row) for row in zip(*values, strict=True))
+        for i in range(len(self)):
+            yield Decision(
+                accepted=bool(self.accepted[i]),
+                label=int(self.labels[i]),
+                label_name=self.label_names[i],
+                score=float(self.scores[i]),
+                p_value=float(self.p_values[i]),
+                diffused=bool(self.diffused[i]),
+            )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Decisions"]) -> "Decisions":
+        """Return the decisions of one detector on several batches as one object."""
+        columns = {
+            entry.name: _concatenated([getattr(part, entry.name) for part in parts])
+            for entry in fields(cls)
+        }
+        return cls(**columns)
 
 
-def _joined(parts: Sequence[Decisions]) -> Decisions:
-    """Of one detector, on images after each other."""
-
-    def joined(name: str) -> Any:
-        of = [getattr(part, name) for part in parts]
-        if isinstance(of[0], Tensor):
-            return torch.cat(of)
-        return [one for part in of for one in part] if isinstance(of[0], list) else of[0]
-
-    scores = {
-        name: torch.cat([part.all_scores[name] for part in parts]) for name in parts[0].all_scores
-    }
-    return replace(
-        parts[0],
-        **{entry.name: joined(entry.name) for entry in fields(Decisions)} | {"all_scores": scores},
-    )
+def _concatenated(values: list[Any]) -> Any:
+    """Join a field of several decisions; fields of the detector itself are equal in all."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(values)
+    if isinstance(first, list):
+        return [item for value in values for item in value]
+    if isinstance(first, dict):
+        return {name: _concatenated([value[name] for value in values]) for name in first}
+    return first

@@ -1,59 +1,242 @@
-"""TODO."""
+"""The file of a calibrated detector, ``detector.json``.
+
+It holds the settings, the threshold, the validation images' scores and hashes of the weights, but
+no weights: checkpoints stay where they are. Fitted baselines are stored beside it.
+"""
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
-from safetensors.torch import load_file
 
 from ..checkpoints.registry import SHIPPED
+from ..datamodules.reading import ImagePreparation
 from ..diffguard import DiffGuard
-from ..errors import InputError
-from ..runs import record
+from ..errors import InputError, choose
+from ..runs.files import atomic_write
+from ..runs.record import CHANGEABLE_MODEL_SETTINGS, weights_hashes
+from ..scores.baselines.collection import Baselines
+from ..scores.conformal import Threshold, lowest_for_nan, threshold
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
+SUFFIX = "_detector.json"
+"""Ending of the names of the detector files that come with the package."""
+MOVED_CLASSES = {
+    "diffguard_pl.diffusion.guidance.ClassifierFreeGuidance": (
+        "diffguard_pl.diffusion.classifier_free_guidance.ClassifierFreeGuidance"
+    ),
+    "diffguard_pl.diffusion.guidance.ClassifierGuidance": (
+        "diffguard_pl.diffusion.classifier_guidance.ClassifierGuidance"
+    ),
+    "diffguard_pl.openood.ResNet18_32x32": "diffguard_pl.classifiers.resnets.ResNet18_32x32",
+    "diffguard_pl.smallnet.SmallResNet": "diffguard_pl.classifiers.resnets.SmallResNet",
+}
+"""Import paths in files of earlier versions of the package."""
 
 
-def _check_weights(file: Path, expected: Mapping[str, str], model: DiffGuard) -> None:
-    found = record.weights_hashes(model)
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
-            raise InputError(
-                f"{file}: the weights of the {name} are not those that it was calibrated with; give their checkpoint back, or "
-                "calibrate again"
-            )
+@dataclass(frozen=True)
+class DetectorFile:
+    """Content of a detector file.
 
+    Attributes:
+        score: Name of the deciding score.
+        threshold: Threshold with its confidence intervals.
+        model: Settings of the model, as in a config; None if it was not built from a config.
+        method: What scores depend on besides the weights, see :func:`describe_method`.
+        combination: Settings of the fusion and the cascade; None if there are none.
+        preparation: Preparation of the images.
+        precision: Precision of the networks, by Lightning's names.
+        tf32: Whether float32 products on a GPU may round their factors to TF32.
+        class_names: Names of the classes; empty if unknown.
+        weights: SHA-256 of the weights by part of the model.
+        fitted: Name (``file``) and hash (``sha256``) of the file of fitted baselines; None if there
+            are none.
+        about: Provenance: time, versions, data.
+        calibration: Deciding scores [n] of the validation images that set the threshold, ascending.
+        reference: Scores by name of the validation images that a combination is calibrated on.
+    """
 
-def method(model: DiffGuard) -> dict[str, Any]:
-    """What, besides the weights, the scores of a model depend on."""
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    score: str
+    threshold: Threshold
+    model: dict[str, Any] | None
+    method: dict[str, Any]
+    combination: dict[str, Any] | None
+    preparation: ImagePreparation
+    precision: str
+    tf32: bool
+    class_names: list[str]
+    weights: dict[str, str]
+    fitted: dict[str, str] | None
+    about: dict[str, Any]
+    calibration: np.ndarray
+    reference: dict[str, np.ndarray]
 
-    def settings(part: Any, *left_out: str) -> dict[str, Any]:
-        own = {
-            name: value
-            for name, value in vars(part).items()
-            if name[0] != "_" and name not in left_out and isinstance(value, plain)
+    def write(self, path: Path) -> None:
+        """Write the file, replacing an earlier one.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        content = {"format": FORMAT, "version": VERSION}
+        content |= {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        content["threshold"] = {
+            name: value if math.isfinite(value) else None
+            for name, value in asdict(self.threshold).items()
         }
-        return {"class": type(part).__qualname__} | own
+        if self.model is not None:
+            # relative paths would depend on the working directory
+            content["model"] = _map_checkpoints(self.model, lambda path: str(path.absolute()))
+        content["preparation"] = asdict(self.preparation)
+        content["calibration"] = _to_json(self.calibration)
+        content["reference"] = {name: _to_json(scores) for name, scores in self.reference.items()}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
-    classifier, backbone = model.classifier, model.backbone
-    found = {
+    @classmethod
+    def read(cls, path: Path) -> "DetectorFile":
+        """Read a file.
+
+        Raises:
+            InputError: The file is missing, damaged, not a detector file, or of another version.
+        """
+        content = _read_json(path)
+        with reporting_damage(path):
+            entries = {entry.name: content[entry.name] for entry in fields(cls)}
+            calibration = np.sort(lowest_for_nan(_from_json(content["calibration"])))
+            entries |= {
+                "threshold": threshold(calibration, content["threshold"]["tpr"]),
+                "model": _with_current_classes(content["model"]),
+                "preparation": ImagePreparation(**content["preparation"]),
+                "calibration": calibration,
+                "reference": {
+                    name: _from_json(scores) for name, scores in content["reference"].items()
+                },
+            }
+            file = cls(**entries)
+            if file.threshold.value != content["threshold"]["value"]:
+                raise ValueError("the threshold does not match the calibration scores")
+        return file
+
+    def build_model(self, path: Path, changes: Mapping[str, Any]) -> DiffGuard:
+        """Build the model from its settings.
+
+        Args:
+            path: Path of the file. Checkpoints that have moved are looked for in its folder.
+            changes: New values of settings that scores do not depend on.
+
+        Raises:
+            InputError: The file has no settings, a checkpoint is missing, or a setting cannot be
+                changed.
+        """
+        from ..config import diffguard_from
+
+        if self.model is None:
+            raise InputError(
+                f"{path}: was not made from a config; give the model: "
+                "Detector.load(file, model=...)"
+            )
+        for name in changes:
+            choose("setting that may be changed", name, list(CHANGEABLE_MODEL_SETTINGS))
+        settings = _map_checkpoints(self.model, lambda checkpoint: _find(checkpoint, path.parent))
+        with reporting_damage(path):
+            return diffguard_from(settings | dict(changes))
+
+    def load_fitted_baselines(self, path: Path, baselines: Baselines) -> None:
+        """Load the fitted baselines that are stored beside the file, if any.
+
+        Raises:
+            InputError: Their file is missing, or not the one that was written with this file.
+        """
+        if self.fitted is None:
+            return
+        import pooch
+        from safetensors.torch import load_file
+
+        beside = path.with_name(self.fitted["file"])
+        if not beside.is_file():
+            raise InputError(
+                f"{beside}: not found; put the file of fitted baselines beside the detector file"
+            )
+        if pooch.file_hash(beside) != self.fitted["sha256"]:
+            raise InputError(
+                f"{beside}: does not belong to the detector file (another hash); calibrate again"
+            )
+        baselines.load_state_dict(load_file(beside))
+
+    def verify(self, path: Path, model: DiffGuard) -> None:
+        """Check that a model computes the scores that the detector was calibrated with.
+
+        Raises:
+            InputError: Its weights or its method differ; names the first part that does.
+        """
+        weights = weights_hashes(model)
+        for name in sorted(self.weights.keys() | weights.keys()):
+            if weights.get(name) != self.weights.get(name):
+                raise InputError(
+                    f"{path}: the weights of the {name} differ from those of the calibration; "
+                    "restore their checkpoint, or calibrate again"
+                )
+        method = describe_method(model)
+        for name in sorted(self.method.keys() | method.keys()):
+            then, now = self.method.get(name), method.get(name)
+            if then != now:
+                raise InputError(
+                    f"{path}: was calibrated with another {name} ({_shortened(then)}, now "
+                    f"{_shortened(now)}); calibrate again"
+                )
+
+
+def write_fitted_baselines(path: Path, baselines: Baselines) -> dict[str, str] | None:
+    """Write fitted baselines beside a detector file.
+
+    Returns:
+        The entry ``fitted`` of the detector file: None if no baseline needs fitting.
+    """
+    if not baselines.needs_fit:
+        return None
+    import pooch
+    from safetensors.torch import save_file
+
+    beside = path.with_name(f"{path.name}.fitted.safetensors")
+    state = {name: tensor.cpu().contiguous() for name, tensor in baselines.state_dict().items()}
+    with atomic_write(beside) as temporary:
+        save_file(state, temporary)
+    return {"file": beside.name, "sha256": pooch.file_hash(beside)}
+
+
+def describe_method(model: DiffGuard) -> dict[str, Any]:
+    """Return what the scores of a model depend on besides its weights, as JSON."""
+    classifier, backbone, sampling = model.classifier, model.backbone, model.sampling
+    schedule = [
+        sampling.schedule.timesteps.tolist(),
+        [f"{level:.6g}" for level in backbone.alpha_bar.tolist()],
+    ]
+    method = {
         "scores": model.score_names,
-        "schedule": [
-            model.schedule.timesteps.tolist(),
-            [f"{level:.6g}" for level in backbone.alpha_bar.tolist()],
-        ],
-        "detector": settings(model, "training", "slots", "compiled", "nfe"),
-        "guidance": settings(model.guidance, "training"),
+        "schedule": sha256(json.dumps(schedule).encode()).hexdigest(),
+        "detector": {
+            "class": type(model).__qualname__,
+            "compare_to": sampling.compare_to,
+            "early_stop": dict(sampling.early_stop),
+            "forback_skip_diff": sampling.forback_skip_diff,
+            "early_stop_steps": sampling.early_stop_steps,
+            "skip_first_steps": sampling.skip_first_steps,
+            "skip_last_steps": sampling.skip_last_steps,
+        },
+        "guidance": {"class": type(model.guidance).__qualname__} | _plain_settings(model.guidance),
         "baselines": model.baselines.hyperparameters,
         "classifier": {
-            name: getattr(classifier, name)
-            for name in ("input_size", "crop", "interpolation", "cam_layer", "map_layers")
+            "input_size": classifier.input_size,
+            "crop": classifier.crop,
+            "interpolation": classifier.interpolation,
+            "cam_layer": classifier.cam_layer,
+            "map_layers": classifier.map_layers,
         },
         "normalisation": [classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()],
         "backbone": [
@@ -63,93 +246,117 @@ def method(model: DiffGuard) -> dict[str, Any]:
             backbone.null_label,
         ],
     }
-    found["schedule"] = sha256(json.dumps(found["schedule"]).encode()).hexdigest()
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(method))  # tuples become lists, as in a file
 
 
-def _check_method(file: Path, expected: Mapping[str, Any], model: DiffGuard) -> None:
-    found = method(model)
-    for part in sorted(expected.keys() | found.keys()):
-        if found.get(part) != expected.get(part):
-            raise InputError(
-                f"{file}: was calibrated with another {part} ({_shown(expected.get(part))}; this is {_shown(found.get(part))}); "
-                "calibrate again"
-            )
+def shipped_detector(name: str | Path) -> Path | None:
+    """Return the path of the detector of that name that comes with the package, or None."""
+    file = SHIPPED / f"{name}{SUFFIX}"
+    is_name = Path(name).name == str(name)
+    return file if is_name and file.is_file() else None
 
 
-def _shown(part: Any) -> str:
-    return json.dumps(part)[:120]
-
-
-def _with_paths(settings: Any, change: Callable[[Path], str]) -> Any:
-    """Settings of a model with its checkpoints that are files or folders, or were, changed."""
-    if isinstance(settings, list):
-        return [_with_paths(part, change) for part in settings]
-    if not isinstance(settings, dict):
-        return settings
-    is_path = {
-        name: isinstance(part, str) and name == "checkpoint" for name, part in settings.items()
-    }
-    return {
-        name: _changed(part, change) if is_path[name] else _with_paths(part, change)
-        for name, part in settings.items()
-    }
-
-
-def _changed(checkpoint: str, change: Callable[[Path], str]) -> str:
-    path = Path(checkpoint).expanduser()
-    return change(path) if path.exists() or path.is_absolute() else checkpoint
-
-
-def _found(path: Path, folder: Path) -> str:
-    """A checkpoint where it was, or beside the detector file."""
-    beside = folder / path.name
-    return str(beside if beside.exists() and not path.exists() else path)
-
-
-def _for_json(values: np.ndarray) -> list[float | str | None]:
-    """NaN and -inf, which both are below all others, as null; inf as the word."""
-    return [
-        value if math.isfinite(value) else "inf" if value > 0 else None for value in values.tolist()
-    ]
-
-
-def _load_fitted(file: Path, expected: str, model: DiffGuard) -> None:
-    if not file.is_file():
-        raise InputError(
-            f"{file}: is missing; it belongs beside the detector file, with the fitted baselines"
-        )
-    if pooch.file_hash(file) != expected:
-        raise InputError(
-            f"{file}: is not the one that the detector file was written with; calibrate again"
-        )
-    model.baselines.load_state_dict(load_file(file))
-
-
-def shipped(name: str | Path) -> Path | None:
-    """The detector of the package that is called so."""
-    file = SHIPPED / f"{name}_detector.json"
-    return file if Path(name).name == str(name) and file.is_file() else None
-
-
-def _content(file: Path) -> dict[str, Any]:
+@contextmanager
+def reporting_damage(path: Path) -> Iterator[None]:
+    """Turn errors about the content of a detector file into an `InputError` that names it."""
     try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        there = ", ".join(
-            sorted(
-                path.name.removesuffix("_detector.json") for path in SHIPPED.glob("*_detector.json")
-            )
-        )
+        yield
+    except InputError:
+        raise
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(
-            f"{file}: no such file; diffguard-pl calibrate writes one, and with the package comes: {there}"
+            f"{path}: is damaged, or of another version of diffguard_pl "
+            f"({type(error).__name__}: {error}); calibrate again"
+        ) from error
+
+
+def _plain_settings(guidance: Any) -> dict[str, Any]:
+    """Return the public attributes of a guidance that JSON can hold; it may be a user's class."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    return {
+        name: value
+        for name, value in vars(guidance).items()
+        if not name.startswith("_") and name != "training" and isinstance(value, plain)
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        shipped = sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}"))
+        raise InputError(
+            f"{path}: no such file; write one with diffguard-pl calibrate, or use one that comes "
+            f"with the package: {', '.join(shipped)}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: no detector file ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: is not a detector file ({reason})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{file}: no detector file; diffguard-pl calibrate writes one")
+        raise InputError(f"{path}: is not a detector file; write one with diffguard-pl calibrate")
     if content.get("version") != VERSION:
         raise InputError(
-            f"{file}: a detector file of version {content.get('version')}; this is for version {VERSION}: calibrate again"
+            f"{path}: has version {content.get('version')} of the format, must be {VERSION}; "
+            "calibrate again"
         )
     return content
+
+
+def _map_checkpoints(settings: Any, change: Callable[[Path], str]) -> Any:
+    """Return settings of a model with the paths of its checkpoints changed."""
+    if isinstance(settings, list):
+        return [_map_checkpoints(item, change) for item in settings]
+    if not isinstance(settings, dict):
+        return settings
+    changed = {}
+    for name, value in settings.items():
+        if name == "checkpoint" and isinstance(value, str):
+            path = Path(value).expanduser()
+            # other values are names in the registry
+            is_path = path.exists() or path.is_absolute()
+            changed[name] = change(path) if is_path else value
+        else:
+            changed[name] = _map_checkpoints(value, change)
+    return changed
+
+
+def _find(checkpoint: Path, folder: Path) -> str:
+    """Return a checkpoint's path, or that of its namesake in a folder if it has moved there."""
+    beside = folder / checkpoint.name
+    return str(beside if beside.exists() and not checkpoint.exists() else checkpoint)
+
+
+def _with_current_classes(settings: Any) -> Any:
+    """Return settings with the present import paths of classes that have moved."""
+    if isinstance(settings, dict):
+        return {name: _with_current_classes(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [_with_current_classes(item) for item in settings]
+    return MOVED_CLASSES.get(settings, settings) if isinstance(settings, str) else settings
+
+
+def _to_json(scores: np.ndarray) -> list[float | str | None]:
+    """Encode scores: NaN and -inf, which rank below all others, as null, and inf as "inf"."""
+    encoded: list[float | str | None] = []
+    for score in scores.tolist():
+        if math.isfinite(score):
+            encoded.append(score)
+        else:
+            encoded.append("inf" if score > 0 else None)
+    return encoded
+
+
+def _from_json(scores: list[float | str | None]) -> np.ndarray:
+    return np.array(scores, dtype=np.float64)
+
+
+def _shortened(value: Any) -> str:
+    return json.dumps(value)[:120]

@@ -21,7 +21,7 @@ from torchvision.transforms.functional import to_pil_image
 from diffguard_pl import Detector
 from diffguard_pl.commands import score
 from diffguard_pl.datamodules.digits import digits, photos
-from diffguard_pl.deploy.decision_log import Lines
+from diffguard_pl.deploy.decision_log import DecisionLog
 
 
 def interruptible() -> None:
@@ -90,7 +90,7 @@ def test_csv_pictures_and_going_on(asked, tmp_path):
     )
     out = tmp_path / "scores.csv"
     assert asked(*paths[:3], "--out", str(out), "--pictures", str(tmp_path / "pictures"))[0] == 0
-    assert "is there already; --resume adds to it" in asked(*paths, "--out", str(out))[2]
+    assert "exists already; --resume" in asked(*paths, "--out", str(out))[2]
     out.write_text(out.read_text() + paths[3][:10])  # cut off in the middle of a line
     assert (
         asked(*paths, "--out", str(out), "--resume", "--pictures", str(tmp_path / "pictures"))[0]
@@ -112,7 +112,7 @@ def test_json_lines_go_on_too(asked, tmp_path):
     assert [json.loads(line)["path"] for line in out.read_text().splitlines()] == paths
     (tmp_path / "else.jsonl").write_text("hello\n")
     assert (
-        "holds something else than scores"
+        "is not a decision log"
         in asked(*paths, "--out", str(tmp_path / "else.jsonl"), "--resume")[2]
     )
 
@@ -192,7 +192,7 @@ def test_a_folder_is_called_as_it_is(asked, tmp_path, monkeypatch):
         (["--resume"], "--resume: goes on with the file of --out"),
         (["--device", "nonsense"], "nonsense"),
         (["--tpr", "2"], "tpr=2.0: expected a share"),
-        (["--out", "/proc/nothing/out.jsonl"], "could not be written"),
+        (["--out", "/proc/nothing/out.jsonl"], "cannot be written"),
     ],
 )
 def test_mistakes_are_said_in_one_line(asked, tmp_path, args, said):
@@ -257,7 +257,7 @@ def test_a_file_that_is_something_else_stays_as_it_is(asked, tmp_path, name, con
     (tmp_path / name).write_bytes(content)
     images = saved(digits("test").images[:1], tmp_path, "digit")
     status, _, said = asked(*images, "--out", str(tmp_path / name), "--resume")
-    assert (status, "\n" in said, "give another name" in said) == (1, False, True)
+    assert (status, "\n" in said, "choose another name" in said) == (1, False, True)
     assert (tmp_path / name).read_bytes() == content
 
 
@@ -265,7 +265,7 @@ def test_a_file_that_is_something_else_stays_as_it_is(asked, tmp_path, name, con
 def test_only_a_regular_file_is_written_to(asked, tmp_path, resume):
     images = saved(digits("test").images[:1], tmp_path, "digit")
     for out in ("/dev/full", str(tmp_path)):
-        assert "is no regular file" in asked(*images, "--out", out, *resume)[2]
+        assert "regular file" in asked(*images, "--out", out, *resume)[2]
 
 
 def test_what_could_not_be_begun_leaves_no_file(asked, tmp_path):
@@ -280,13 +280,13 @@ def test_lines_of_another_detector_are_not_added(asked, file, tmp_path):
     assert asked(images[0], "--out", str(out))[0] == 0
     before = out.read_bytes()
     assert (
-        "was begun with tpr 0.95, not 0.9; give"
+        "was started with tpr=0.95, not 0.9; choose"
         in asked(*images, "--out", str(out), "--resume", "--tpr", "0.9")[2]
     )
     (tmp_path / "other.json").write_text(file.read_text() + "\n")
     other = ["--detector", str(tmp_path / "other.json")]
     assert (
-        "was begun with another detector"
+        "was started with another detector"
         in asked(*images, "--out", str(out), "--resume", *other)[2]
     )
     assert out.read_bytes() == before
@@ -296,9 +296,11 @@ def test_lines_of_another_detector_are_not_added(asked, file, tmp_path):
 def test_one_process_at_a_time_writes_a_file(asked, tmp_path):
     images = saved(digits("test").images[:1], tmp_path, "digit")
     out = tmp_path / "out.jsonl"
-    first = Lines(out, resume=False)
+    first = DecisionLog(out, resume=False)
     for arguments in ([], ["--resume"]):
-        assert "another process is writing it" in asked(*images, "--out", str(out), *arguments)[2]
+        assert (
+            "another process is writing to it" in asked(*images, "--out", str(out), *arguments)[2]
+        )
     assert out.exists()
     first.close()
     assert asked(*images, "--out", str(out))[0] == 0
@@ -347,9 +349,9 @@ def test_a_line_that_was_cut_off_within_a_name_is_taken_out(asked, tmp_path):
     whole = out.read_bytes()
     for end in range(whole.index(b"digit"), len(whole), 7):
         out.write_bytes(whole[:end])
-        lines = Lines(out, resume=True)
+        lines = DecisionLog(out, resume=True)
         assert lines.paths <= set(paths)
-        assert whole[: lines.whole].count(b'"') % 2 == 0
+        assert whole[: lines.complete_bytes].count(b'"') % 2 == 0
         lines.close()
     out.write_bytes(whole[: whole.rindex(b"digit\n") + 6])
     asked(*paths, "--out", str(out), "--resume")

@@ -281,7 +281,7 @@ def test_tensors_of_any_kind(channels, dtype):
     )
     item = prepared([(image, 2)])[0]
     if channels == 4:
-        assert "[4, 32, 32]" in item["error"]
+        assert "[4, 40, 40]; must be [3, H, W]" in item["error"]
     else:
         assert torch.allclose(item["image"], torch.full((3, 32, 32), 0.5), atol=0.01)
 

@@ -139,7 +139,7 @@ def test_openood_setup_leaves_a_calibrated_detector_as_it_is(calibrated):
 def test_openood_setup_says_when_the_classifier_is_another_one(calibrated):
     method = DiffGuardPostprocessor(calibrated, HALF, HALF)
     net = torch.nn.Sequential(method.detector.model.classifier.model, _Swapped())
-    with pytest.raises(InputError, match=r"agree on 0 of 20 images; give a detector of this net"):
+    with pytest.raises(InputError, match=r"agree on 0 of 20 images; use a detector of this net"):
         method.setup(net, {"val": DataLoader(OfOpenOOD(spread(digits("val"), 20)), 20)}, {})
 
 
@@ -225,11 +225,11 @@ def test_pytorch_ood_images_that_its_transform_has_normalised(calibrated):
         normalize(images, CIFAR10.mean, CIFAR10.std)
     )
     torch.testing.assert_close(normalised, DiffGuardDetector(calibrated)(images), atol=1e-5, rtol=0)
-    with pytest.raises(InputError, match="only one of them was given"):
+    with pytest.raises(InputError, match="mean, std: must be given together"):
         DiffGuardDetector(calibrated, mean=CIFAR10.mean).predict(images)
     with pytest.raises(
-        InputError, match=r"images are from .* when mean and std are taken back, expected \[0, 1\]"
+        InputError, match=r"mean, std: .* must be in \[0, 1\]; use the mean and std of the loader"
     ):
         DiffGuardDetector(calibrated, mean=CIFAR10.mean, std=CIFAR10.std).predict(images * 255)
-    with pytest.raises(InputError, match=r"std=\[0, 1, 1\]: expected numbers above 0"):
+    with pytest.raises(InputError, match=r"std=\[0, 1, 1\]: must be above 0"):
         DiffGuardDetector(calibrated, mean=CIFAR10.mean, std=[0, 1, 1]).predict(images)
