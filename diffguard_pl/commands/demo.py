@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ..demo.upload import Limits
+from ..demo.limits import Limits
 from ..errors import InputError
 
 PORTS = range(7860, 7960)

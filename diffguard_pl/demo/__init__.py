@@ -1,1 +1,1 @@
-"""A web page to try a detector on: ``diffguard-pl demo``, with the extra ``demo``."""
+"""Web page for trying a detector: ``diffguard-pl demo``, with the extra ``demo``."""

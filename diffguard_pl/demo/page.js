@@ -1,4 +1,4 @@
-// Small pictures are shown with square pixels, photos are not; examples say what they are.
+// Magnify small images without smoothing (see img.dg-small), and give the examples alternative text.
 document.addEventListener("load", ({target}) => {
   if (target.tagName !== "IMG") return;
   target.classList.toggle("dg-small", target.naturalWidth < 128);

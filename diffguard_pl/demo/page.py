@@ -1,4 +1,4 @@
-"""The page, in Gradio, and the server below it."""
+"""The demo's page, in Gradio, and the server behind it."""
 
 import logging
 import socket
@@ -10,40 +10,48 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from ..datamodules.reading import FORMATS
 from ..deploy.detector import Detector
-from .request_filter import Door
-from .upload import FORMATS, Limits
-from .verdict import EMPTY, answer
+from .limits import Limits
+from .request_filter import RequestFilter
+from .verdict import EMPTY, answer_html
 
 HERE = Path(__file__).parent
-WAITING = 20
-"""Uploads that may wait for their turn; they are judged one after the other."""
-KEPT = 600
-"""Seconds after which uploads are deleted; all of them are when the server ends."""
+MAX_QUEUED = 20
+"""Number of uploads that may wait; they are judged one at a time."""
+UPLOAD_LIFETIME = 600
+"""Seconds after which an upload is deleted. All are deleted when the server ends."""
+SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO = ["ui-monospace", "monospace"]
+"""Fonts of the visitor's machine, so that none is downloaded."""
 
-HEAD = """<header class="dg-head"><h1>Does the classifier know this?</h1><p>Reconstructed under the label that the classifier gives
-it, an image of a known class comes back as it was, and any other as something else.</p></header>"""
+HEAD = """<header class="dg-head"><h1>Does the classifier know this?</h1><p>Reconstructed under
+the predicted label, an image of a known class comes back almost unchanged, any other as something
+else.</p></header>"""
 
 
 def page(detector: Detector, examples: Mapping[str, list[Path]], limits: Limits) -> gr.Blocks:
-    """Image on the left, verdict on the right.
+    """Build the page: the image on the left, the verdict on the right.
 
     Args:
-        detector: calibrated.
-        examples: files to begin with, in named groups; none: the detector is not of digits, and its images have no negative.
-        limits: of uploads.
+        detector: Calibrated detector.
+        examples: Example images by the heading of their group. Empty for a detector of other
+            images than digits, whose page has no box to invert colours either.
+        limits: Limits on uploads.
     """
 
     def judge(upload: dict[str, Any] | None, invert: bool) -> str:
-        # not decoded by Gradio, which asks nobody how many pixels there are
-        path = Path(upload["path"]) if upload and upload.get("path") else None
-        return answer(
-            detector, path, (upload or {}).get("orig_name") or "the image", invert, limits
-        )
+        upload = upload or {}
+        path = Path(upload["path"]) if upload.get("path") else None
+        name = upload.get("orig_name") or "the image"
+        return answer_html(detector, path, name, invert, limits)
 
-    with gr.Blocks(
-        title="DiffGuard", analytics_enabled=False, delete_cache=(KEPT // 10, KEPT)
-    ) as blocks:
+    blocks = gr.Blocks(
+        title="DiffGuard",
+        analytics_enabled=False,
+        delete_cache=(UPLOAD_LIFETIME // 10, UPLOAD_LIFETIME),
+    )
+    with blocks:
         gr.HTML(HEAD)
         image = gr.Image(
             label="Image",
@@ -52,51 +60,51 @@ def page(detector: Detector, examples: Mapping[str, list[Path]], limits: Limits)
             height=300,
             elem_id="dg-input",
             buttons=[],
-            placeholder="Drop an image, or click",
+            placeholder="Drop an image here, or click to choose one",
             render=False,
         )
         if examples:
-            with gr.Row(elem_id="dg-examples", equal_height=False):
-                for group, files in examples.items():
-                    with gr.Column(min_width=240):
-                        gr.Examples(
-                            [str(file) for file in files],
-                            image,
-                            label=group,
-                            examples_per_page=len(files),
-                        )
+            _add_examples(examples, image)
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280):
                 image.render()
                 invert = gr.Checkbox(
-                    label="Invert",
-                    info="For dark ink on a light page: the detector knows light on dark.",
+                    label="Invert colours",
+                    info="For dark ink on a light page: the detector expects light on dark.",
                     visible=bool(examples),
                     elem_id="dg-invert",
                 )
             with gr.Column(min_width=280):
                 result = gr.HTML(EMPTY, elem_id="dg-result")
-        gr.HTML(f'<p class="dg-foot">{_about(detector, limits)}</p>')
+        gr.HTML(f'<p class="dg-foot">{_footer(detector, limits)}</p>')
         gr.on(
             [image.change, invert.change],
             judge,
             [image, invert],
             result,
-            preprocess=False,
+            preprocess=False,  # Gradio would decode images without a limit on their pixels
             api_visibility="private",
             trigger_mode="always_last",
             show_progress="minimal",
         )
-    return blocks.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    return blocks.queue(max_size=MAX_QUEUED, default_concurrency_limit=1, api_open=False)
 
 
-def _about(detector: Detector, limits: Limits) -> str:
-    assert detector.calibrated is not None
+def _add_examples(examples: Mapping[str, list[Path]], image: gr.Image) -> None:
+    with gr.Row(elem_id="dg-examples", equal_height=False):
+        for heading, files in examples.items():
+            with gr.Column(min_width=240):
+                paths = [str(file) for file in files]
+                gr.Examples(paths, image, label=heading, examples_per_page=len(paths))
+
+
+def _footer(detector: Detector, limits: Limits) -> str:
     rejected = 100 * (1 - detector.tpr)
     return (
-        f"About {rejected:.3g} % of known images are rejected: {len(detector.calibration)} of them set the threshold. "
-        f"{', '.join(FORMATS)}; up to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels. "
-        "Images stay on the machine that runs this page and are deleted within minutes."
+        f"About {rejected:.3g} % of known images are rejected; the threshold was set on "
+        f"{len(detector.calibration)} of them. Formats: {', '.join(FORMATS)}, up to "
+        f"{limits.megabytes:g} MB and {limits.megapixels:g} megapixels. Images stay on the machine "
+        "that serves this page and are deleted within minutes."
     )
 
 
@@ -104,40 +112,38 @@ def serve(blocks: gr.Blocks, listener: socket.socket, limits: Limits, uploads: P
     """Serve the page until a signal ends it.
 
     Args:
-        blocks: the page.
-        listener: bound socket.
-        limits: of uploads.
-        uploads: folder that Gradio writes them to.
+        blocks: The page.
+        listener: Bound socket.
+        limits: Limits on uploads.
+        uploads: Folder that Gradio writes uploads to.
     """
-    # fonts of the reader's machine: none is fetched
-    sans, mono = (
-        ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-        ["ui-monospace", "monospace"],
-    )
+    no_docs = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        FastAPI(**no_docs),  # type: ignore[arg-type]
         blocks,
         "/",
         footer_links=[],
         run_history=False,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        app_kwargs=no_docs,
         max_file_size=int(limits.megabytes * 2**20),
         show_error=True,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
-        theme=gr.themes.Base(font=sans, font_mono=mono, neutral_hue="stone", primary_hue="blue"),
+        theme=gr.themes.Base(font=SANS, font_mono=MONO, neutral_hue="stone", primary_hue="blue"),
         css_paths=HERE / "page.css",
         head=f"<script>{(HERE / 'page.js').read_text()}</script>",
     )
-    config = uvicorn.Config(Door(app, uploads), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        RequestFilter(app, uploads), log_level="warning", timeout_graceful_shutdown=1
+    )
     _Server(config).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
+    """Server that does not report the connections it closes at its end as errors."""
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logging.getLogger("uvicorn.error").setLevel(
-            logging.CRITICAL
-        )  # open pages are cut off, which is no error
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)

@@ -1,66 +1,45 @@
-"""What somebody has uploaded, as an image: its size is known before it is decoded, and only plain formats are."""
+"""Reading of uploaded images within limits that are checked before decoding."""
 
-import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from ..datamodules.reading import FORMATS, reason, rgb
+from ..datamodules.reading import FORMATS, TooManyPixels, read_image, reason
 from ..errors import InputError
+from .limits import DEFAULT_LIMITS, Limits
 
 
-class Limits(NamedTuple):
-    """Of an upload."""
-
-    megabytes: float = 10
-    megapixels: float = 40
-
-
-USUAL = Limits()
-
-
-def read_upload(file: Path, name: str, invert: bool = False, limits: Limits = USUAL) -> Image.Image:
-    """An uploaded file as RGB, upright, the first frame of an animation.
+def read_upload(
+    file: Path, name: str, invert: bool = False, limits: Limits = DEFAULT_LIMITS
+) -> Image.Image:
+    """Read an uploaded file as RGB, upright; of an animation the first frame.
 
     Args:
-        file: where it is.
-        name: what its owner calls it.
-        invert: make it its negative.
-        limits: of what is read at all.
+        file: Path of the file.
+        name: Name of the file on its owner's machine, for messages.
+        invert: Whether to invert the colours. Defaults to False.
+        limits: Limits on the upload.
 
     Raises:
-        InputError: too large, too many pixels, broken, or no image.
+        InputError: The file is too large, has too many pixels, is damaged, or is not an image.
     """
     try:
         megabytes = file.stat().st_size / 2**20
         if megabytes > limits.megabytes:
             raise InputError(
-                f"{name}: {megabytes:.1f} MB; at most {limits.megabytes:g} are taken here"
+                f"{name}: {megabytes:.1f} MB, more than the limit of {limits.megabytes:g} MB"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the limit is ours
-            with Image.open(file, formats=FORMATS) as image:
-                megapixels = image.width * image.height / 1e6
-                if megapixels > limits.megapixels:
-                    raise InputError(
-                        f"{name}: {image.width} x {image.height} pixels, {megapixels:.0f} megapixels; "
-                        f"at most {limits.megapixels:g} are taken here"
-                    )
-                image.load()
-                upright = rgb(ImageOps.exif_transpose(image))
+        image = read_image(file, upright=True, max_megapixels=limits.megapixels)
     except InputError:
         raise
-    except Exception as error:  # whatever a file comes up with
-        raise InputError(f"{name}: {_said(error)}") from error
-    return ImageOps.invert(upright) if invert else upright
+    except Exception as error:  # a file may make Pillow raise anything
+        raise InputError(f"{name}: {_explain(error)}") from error
+    return ImageOps.invert(image) if invert else image
 
 
-def _said(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"not an image that can be read here; there are: {', '.join(FORMATS)}"
-    return (
-        reason(error)
-        if isinstance(error, Image.DecompressionBombError)
-        else f"broken, or cut short ({reason(error)})"
-    )
+        return f"not an image in a supported format; choose from: {', '.join(FORMATS)}"
+    if isinstance(error, TooManyPixels | Image.DecompressionBombError):
+        return reason(error)
+    return f"damaged or truncated ({reason(error)})"

@@ -29,8 +29,9 @@ from diffguard_pl.commands import demo as command
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits
 from diffguard_pl.demo.examples import KNOWN, UNKNOWN, takes_digits, write_examples
-from diffguard_pl.demo.upload import Limits, read_upload
-from diffguard_pl.demo.verdict import EMPTY, answer, histogram, verdict
+from diffguard_pl.demo.limits import Limits
+from diffguard_pl.demo.upload import read_upload
+from diffguard_pl.demo.verdict import EMPTY, answer_html, histogram, verdict_html
 from diffguard_pl.deploy.detector import Detector
 
 READY_IN, SHOWN_IN = 90, 20_000
@@ -112,33 +113,33 @@ def test_the_shipped_detector_is_what_the_validation_digits_make_of_the_shipped_
 
 @pytest.mark.parametrize("name", ["a 2", "a 3", "a 5", "a 8"])
 def test_a_digit_that_the_classifier_knows_is_accepted_as_that(detector, examples, name):
-    shown = answer(detector, examples[name], name)
+    shown = answer_html(detector, examples[name], name)
     assert text_of(shown).startswith(
-        f"Accepted The classifier says {name[-1]} . Reconstructed under that label, the image comes back as"
+        f"Accepted The classifier predicts {name[-1]} . Reconstructed under that label, the image comes back almost unchanged"
     )
     assert "dg-accepted" in shown
 
 
 @pytest.mark.parametrize("name", ["a 4", "a 9", "a letter", "a symbol", "a photo"])
 def test_what_it_has_never_seen_is_rejected(detector, examples, name):
-    shown = answer(detector, examples[name], name)
-    assert text_of(shown).startswith("Rejected The classifier says")
+    shown = answer_html(detector, examples[name], name)
+    assert text_of(shown).startswith("Rejected The classifier predicts")
     assert "0 of 215 known images score no higher 0.0046" in text_of(shown)
 
 
 def test_the_pictures_are_what_the_detector_saw_and_made_of_it(detector, examples):
     decisions = detector.predict(examples["a 4"])
-    seen, made, difference = pictures_of(answer(detector, examples["a 4"], "a 4"))
+    seen, made, difference = pictures_of(answer_html(detector, examples["a 4"], "a 4"))
     for picture, tensor in ((seen, decisions.images[0]), (made, decisions.reconstructions[0])):
         assert np.abs(np.asarray(picture) / 255 - tensor.permute(1, 2, 0).numpy()).max() < 0.003
     assert difference.size == (16, 16)
-    assert f"{decisions.scores[0]:.4g}" in answer(detector, examples["a 4"], "a 4")
+    assert f"{decisions.scores[0]:.4g}" in answer_html(detector, examples["a 4"], "a 4")
 
 
 def test_dark_ink_on_a_light_page_takes_the_invert_box(detector, examples, tmp_path):
     ImageOps.invert(Image.open(examples["a 3"])).save(tmp_path / "page.png")
-    assert text_of(answer(detector, tmp_path / "page.png", "page.png")).startswith("Rejected")
-    assert answer(detector, tmp_path / "page.png", "page.png", invert=True) == answer(
+    assert text_of(answer_html(detector, tmp_path / "page.png", "page.png")).startswith("Rejected")
+    assert answer_html(detector, tmp_path / "page.png", "page.png", invert=True) == answer_html(
         detector, examples["a 3"], "a 3"
     )
 
@@ -150,14 +151,14 @@ def test_an_image_that_was_not_diffused_has_no_reconstruction(detector, examples
         diffused=torch.tensor([False]),
         reconstructions=torch.full_like(decisions.reconstructions, torch.nan),
     )
-    shown = verdict(sure, detector.calibration)
-    assert "is sure that it knows such images: the diffusion model was not asked" in text_of(shown)
+    shown = verdict_html(sure, detector.calibration)
+    assert "is sure that it knows such images, so the diffusion model was skipped" in text_of(shown)
     assert len(pictures_of(shown)) == 1
 
 
 def test_an_unguided_reconstruction_is_shown_and_names_are_text(detector, examples):
     decisions = detector.predict(examples["a 3"])
-    shown = verdict(
+    shown = verdict_html(
         replace(decisions, unguided=decisions.images, label_names=["<i>three</i>"]),
         detector.calibration,
     )
@@ -184,22 +185,25 @@ def test_all_that_is_in_the_histogram_is_within_it(score, cut):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (png_of(8000, 8000), "8000 x 8000 pixels, 64 megapixels; at most 40 are taken here"),
+        (
+            png_of(8000, 8000),
+            "8000 x 8000 pixels (64 megapixels), more than the limit of 40 megapixels",
+        ),
         (png_of(60000, 60000), "too many pixels"),
-        (png_of(100, 100), "broken, or cut short"),
-        (b"no image at all", "not an image that can be read here"),
+        (png_of(100, 100), "damaged or truncated"),
+        (b"no image at all", "not an image in a supported format"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not an image that can be read here",
+            "not an image in a supported format",
         ),
-        (b"", "not an image that can be read here"),
-        (bytes(11 * 2**20), "11.0 MB; at most 10 are taken here"),
+        (b"", "not an image in a supported format"),
+        (bytes(11 * 2**20), "11.0 MB, more than the limit of 10 MB"),
     ],
 )
 def test_what_is_no_image_or_too_large_is_said_in_a_line(detector, tmp_path, content, said):
     (tmp_path / "upload").write_bytes(content)
-    shown = answer(detector, tmp_path / "upload", "my <b>.png")
-    assert text_of(shown).startswith("Not looked at my &lt;b&gt;.png: ")
+    shown = answer_html(detector, tmp_path / "upload", "my <b>.png")
+    assert text_of(shown).startswith("Not processed my &lt;b&gt;.png: ")
     assert said in text_of(shown)
     assert "dg-problem" in shown
 
@@ -218,7 +222,7 @@ def test_limits_are_those_that_were_given_and_no_pixel_is_decoded_beyond_them(
 
 
 def test_without_an_image_there_is_no_verdict(detector):
-    assert answer(detector, None, "") == EMPTY
+    assert answer_html(detector, None, "") == EMPTY
 
 
 # the command
@@ -229,7 +233,7 @@ def test_without_an_image_there_is_no_verdict(detector):
     [
         (
             ["--detector", "nowhere.json"],
-            "nowhere.json: no such file; diffguard-pl calibrate writes one",
+            "nowhere.json: no such file",
         ),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
         (["--max-mb", "0"], "--max-mb 0: expected more than 0"),
@@ -335,15 +339,15 @@ def test_the_page_judges_what_is_dropped_and_asks_nobody_else(browser, server, e
     page.goto(server)
     page.wait_for_selector(".dg-empty")
     for file, word, text in (
-        (examples["a 3"], "Accepted", "The classifier says 3."),
+        (examples["a 3"], "Accepted", "The classifier predicts 3."),
         (examples["a 4"], "Rejected", "the image comes back as something else."),
         (
             tmp_path / "broken.png",
-            "Not looked at",
-            "broken.png: not an image that can be read here",
+            "Not processed",
+            "broken.png: not an image in a supported format",
         ),
-        (tmp_path / "bomb.png", "Not looked at", "bomb.png: too many pixels"),
-        (examples["a 5"], "Accepted", "The classifier says 5."),
+        (tmp_path / "bomb.png", "Not processed", "bomb.png: too many pixels"),
+        (examples["a 5"], "Accepted", "The classifier predicts 5."),
     ):
         page.set_input_files("#dg-input input[type=file]", file)
         page.wait_for_selector(
