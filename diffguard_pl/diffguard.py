@@ -289,7 +289,9 @@ class DiffGuard(nn.Module):
         return GuidedSampler(
             network=self._evaluate_network,
             guidance=self.guidance,
-            classifier=GuidingClassifier(self.classifier.whole, self.classifier.input_size),
+            classifier=GuidingClassifier(
+                self.classifier.logits_at_any_size, self.classifier.input_size
+            ),
             settings=self.sampling,
             train_steps=len(self.backbone.alpha_bar),
             null_label=self.backbone.null_label,

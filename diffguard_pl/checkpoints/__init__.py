@@ -1,0 +1,1 @@
+"""Checkpoints: found by name, downloaded, converted, read safely (`tensors` alone needs torch)."""

@@ -66,7 +66,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         path: A .safetensors file, or a pickle written by ``torch.save``.
 
     Raises:
-        InputError: The file is missing, truncated or not a checkpoint, or loading it would run code.
+        InputError: The file is missing, truncated or not a checkpoint, or would run code.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path}: file not found; check the path")

@@ -1,0 +1,1 @@
+"""Classifiers under protection: preprocessing, layers, and models by name."""

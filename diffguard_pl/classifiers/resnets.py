@@ -1,4 +1,4 @@
-"""The classifier of the embedded benchmark: a residual network small enough to ship."""
+"""Residual networks for small images: OpenOOD's for CIFAR, and that of the embedded benchmark."""
 
 from typing import Any
 
@@ -7,17 +7,19 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from .zoo import Preprocessing
 
-CIFAR10 = Preprocessing(32, 1.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-CIFAR100 = Preprocessing(32, 1.0, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+CIFAR10 = Preprocessing(32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+CIFAR100 = Preprocessing(32, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 
 
 class ResNet18_32x32(ResNet):
-    """torchvision's ResNet-18 for 32-pixel images: a 3x3 stem that keeps the size; logits [N, classes].
+    """ResNet-18 for 32x32 images with logits [N, classes], as OpenOOD uses it for CIFAR.
 
-    Its weights load under torchvision's keys or OpenOOD's, which call the downsampling branch ``shortcut``.
+    torchvision's network with a 3x3 stem that keeps the resolution, without pooling. Its weights
+    load under torchvision's keys or OpenOOD's, which call the downsampling branch ``shortcut``.
 
     Args:
-        num_classes: number of classes; 100 takes the mean and std of CIFAR-100, any other number those of CIFAR-10.
+        num_classes: Number of classes; 100 implies mean and std of CIFAR-100, any other number
+            those of CIFAR-10. Defaults to 10.
     """
 
     def __init__(self, num_classes: int = 10):
@@ -29,15 +31,19 @@ class ResNet18_32x32(ResNet):
 
 
 def _rename_shortcuts(_: nn.Module, state: dict[str, Tensor], *__: Any) -> None:
-    for key in [key for key in state if ".shortcut." in key]:
-        state[key.replace(".shortcut.", ".downsample.")] = state.pop(key)
+    """Rename OpenOOD's keys to torchvision's, in place."""
+    for key in list(state):
+        if ".shortcut." in key:
+            state[key.replace(".shortcut.", ".downsample.")] = state.pop(key)
 
 
 class SmallResNet(nn.Module):
-    """Three residual stages of 32, 64 and 128 channels, each halving the picture but the first; logits [N, classes].
+    """Residual network of three stages with 32, 64 and 128 channels and logits [N, classes].
+
+    Each stage but the first halves the resolution. It is the classifier of the embedded benchmark.
 
     Args:
-        num_classes: number of classes.
+        num_classes: Number of classes. Defaults to 8.
     """
 
     def __init__(self, num_classes: int = 8):
@@ -51,11 +57,18 @@ class SmallResNet(nn.Module):
         self.fc = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.stage3(self.stage2(self.stage1(self.stem(x)))).mean(dim=(2, 3)))
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return self.fc(x.mean(dim=(2, 3)))
 
 
 class ResidualBlock(nn.Module):
-    """SiLU(shortcut(x) + two 3x3 convolutions of x)."""
+    """SiLU of the sum of a shortcut and two 3x3 convolutions.
+
+    Args:
+        channels_in: Number of input channels.
+        channels_out: Number of output channels.
+        stride: Stride of the first convolution; a stride above 1 makes the shortcut a convolution.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
@@ -66,9 +79,9 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels_out),
         )
-        self.shortcut = (
-            nn.Identity() if stride == 1 else nn.Conv2d(channels_in, channels_out, 1, stride)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride)
         self.activation = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifiers by name, torchvision's and timm's, each with the preprocessing that its weights were trained for."""
+"""Classifiers of torchvision and timm by name, with the preprocessing that their weights need."""
 
 import math
 import pickle
@@ -19,20 +19,22 @@ from ..errors import InputError, choose
 
 INTERPOLATIONS = ["bilinear", "bicubic"]
 RANDOM = "random"
-PREFIXES = ("module.", "model.", "net.")
-"""What DataParallel, Lightning and training scripts put before every key of a checkpoint."""
-UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""Value of ``weights`` that stands for random weights."""
+KEY_PREFIXES = ("module.", "model.", "net.")
+"""Prefixes that DataParallel, Lightning and training scripts add to every key of a checkpoint."""
+LOADING_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""Errors of a failed download and of a damaged or unsafe file."""
 
 
 class Preprocessing(NamedTuple):
-    """How a picture becomes what a classifier was trained on. A module may bring its own, as its attribute ``preprocessing``.
+    """Preprocessing of a classifier. A module may have one as its attribute ``preprocessing``.
 
     Attributes:
-        input_size: side of the images that it takes, in pixels.
-        crop: share of the picture's side that it sees, centred.
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel, divided by.
-        interpolation: bilinear or bicubic, where the picture has another size.
+        input_size: Side of the input images in pixels.
+        crop: Fraction of the image's side that is classified, at the centre.
+        mean: Mean of each channel, subtracted from images in [0, 1].
+        std: Standard deviation of each channel, which centred images are divided by.
+        interpolation: Interpolation of the resizing, ``bilinear`` or ``bicubic``.
     """
 
     input_size: int = 224
@@ -42,13 +44,13 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bilinear"
 
 
-class Entry(NamedTuple):
-    """A classifier of the zoo.
+class LoadedModel(NamedTuple):
+    """A model with what is known about it.
 
     Attributes:
-        model: images to logits.
-        preprocessing: its own.
-        class_names: of each logit; None where nobody knows.
+        model: Module that maps images to logits.
+        preprocessing: Preprocessing of its weights.
+        class_names: English name of each class; None if unknown.
     """
 
     model: nn.Module
@@ -56,200 +58,256 @@ class Entry(NamedTuple):
     class_names: list[str] | None
 
 
-def find(model: nn.Module | str, weights: str | None = None, load: bool = True) -> Entry:
-    """A classifier by name; of a module what it says itself.
+def load_model(
+    model: nn.Module | str, weights: str | None = None, download: bool = True
+) -> LoadedModel:
+    """Load a model by name, or wrap a module with its own preprocessing.
 
     Args:
-        model: a module, torchvision's name, or ``timm/`` and timm's.
-        weights: of a model by name: which of those that there are, None for the default ones, or ``random``.
-        load: the weights; otherwise they only decide the preprocessing, and nothing is downloaded.
+        model: A module, a name of torchvision, or ``timm/`` and a name of timm.
+        weights: For a model by name: name of its weights, or ``random``. Defaults to the library's
+            default weights.
+        download: Whether to download the weights; otherwise they only decide the preprocessing.
+            Defaults to True.
 
     Raises:
-        InputError: no such model or weights, timm is not installed, or the download failed.
+        InputError: The model or its weights are unknown, timm is not installed, or the download
+            failed.
     """
     if isinstance(model, nn.Module):
         if weights:
             raise InputError(
-                f"classifier: weights: {weights} is for a model by name, not for a {type(model).__name__}; remove it"
+                f"classifier.weights: {weights} needs a model by name, not a "
+                f"{type(model).__name__}; set classifier.weights to null"
             )
-        own = getattr(model, "preprocessing", None)
-        return Entry(model, own if isinstance(own, Preprocessing) else Preprocessing(), None)
-    if weights == RANDOM and not load:
+        preprocessing = getattr(model, "preprocessing", None)
+        if not isinstance(preprocessing, Preprocessing):
+            preprocessing = Preprocessing()
+        return LoadedModel(model, preprocessing, class_names=None)
+    if weights == RANDOM and not download:
         raise InputError(
-            "classifier: weights: random and a checkpoint exclude each other; set classifier.checkpoint to null"
+            "classifier.weights: random and a checkpoint exclude each other; set "
+            "classifier.checkpoint to null"
         )
     if model.startswith("timm/"):
-        return _timm(model.removeprefix("timm/"), weights, load)
-    return _torchvision(model, weights, load)
+        return _load_timm(model.removeprefix("timm/"), weights, download)
+    return _load_torchvision(model, weights, download)
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Load a checkpoint: torchvision's, timm's or OpenOOD's layout, as it is, in a ``state_dict``, or with a prefix to every key.
-
-    Raises:
-        InputError: no such file, or it does not fit; names the first key that does not.
-    """
-    path = resolve(checkpoint)
-    state = load_tensors(path / "model.safetensors" if path.is_dir() else path)
-    expected = model.state_dict().keys()
-    while expected.isdisjoint(state) and (prefix := _common_prefix(state)):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    misfit = _load_or_misfit(model, state)
-    if misfit:
-        raise InputError(
-            f"classifier checkpoint {path} does not fit {type(model).__name__}: {misfit}; look at classifier.model"
-        )
+# ---- torchvision
 
 
-def _common_prefix(state: dict[str, Tensor]) -> str | None:
-    return next(
-        (prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in state)),
-        None,
-    )
-
-
-def _load_or_misfit(model: nn.Module, state: dict[str, Tensor]) -> str | None:
-    """Load, or say what is wrong with the first key that does not fit."""
-    try:
-        missing, extra = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        shapes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
-        if shapes is None:
-            raise
-        return f"{shapes[1]} has another shape, {shapes[2]} and not {shapes[3]}"
-    return (
-        f"{missing[0]} is missing"
-        if missing
-        else f"{extra[0]} is not in the model"
-        if extra
-        else None
-    )
-
-
-def _torchvision(name: str, weights: str | None, load: bool) -> Entry:
+def _load_torchvision(name: str, weights: str | None, download: bool) -> LoadedModel:
+    """Build a model of torchvision, with the weights that are asked for."""
     names = models.list_models(module=models)
     if name not in names:
         raise InputError(
-            f"classifier: torchvision has no model {name!r}; {_near(name, names)}; timm's are called timm/..."
+            f"classifier.model: torchvision has no {name!r}; {_similar(name, names)}; names of "
+            "timm start with timm/"
         )
-    # some weights are for detection heads and know no classes
-    known = {
-        key: member
-        for key, member in models.get_model_weights(name).__members__.items()
-        if member.meta["categories"]
-    }
+    # weights without categories are for detection heads
+    available = {}
+    for key, member in models.get_model_weights(name).__members__.items():
+        if member.meta["categories"]:
+            available[key] = member
     if weights not in (None, RANDOM):
-        choose(f"weights of {name}", str(weights), list(known))
-    member = known[weights if weights in known else "DEFAULT"]
+        choose(f"weights of {name}", str(weights), list(available))
+    member = available[weights if weights in available else "DEFAULT"]
+
+    settings = _builder_settings(name, member)
     if weights == RANDOM:
-        model = _random(lambda: models.get_model(name, weights=None, **_settings(name, member)))
-    elif not load:
-        model = models.get_model(name, weights=None, **_settings(name, member))
+        model = _with_random_weights(lambda: models.get_model(name, weights=None, **settings))
+    elif download:
+        remedy = f"save {member.url} in {torch.hub.get_dir()}/checkpoints"
+        model = _with_downloaded_weights(
+            name, lambda: models.get_model(name, weights=member), remedy
+        )
     else:
-        remedy = f"put {member.url} into {torch.hub.get_dir()}/checkpoints"
-        model = _downloaded(name, lambda: models.get_model(name, weights=member), remedy)
+        model = models.get_model(name, weights=None, **settings)
+
     transform = member.transforms()
-    own = Preprocessing(
-        transform.crop_size[0],
-        transform.crop_size[0] / transform.resize_size[0],
-        tuple(transform.mean),
-        tuple(transform.std),
-        transform.interpolation.value,
+    size = transform.crop_size[0]
+    preprocessing = Preprocessing(
+        input_size=size,
+        crop=size / transform.resize_size[0],
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=transform.interpolation.value,
     )
-    return Entry(model, own, list(member.meta["categories"]))
+    return LoadedModel(model, preprocessing, list(member.meta["categories"]))
 
 
-def _settings(name: str, member: Enum) -> dict[str, Any]:
-    """What torchvision's builders change in a model for its weights, besides loading them."""
+def _builder_settings(name: str, member: Enum) -> dict[str, Any]:
+    """Return the settings that torchvision's builders change along with loading weights."""
     if name.startswith("vit_"):
         return {"image_size": member.meta["min_size"][0]}  # type: ignore[attr-defined]
-    return (
-        {"transform_input": True, "init_weights": False}
-        if name in ("googlenet", "inception_v3")
-        else {}
-    )
+    if name in ("googlenet", "inception_v3"):
+        return {"transform_input": True, "init_weights": False}
+    return {}
 
 
-def _timm(name: str, weights: str | None, load: bool) -> Entry:
+# ---- timm
+
+
+def _load_timm(name: str, weights: str | None, download: bool) -> LoadedModel:
+    """Build a model of timm, with the weights that are asked for."""
     try:
         import timm
         from timm.data import ImageNetInfo, resolve_model_data_config
     except ImportError as error:
         raise InputError(
-            f"classifier: timm/{name} needs timm: pip install 'diffguard-pl[timm]'"
+            f"classifier.model: timm/{name} needs timm; pip install 'diffguard-pl[timm]'"
         ) from error
+
+    # timm's full names are ARCHITECTURE.TAG, where the tag names the weights
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise InputError(
-            f"classifier: timm has no model {architecture!r}; {_near(architecture, timm.list_models())}"
+            f"classifier.model: timm has no {architecture!r}; "
+            f"{_similar(architecture, timm.list_models())}"
         )
-    tag = weights if weights not in (None, RANDOM) else tag
+    if weights is not None and weights != RANDOM:
+        tag = weights
+    full_name = architecture
     if tag:
-        tags = [
-            known.partition(".")[2]
-            for known in timm.list_models(f"{architecture}.*", pretrained=True)
-        ]
+        variants = timm.list_models(f"{architecture}.*", pretrained=True)
+        tags = [variant.partition(".")[2] for variant in variants]
         choose(f"weights of timm/{architecture}", tag, tags)
-        architecture = f"{architecture}.{tag}"
-    source = timm.get_pretrained_cfg(architecture)
+        full_name = f"{architecture}.{tag}"
+    source = timm.get_pretrained_cfg(full_name)
     if source and source.num_classes == 0:
         raise InputError(
-            f"classifier: timm/{architecture} gives features, no logits; choose one that was trained to classify"
+            f"classifier.model: timm/{full_name} returns features instead of logits; choose a "
+            "model that was trained to classify"
         )
+
     if weights == RANDOM:
-        model = _random(lambda: timm.create_model(architecture))
-    elif not load:
-        model = timm.create_model(architecture)
-    elif not (source and source.has_weights):
-        raise InputError(
-            f"classifier: timm has no weights for {architecture}; set classifier.checkpoint"
+        model = _with_random_weights(lambda: timm.create_model(full_name))
+    elif not download:
+        model = timm.create_model(full_name)
+    elif source and source.has_weights:
+        file = source.url
+        if source.hf_hub_id:
+            file = f"model.safetensors of https://huggingface.co/{source.hf_hub_id}"
+        model = _with_downloaded_weights(
+            f"timm/{full_name}",
+            lambda: timm.create_model(full_name, pretrained=True),
+            f"download {file} and set classifier.checkpoint to it",
         )
     else:
-        file = (
-            f"model.safetensors of https://huggingface.co/{source.hf_hub_id}"
-            if source.hf_hub_id
-            else source.url
+        raise InputError(
+            f"classifier.model: timm has no weights for {full_name}; set classifier.checkpoint"
         )
-        remedy = f"fetch {file} and set classifier.checkpoint to it"
-        model = _downloaded(
-            f"timm/{architecture}", lambda: timm.create_model(architecture, pretrained=True), remedy
-        )
+
     config = resolve_model_data_config(model)
     size = config["input_size"][-1]
-    own = Preprocessing(
-        size,
-        size / math.floor(size / config["crop_pct"]),  # timm rounds down
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic",
+    # timm rounds the resized side down, Classifier rounds to the nearest
+    resized = math.floor(size / config["crop_pct"])
+    interpolation = config["interpolation"]
+    preprocessing = Preprocessing(
+        input_size=size,
+        crop=size / resized,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
     )
-    names = ImageNetInfo().label_descriptions() if model.num_classes == 1000 else None
-    return Entry(model, own, [name.partition(",")[0] for name in names] if names else None)
+    class_names = None
+    if model.num_classes == 1000:
+        descriptions = ImageNetInfo().label_descriptions()
+        class_names = [description.partition(",")[0] for description in descriptions]
+    return LoadedModel(model, preprocessing, class_names)
 
 
-def _random(build: Callable[[], nn.Module]) -> nn.Module:
-    """The same weights every time; the global random numbers are left alone."""
+# ---- weights
+
+
+def load_weights(model: nn.Module, checkpoint: str) -> None:
+    """Load a checkpoint into a model.
+
+    The layouts of torchvision, timm and OpenOOD are supported: a state dict, one inside of
+    ``state_dict``, and one with a prefix on every key.
+
+    Args:
+        model: Model that takes the weights.
+        checkpoint: File, folder with ``model.safetensors``, or name of shipped weights.
+
+    Raises:
+        InputError: The file is not found, or does not fit; names the first key that does not.
+    """
+    path = resolve(checkpoint)
+    state = load_tensors(path / "model.safetensors" if path.is_dir() else path)
+
+    # Prefixes may be nested, as in model.module.fc.weight.
+    expected = model.state_dict().keys()
+    while expected.isdisjoint(state):
+        prefix = _common_prefix(state)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+
+    problem = _load_state(model, state)
+    if problem:
+        raise InputError(
+            f"classifier.checkpoint: {path} does not fit {type(model).__name__}, {problem}; check "
+            "classifier.model"
+        )
+
+
+def _common_prefix(state: dict[str, Tensor]) -> str | None:
+    """Return the known prefix that all keys have; None if they have none."""
+    for prefix in KEY_PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            return prefix
+    return None
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor]) -> str | None:
+    """Load a state dict; return what is wrong with the first key that does not fit, if any."""
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        sizes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
+        if sizes is None:
+            raise
+        return f"its {sizes[1]} is {sizes[2]}, expected {sizes[3]}"
+    if missing:
+        return f"its {missing[0]} is missing"
+    if unexpected:
+        return f"its {unexpected[0]} is unexpected"
+    return None
+
+
+def _with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model with the same random weights each time, without changing the random state.
+
+    Heads that start from zero (torchvision's ViT, BiT) get small random weights, too, so that a dry
+    run has logits that differ.
+    """
+    # stacklevel: the line that creates the Classifier
     warnings.warn("classifier: random weights, for a dry run; scores mean nothing", stacklevel=5)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(100)  # torch.manual_seed would seed CUDA, too
+        # torch.manual_seed would seed CUDA as well
+        torch.default_generator.manual_seed(100)
         model = build()
         for layer in model.modules():
-            # some heads (torchvision's ViT, BiT) start from zero: there would be nothing to see in a dry run
             if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
                 nn.init.normal_(layer.weight, std=0.02)
     return model
 
 
-def _downloaded(name: str, build: Callable[[], nn.Module], remedy: str) -> nn.Module:
+def _with_downloaded_weights(name: str, build: Callable[[], nn.Module], remedy: str) -> nn.Module:
+    """Build a model whose library downloads its weights, which are read as tensors only."""
     try:
         with tensors_only():
             return build()
-    except UNREADABLE as error:
+    except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"classifier: the weights of {name} could not be downloaded or read ({reason}); {remedy}"
+            f"classifier.weights: those of {name} cannot be downloaded or read ({reason}); {remedy}"
         ) from error
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    return f"near it: {', '.join(get_close_matches(name, names, n=6, cutoff=0.4)) or 'nothing'}"
+def _similar(name: str, names: Iterable[str]) -> str:
+    """Return the part of an error message that lists similar names."""
+    similar = get_close_matches(name, names, n=6, cutoff=0.4)
+    return f"similar names: {', '.join(similar) or 'none'}"

@@ -155,4 +155,4 @@ class NoiseAccuracyModule(pl.LightningModule):
             [interpolate(crop.apply(images), classifier.input_size) for crop in crops]
         )
         of_crops = classifier(views).view(len(crops), len(images), -1)
-        return classifier.whole(images), of_crops.mean(dim=0)
+        return classifier.logits_at_any_size(images), of_crops.mean(dim=0)

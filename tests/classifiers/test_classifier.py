@@ -20,7 +20,7 @@ from torchvision.models import VisionTransformer, get_model_weights, resnet18
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffguard_pl import Classifier, InputError
-from diffguard_pl.classifiers.classifier import min_max
+from diffguard_pl.classifiers.classifier import scale_to_unit_range
 from diffguard_pl.classifiers.layers import feature_maps
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.classifiers.zoo import Preprocessing
@@ -55,9 +55,9 @@ def test_the_cam_layer_is_the_last_block_and_can_be_set(resnet):
         .std()
         > 0
     )
-    with pytest.raises(InputError, match=r"no layer 'layer5'; it has: .*layer4"):
+    with pytest.raises(InputError, match=r"unknown layer 'layer5'; choose from: .*layer4"):
         Classifier(resnet.model, input_size=64, cam_layer="layer5")
-    with pytest.raises(InputError, match=r"layer 'fc' gives \[1, 10\], no feature maps"):
+    with pytest.raises(InputError, match=r"layer 'fc' returns \[1, 10\], must return feature maps"):
         Classifier(resnet.model, input_size=64, cam_layer="fc")
 
 
@@ -210,7 +210,7 @@ def cam_by_hand(net: Classifier, known: Net) -> Tensor:
     small = torch.einsum("nc,nchw->nhw", gradient.mean((2, 3)), activation).clamp(min=0)[:, None]
     side = round(256 * net.crop)
     before = (256 - side) // 2
-    inside = min_max(interpolate(small, (side, side), mode="bilinear"))
+    inside = scale_to_unit_range(interpolate(small, (side, side), mode="bilinear"))
     return pad(inside, (before, 256 - side - before) * 2)
 
 
@@ -243,10 +243,10 @@ def test_names_carry_their_preprocessing():
 
 
 def random_or_paper(name: str, weights: str | None) -> Preprocessing:
-    from diffguard_pl.classifiers.zoo import find
+    from diffguard_pl.classifiers.zoo import load_model
 
     with torch.device("meta"):
-        return find(name, weights, load=False).preprocessing
+        return load_model(name, weights, download=False).preprocessing
 
 
 def test_class_names():
@@ -265,7 +265,7 @@ def test_images_of_its_size_go_in_as_they_are():
     )
     as_in_ldm = Classifier(net.model, input_size=256)
     assert as_in_ldm.crop == 1
-    assert as_in_ldm.fit(photo_tensors()) is photo_tensors()
+    assert as_in_ldm.resize_and_crop(photo_tensors()) is photo_tensors()
     assert not torch.allclose(as_in_ldm(photo_tensors()), net(photo_tensors()), atol=0.01)
 
 
@@ -274,7 +274,7 @@ def test_images_of_any_size_and_shape_are_resized_and_cropped_differentiably():
     classifier = Classifier(SmallResNet(5), input_size=32, crop=0.8)
     images = torch.rand(2, 3, 100, 60, requires_grad=True)
     expected = interpolate(images, (66, 40), mode="bilinear", antialias=True)[:, :, 17:49, 4:36]
-    torch.testing.assert_close(classifier.fit(images), expected)
+    torch.testing.assert_close(classifier.resize_and_crop(images), expected)
     (gradient,) = torch.autograd.grad(classifier(images).sum(), images)
     seen = gradient.abs().sum((0, 1)) > 0
     assert seen[27:73, 7:53].all()
@@ -307,8 +307,8 @@ def test_a_module_may_bring_its_preprocessing_and_settings_overrule_it():
     assert (changed.input_size, changed.crop, changed.interpolation) == (16, 1, "bilinear")
     assert changed.mean.flatten().tolist() == [0.5, 0.5, 0.5]
     for settings, message in (
-        ({"crop": 1.5}, "crop=1.5; expected"),
-        ({"interpolation": "nearest"}, "no classifier.interpolation"),
+        ({"crop": 1.5}, r"classifier\.crop: 1\.5 must be"),
+        ({"interpolation": "nearest"}, r"unknown classifier.interpolation 'nearest'"),
     ):
         with pytest.raises(InputError, match=message):
             Classifier(model, **settings)
@@ -432,7 +432,9 @@ def test_downloaded_weights_are_used_and_read_as_tensors_only(tmp_path, monkeypa
     torch.save(net.model.state_dict(), file)
     torch.testing.assert_close(Classifier("resnet18")(photo_tensors()), net(photo_tensors()))
     torch.save(Harmful(tmp_path / "harm"), file)
-    with pytest.raises(InputError, match=r"weights of resnet18 could not be downloaded or read"):
+    with pytest.raises(
+        InputError, match=r"classifier\.weights: .*resnet18 cannot be downloaded or read"
+    ):
         Classifier("resnet18")
     assert not (tmp_path / "harm").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
@@ -455,7 +457,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     with pytest.raises(
         InputError,
-        match=rf"resnet50 could not be downloaded .*; put https:.*resnet50-0676ba61.pth into {tmp_path}",
+        match=rf"resnet50 cannot be downloaded .*save https:.*resnet50-0676ba61.pth in {tmp_path}",
     ):
         Classifier("resnet50", weights="IMAGENET1K_V1")
 
@@ -465,7 +467,7 @@ def test_timm_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr("timm.models._hub.hf_hub_download", no_network)
     with pytest.raises(
         InputError,
-        match=r"timm/resnet18.tv_in1k could not .*model.safetensors of https://huggingface.co/timm/resnet18.tv_in1k",
+        match=r"timm/resnet18.tv_in1k cannot .*download model.safetensors of https://huggingface.co/timm/resnet18.tv_in1k",
     ):
         Classifier("timm/resnet18", weights="tv_in1k")
 
@@ -473,7 +475,7 @@ def test_timm_weights_that_cannot_be_downloaded(monkeypatch):
 def test_timm_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
-        InputError, match=r"timm/resnet18 needs timm: pip install 'diffguard-pl\[timm\]'"
+        InputError, match=r"timm/resnet18 needs timm; pip install 'diffguard-pl\[timm\]'"
     ):
         Classifier("timm/resnet18")
 
@@ -483,13 +485,13 @@ def test_a_name_that_timm_does_not_know():
     for arguments, message in (
         (
             ("timm/vit_tinny_patch16_224",),
-            r"timm has no model 'vit_tinny_patch16_224'; near it: .*vit_tiny_patch16_224",
+            r"timm has no 'vit_tinny_patch16_224'; similar names: .*vit_tiny_patch16_224",
         ),
         (
             ("timm/resnet18.tv_in2k",),
             r"unknown weights of timm/resnet18 'tv_in2k'; choose from: .*tv_in1k",
         ),
-        (("timm/vit_small_patch14_dinov2.lvd142m",), "gives features, no logits"),
+        (("timm/vit_small_patch14_dinov2.lvd142m",), r"returns features .*; choose"),
         (
             ("timm/resnet33ts", None, "nobodys"),
             r"unknown weights of timm/resnet33ts 'nobodys'; choose from: ra2_in1k",
@@ -514,10 +516,10 @@ def test_a_name_from_a_config():
 
 def test_what_cannot_be_a_classifier_is_said_in_one_line(tmp_path):
     with pytest.raises(
-        InputError, match=r"torchvision has no model 'resnet51'; near it: .*resnet50"
+        InputError, match=r"torchvision has no 'resnet51'; similar names: .*resnet50"
     ):
         Classifier("resnet51")
-    with pytest.raises(InputError, match=r"torchvision has no model 'fcn_resnet50'"):
+    with pytest.raises(InputError, match=r"torchvision has no 'fcn_resnet50'"):
         Classifier("fcn_resnet50")
     with pytest.raises(
         InputError,
@@ -526,14 +528,14 @@ def test_what_cannot_be_a_classifier_is_said_in_one_line(tmp_path):
         Classifier("resnet50", weights="IMAGENET1K_V3")
     with pytest.raises(InputError, match="random and a checkpoint exclude each other"):
         Classifier("resnet18", "file.pt", weights="random")
-    with pytest.raises(InputError, match="is for a model by name, not for a SmallResNet"):
+    with pytest.raises(InputError, match=r"classifier\.weights: .*by name, not a SmallResNet; set"):
         Classifier(SmallResNet(5), weights="IMAGENET1K_V1")
-    with pytest.raises(InputError, match=r"cannot take a 28x28 image .*set classifier.input_size"):
+    with pytest.raises(InputError, match=r"does not support 28x28 .*set classifier.input_size"):
         Classifier(
             VisionTransformer(56, 7, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64),
             input_size=28,
         )
-    with pytest.raises(InputError, match="does not return logits"):
+    with pytest.raises(InputError, match="must return logits"):
         Classifier(nn.Conv2d(3, 8, 1), input_size=16)
 
 
@@ -542,17 +544,17 @@ def test_a_checkpoint_that_does_not_fit_is_said_in_one_line(tmp_path):
     torch.save(state, tmp_path / "five.pt")
     with pytest.raises(
         InputError,
-        match=r"five.pt does not fit SmallResNet: fc.weight has another shape, \[5, 128\] and not \[8, 128\]",
+        match=r"five.pt does not fit SmallResNet, .*fc.weight is \[5, 128\], expected \[8, 128\]",
     ):
         Classifier(SmallResNet(8), str(tmp_path / "five.pt"), input_size=16)
     torch.save(state | {"more": torch.zeros(1)}, tmp_path / "more.pt")
     with pytest.raises(
         InputError,
-        match=r"does not fit SmallResNet: more is not in the model; look at classifier.model",
+        match=r"does not fit SmallResNet, its more is unexpected; check classifier.model",
     ):
         Classifier(SmallResNet(5), str(tmp_path / "more.pt"), input_size=16)
     torch.save(
         {key: tensor for key, tensor in state.items() if key != "fc.bias"}, tmp_path / "less.pt"
     )
-    with pytest.raises(InputError, match=r"does not fit SmallResNet: fc.bias is missing"):
+    with pytest.raises(InputError, match=r"does not fit SmallResNet, its fc.bias is missing"):
         Classifier(SmallResNet(5), str(tmp_path / "less.pt"), input_size=16)

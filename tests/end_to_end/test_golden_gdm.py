@@ -198,7 +198,7 @@ def steps_from_the_golden_states(run: str, dtype: torch.dtype) -> Steps:
     golden = gdm_golden(run, dtype)
     diffguard, guidance = golden.diffguard, golden.diffguard.guidance
     schedule = diffguard.schedule
-    classifier = GuidingClassifier(diffguard.classifier.whole, 28)
+    classifier = GuidingClassifier(diffguard.classifier.logits_at_any_size, 28)
     crops = guidance.crops(8, 32)
     # all three runs start from the same noise, that of "plain"
     noise = gdm_golden("plain", dtype).tensors["xT"]

@@ -33,7 +33,9 @@ class ODIN(Baseline):
 
         # Gradient of the loss with respect to the image that the classifier sees.
         with torch.inference_mode(False), torch.enable_grad():
-            images = classifier.fit(inputs.images.detach().clone()).detach().requires_grad_()
+            images = (
+                classifier.resize_and_crop(inputs.images.detach().clone()).detach().requires_grad_()
+            )
             logits = classifier.logits(images).float()
             loss = cross_entropy(logits / T, logits.argmax(dim=1), reduction="sum")
             # Only the sign matters, and times T gradients do not vanish in float16.

@@ -38,7 +38,7 @@ def test_odin_is_pytorch_oods(classifier: Classifier, fitted: Baselines, view: V
 
 def test_odin_moves_what_the_classifier_sees(classifier: Classifier):
     large = nn.functional.interpolate(IMAGES[:4], size=(40, 40), mode="bilinear")
-    small = classifier.fit(large)
+    small = classifier.resize_and_crop(large)
     odin = Baselines(["odin"], classifier)
     of_large = odin(classifier.view(large), large)["odin"]
     of_small = odin(classifier.view(small), small)["odin"]
