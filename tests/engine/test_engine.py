@@ -217,7 +217,9 @@ def test_no_pass_waits_for_the_device(family, monkeypatch):
         guidance, settings = ClassifierFreeGuidance(cam_cut=0.3), {}
     classifier = Classifier(squeezenet(), input_size=backbone.input_size)
     diffguard = DiffGuard(classifier, backbone, guidance, 8, ["l2"], slots=4, **settings).to("meta")
-    classifier.logits_at_any_size(torch.rand(1, 3, backbone.image_size, backbone.image_size, device="meta"))
+    classifier.logits_at_any_size(
+        torch.rand(1, 3, backbone.image_size, backbone.image_size, device="meta")
+    )
 
     size = backbone.input_size
     x = backbone.encode(torch.empty(6, 3, size, size, device="meta"))
