@@ -1,6 +1,7 @@
-"""What the classifier's scores cost, in shares of the classifier's own pass: `python benchmarks/baselines.py [resnet50]`.
+"""Cost of the baselines, in percent of a classifier's pass: ``python benchmarks/baselines.py``.
 
-Fitted scores are fitted to random features: only their time counts. ``odin`` makes two passes of its own, one with gradients.
+``python benchmarks/baselines.py resnet50`` takes another classifier. Baselines are fitted to random
+features: only their time counts. ``odin`` makes two passes, one with gradients.
 """
 
 import sys
@@ -12,48 +13,47 @@ import torch
 
 from diffguard_pl import Classifier
 from diffguard_pl.classifiers.resnets import SmallResNet
-from diffguard_pl.scores.baselines.collection import NAMES, NEEDS_FIT, Baselines
+from diffguard_pl.scores.baselines.collection import Baselines
+from diffguard_pl.scores.baselines.names import BASELINES
 
 REPEATS = 15
 
 
-def seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+def seconds(function: Callable[..., object], *arguments: object) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
 
 
 def main(name: str) -> None:
     torch.manual_seed(0)
     if name == "digits":
-        classifier = Classifier(
-            SmallResNet(8), "digits_classifier", input_size=16, mean=(0.5,) * 3, std=(0.5,) * 3
-        )
+        half = (0.5, 0.5, 0.5)
+        classifier = Classifier(SmallResNet(8), "digits_classifier", None, 16, half, half)
         images, fitted_to = torch.rand(128, 3, 16, 16), 790
     else:
         classifier = Classifier(name, weights="random")
         images, fitted_to = torch.rand(8, 3, 224, 224), 10_000
     view = classifier.view(images)
     width, classes = view.features.shape[1], view.logits.shape[1]
-    features, labels = torch.rand(fitted_to, width), torch.arange(fitted_to) % classes
-    logits = torch.rand(fitted_to, classes)
-    scores = {}
-    for score in NAMES:
-        scores[score] = Baselines([score], classifier)
-        if score in NEEDS_FIT:
-            scores[score].fit_features(features, logits, labels)
-        scores[score](view, images)
-    shares: dict[str, list[float]] = {score: [] for score in NAMES}
-    for _ in range(REPEATS):  # in turn, so that what else the machine does meets all alike
-        of_pass = seconds(lambda: classifier.view(images))
-        for score, baselines in scores.items():
-            shares[score].append(
-                seconds(lambda baselines=baselines: baselines(view, images)) / of_pass
-            )  # type: ignore[misc]
+
+    scores = {baseline: Baselines([baseline], classifier) for baseline in BASELINES}
+    features, logits = torch.rand(fitted_to, width), torch.rand(fitted_to, classes)
+    for baselines in scores.values():
+        baselines.fit_features(features, logits, torch.arange(fitted_to) % classes)
+        baselines(view, images)  # warm-up
+
+    # In turn, so that other load on the machine affects all alike.
+    percent: dict[str, list[float]] = {baseline: [] for baseline in BASELINES}
+    for _ in range(REPEATS):
+        one_pass = seconds(classifier.view, images)
+        for baseline, baselines in scores.items():
+            percent[baseline].append(100 * seconds(baselines, view, images) / one_pass)
     print(
-        f"{name}: {len(images)} images, {width} features, {classes} classes, fitted to {fitted_to} images; in percent of a pass"
+        f"{name}: {len(images)} images, {width} features, {classes} classes, fitted to {fitted_to} "
+        "images; in percent of a pass"
     )
-    print(", ".join(f"{score} {100 * median(of):.2g}" for score, of in shares.items()))
+    print(", ".join(f"{baseline} {median(of):.2g}" for baseline, of in percent.items()))
 
 
 if __name__ == "__main__":

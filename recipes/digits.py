@@ -1,7 +1,8 @@
-"""How the weights of the embedded digits benchmark were trained: `python recipes/digits.py` makes them again.
+"""Train the weights of the digits benchmark: ``python recipes/digits.py [PARTS]``.
 
-Trained on the training digits alone (790 scans), shifted, turned and scaled a little. Parts: classifier, gdm, vq, ldm (which
-needs vq); all of them by default. Under an hour on two CPU cores, minutes on a GPU. Weights are stored in half precision.
+Trains on the 790 training digits alone, slightly shifted, rotated and scaled. Parts: classifier,
+gdm, vq, ldm (which needs vq); all by default. Under an hour on two CPU cores, minutes on a GPU.
+Weights are stored in half precision.
 """
 
 import argparse
@@ -28,7 +29,7 @@ LATENT_SIZE = 8
 
 
 class Training(pl.LightningModule):
-    """Minimises ``loss(images, labels)`` with AdamW and a cosine learning rate."""
+    """Minimisation of ``loss(images, labels)`` with AdamW and a cosine learning rate."""
 
     def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float = 0.01):
         super().__init__()
@@ -56,6 +57,8 @@ class Training(pl.LightningModule):
 
 
 class ClassifierTraining(Training):
+    """Cross-entropy on images in [-1, 1]."""
+
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.network(images * 2 - 1), labels, label_smoothing=0.05)
 
@@ -69,22 +72,21 @@ class PixelTraining(Training):
 
 
 class VQTraining(Training):
+    """Reconstruction error of the autoencoder, L1 + L2, and its commitment loss."""
+
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         images = images * 2 - 1
         output = self.network(images)
-        return (
-            F.l1_loss(output.sample, images)
-            + F.mse_loss(output.sample, images)
-            + output.commit_loss.mean()
-        )
+        reconstruction = F.l1_loss(output.sample, images) + F.mse_loss(output.sample, images)
+        return reconstruction + output.commit_loss.mean()
 
 
 class LatentTraining(Training):
-    """Noise prediction on latents, given the class or, for a share of the images, no class (Ho & Salimans 2022, alg. 1)."""
+    """Noise prediction on latents, labels dropped at random (Ho & Salimans 2022, alg. 1)."""
 
     def __init__(self, network: nn.ModuleDict, first_stage: VQModel, learning_rate: float):
         super().__init__(network, learning_rate)
-        self.first_stage = [first_stage]  # in a list: frozen, so not a part of what is trained
+        self.first_stage = [first_stage]  # in a list: frozen, not a submodule to train
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         first_stage = self.first_stage[0].to(images.device)
@@ -97,7 +99,7 @@ class LatentTraining(Training):
 
 
 def noisy(x: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x at a random time step of each row, the time steps, and the noise in it."""
+    """Return x [N, C, H, W] at random timesteps [N], the timesteps, and the noise in it."""
     t = torch.randint(len(alpha_bar), (len(x),), device=x.device)
     level = alpha_bar.to(x.device)[t].to(x.dtype).view(-1, 1, 1, 1)
     noise = torch.randn_like(x)
@@ -105,21 +107,21 @@ def noisy(x: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Each image turned by up to 10 degrees, scaled by up to 10 % and shifted by up to a pixel."""
-    turn, grow = (torch.rand(2, len(images), device=images.device) * 2 - 1) * torch.tensor(
-        [[0.17], [0.1]], device=images.device
-    )
-    shift = (torch.rand(len(images), 2, device=images.device) * 2 - 1) * 2 / IMAGE_SIZE
-    cos, sin = turn.cos() * (1 + grow), turn.sin() * (1 + grow)
-    affine = torch.stack(
-        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
-    )
+    """Rotate images by up to 10 degrees, scale by up to 10 % and shift by up to a pixel."""
+    count, device = len(images), images.device
+    largest = torch.tensor([[0.17], [0.1]], device=device)  # radians, relative scale
+    angle, growth = (torch.rand(2, count, device=device) * 2 - 1) * largest
+    shift = (torch.rand(count, 2, device=device) * 2 - 1) * 2 / IMAGE_SIZE
+    cos, sin = angle.cos() * (1 + growth), angle.sin() * (1 + growth)
+    first_row = torch.stack([cos, -sin, shift[:, 0]], dim=1)
+    second_row = torch.stack([sin, cos, shift[:, 1]], dim=1)
+    affine = torch.stack([first_row, second_row], dim=1)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
 def pixel_unet() -> UNet2DModel:
-    """A small guided-diffusion UNet: 32 channels, channel_mult 1,2,2, attention at 8 and 4 px, resblock up/down."""
+    """Build a small guided-diffusion UNet: 32 channels, channel_mult 1,2,2."""
     return UNet2DModel(
         sample_size=IMAGE_SIZE,
         block_out_channels=(32, 64, 64),
@@ -135,7 +137,7 @@ def pixel_unet() -> UNet2DModel:
 
 
 def latent_unet() -> UNet2DConditionModel:
-    """A small latent-diffusion UNet: 64 channels, channel_mult 1,1, a spatial transformer with one head at each level."""
+    """Build a small latent-diffusion UNet: 64 channels, one-head transformers."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=3,
@@ -150,7 +152,7 @@ def latent_unet() -> UNet2DConditionModel:
 
 
 def first_stage() -> VQModel:
-    """16 px RGB to 8x8 latents of three numbers, 256 codes."""
+    """Build an autoencoder from 16 px RGB to latents [3, 8, 8] with 256 codes."""
     return VQModel(
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
@@ -161,7 +163,7 @@ def first_stage() -> VQModel:
     )
 
 
-def fit(module: Training, steps: int, batch_size: int, accelerator: str) -> nn.Module:
+def trained(module: Training, steps: int, batch_size: int, accelerator: str) -> nn.Module:
     """Train for ``steps`` and return the averaged network, on the CPU."""
     train = digits("train")
     data = TensorDataset(train.images, torch.tensor(train.labels))
@@ -180,56 +182,45 @@ def fit(module: Training, steps: int, batch_size: int, accelerator: str) -> nn.M
 
 
 def train_classifier(accelerator: str) -> None:
-    network = fit(
-        ClassifierTraining(SmallResNet(len(CLASSES)), 3e-3, weight_decay=0.05),
-        1500,
-        64,
-        accelerator,
-    )
+    module = ClassifierTraining(SmallResNet(len(CLASSES)), 3e-3, weight_decay=0.05)
+    network = trained(module, 1500, 64, accelerator)
     val = digits("val")
     with torch.inference_mode():
         correct = network(val.images * 2 - 1).argmax(1) == torch.tensor(val.labels)
     print(f"validation accuracy {correct.float().mean():.4f}")
     folder = WEIGHTS / "digits_classifier"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()},
-        folder / "model.safetensors",
-    )
+    weights = network.state_dict()
+    half = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    save_file(half, folder / "model.safetensors")
 
 
 def train_gdm(accelerator: str) -> None:
-    network = fit(PixelTraining(pixel_unet(), 1e-3), 3000, 64, accelerator)
+    network = trained(PixelTraining(pixel_unet(), 1e-3), 3000, 64, accelerator)
     network.half().save_pretrained(WEIGHTS / "digits_gdm")
 
 
 def train_vq(accelerator: str) -> None:
     network = first_stage()
     network.quantize.embedding.weight.data.normal_(std=0.5)
-    network = fit(VQTraining(network, 2e-3, weight_decay=0), 2000, 64, accelerator)
+    network = trained(VQTraining(network, 2e-3, weight_decay=0), 2000, 64, accelerator)
     images = digits("val").images * 2 - 1
     with torch.inference_mode():
         latents = network.encode(images).latents
         error = (network.decode(latents).sample.clamp(-1, 1) - images).abs().mean()
         used = network.quantize(latents)[2][2].unique().numel()
-    print(
-        f"validation error {error:.4f}, codes used {used} of 256, latent deviation {latents.std():.3f}"
-    )
+    print(f"validation error {error:.4f}, codes used {used} of 256, latent std {latents.std():.3f}")
     network.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     network.half().save_pretrained(WEIGHTS / "digits_ldm" / "vqvae")
 
 
 def train_ldm(accelerator: str) -> None:
-    vq = (
-        VQModel.from_pretrained(WEIGHTS / "digits_ldm" / "vqvae")
-        .float()
-        .eval()
-        .requires_grad_(False)
-    )
+    vq = VQModel.from_pretrained(WEIGHTS / "digits_ldm" / "vqvae")
+    vq = vq.float().eval().requires_grad_(False)
     parts = nn.ModuleDict(
         {"unet": latent_unet(), "class_embedding": nn.Embedding(len(CLASSES) + 1, 64)}
     )
-    parts = fit(LatentTraining(parts, vq, 1e-3), 4500, 64, accelerator)
+    parts = trained(LatentTraining(parts, vq, 1e-3), 4500, 64, accelerator)
     folder = WEIGHTS / "digits_ldm"
     parts["unet"].half().save_pretrained(folder / "unet")
     (folder / "class_embedding").mkdir(exist_ok=True)
@@ -260,6 +251,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for part in arguments.parts:
         if part not in PARTS:
-            parser.error(f"no part {part!r}; there are: {', '.join(PARTS)}")
+            parser.error(f"unknown part {part!r}; choose from: {', '.join(PARTS)}")
         pl.seed_everything(100)
         PARTS[part](arguments.accelerator)

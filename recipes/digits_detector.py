@@ -1,7 +1,8 @@
-"""Makes ``diffguard_pl/weights/digits_ldm_detector.json``, the detector of the web demo: ``python recipes/digits_detector.py``.
+"""Recreate the detector of the web demo: ``python recipes/digits_detector.py``.
 
-It is what ``diffguard-pl calibrate --config digits_ldm`` writes, less when and where it was made: the threshold of the
-validation digits, no other image is looked at. Twenty seconds on two cores; docs/digits.md says where the weights come from.
+Runs ``diffguard-pl calibrate --config digits_ldm`` and removes from the file when and where it ran,
+so that ``diffguard_pl/weights/digits_ldm_detector.json`` is the same on every machine. The
+validation digits set the threshold. Twenty seconds on two cores.
 """
 
 import json
@@ -17,17 +18,8 @@ OPTIONS = ["--config", "digits_ldm"]
 if __name__ == "__main__":
     FILE.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        calibrate.main(
-            [
-                *OPTIONS,
-                "--out",
-                str(FILE),
-                "--trainer.default_root_dir",
-                folder,
-                "--trainer.accelerator",
-                "cpu",
-            ]
-        )
+        trainer = ["--trainer.default_root_dir", folder, "--trainer.accelerator", "cpu"]
+        calibrate.main([*OPTIONS, "--out", str(FILE), *trainer])
     content = json.loads(FILE.read_text())
     content["about"] |= {
         "made": None,

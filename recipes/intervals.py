@@ -1,7 +1,7 @@
-"""Is a score ahead of another one by more than chance? `python recipes/intervals.py RUN_DIR maps [mahalanobis]`.
+"""Test whether a score beats another: ``python recipes/intervals.py RUN_DIR maps [OTHER]``.
 
-For each out-of-distribution set of a run: AUROC of the score less AUROC of the other, which is the classifier's MSP if none is
-named, in percent, with the 95 % interval of a paired bootstrap over images (1,000 samples).
+Prints, for each out-of-distribution dataset of a run, the AUROC of the score minus that of the
+other one (default: msp) in percent, with the 95 % interval of a paired bootstrap over images.
 """
 
 import sys
@@ -18,18 +18,18 @@ def main(run: str, score: str, other: str = "msp") -> None:
             choose("score", name, results.table.scores)
     except InputError as error:
         sys.exit(f"error: {error}")
-    drawn = replicates(results.table)  # of all scores on the same draws
-    figures = {(row.group, row.dataset, row.score): row.metrics for row in results.results}
-    for group, dataset, name in figures:
-        if name == score:
-            lead = figures[group, dataset, score].auroc - figures[group, dataset, other].auroc
-            low, high = intervals(drawn[group, dataset, score] - drawn[group, dataset, other])[
-                "auroc"
-            ]
-            of = f"{group} ({dataset})"
-            print(
-                f"{of}: {score} less {other} {100 * lead:+.2f}, 95 % interval {100 * low:.2f} to {100 * high:.2f}"
-            )
+    drawn = replicates(results.table)  # all scores of the same draws: the differences are paired
+    rows = {(row.group, row.dataset, row.score): row.metrics for row in results.results}
+    for (group, dataset, name), metrics in rows.items():
+        if name != score:
+            continue
+        lead = metrics.auroc - rows[group, dataset, other].auroc
+        differences = drawn[group, dataset, score] - drawn[group, dataset, other]
+        low, high = intervals(differences)["auroc"]
+        print(
+            f"{group} ({dataset}): {score} minus {other} {100 * lead:+.2f}, "
+            f"95 % interval {100 * low:.2f} to {100 * high:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""How the settings of the embedded benchmark were chosen: `python recipes/tune_digits.py ldm` (or gdm).
+"""Choose the settings of the digits benchmark: ``python recipes/tune_digits.py ldm`` (or gdm).
 
-Every combination is scored on the validation digits against the ``tuning`` set (chimeras of validation digits, rendered symbols),
-neither of which is in a test table. Prints the AUROC of each discrepancy, and writes it to ``recipes/tuning_ldm.csv``.
+Scores every combination of settings on the validation digits against the ``tuning`` dataset
+(chimeras of validation digits, rendered symbols); neither is in a test table. Prints the AUROC of
+each discrepancy, and writes it to ``recipes/tuning_ldm.csv``.
 """
 
 import csv
@@ -13,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import diffguard_pl
 from diffguard_pl.datamodules.digits import DigitsDataModule
 from diffguard_pl.metrics.detection import auroc
-from diffguard_pl.scores.baselines.collection import logit_baselines
+from diffguard_pl.scores.baselines.names import DEFAULT_BASELINES
 
 NAMES = ["features", "maps", "kl", "logits", "ssim", "gmsd", "mdsi", "fsim", "l2"]
 IMAGES = 200
-"""Of each of the two sets."""
+"""Number of images of each of the two datasets."""
 
 
 def ldm_grid() -> Iterator[dict[str, Any]]:
@@ -49,36 +51,37 @@ def gdm_grid() -> Iterator[dict[str, Any]]:
         }
 
 
+GRIDS = {"ldm": ldm_grid, "gdm": gdm_grid}
+
+
 def main(family: str) -> None:
-    sets = list(DigitsDataModule(split="tuning", limit=IMAGES).datasets().values())
-    images = torch.stack(
-        [item["image"] for data in sets for item in map(data.__getitem__, range(len(data)))]
-    )
-    is_ind = torch.arange(len(images)) < len(sets[0])
+    ind, tuning = DigitsDataModule(split="tuning", limit=IMAGES).datasets().values()
+    items = [data[i] for data in (ind, tuning) for i in range(len(data))]
+    images = torch.stack([item["image"] for item in items])
+    is_ind = torch.arange(len(images)) < len(ind)
+
+    def aurocs(scores: dict[str, Tensor]) -> dict[str, float]:
+        return {name: round(auroc(of[is_ind], of[~is_ind]), 4) for name, of in scores.items()}
+
     with (Path(__file__).parent / f"tuning_{family}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        for i, settings in enumerate({"ldm": ldm_grid, "gdm": gdm_grid}[family]()):
-            detector = diffguard_pl.load(f"digits_{family}", discrepancies=NAMES, **settings)
-            began = time.monotonic()
-            detections = [detector(batch) for batch in images.split(128)]
-            seconds = time.monotonic() - began
-            scores = {name: torch.cat([d.scores[name] for d in detections]) for name in NAMES}
+        for i, settings in enumerate(GRIDS[family]()):
+            model = diffguard_pl.load(f"digits_{family}", discrepancies=NAMES, **settings)
+            start = time.monotonic()
+            detections = [model(batch) for batch in images.split(128)]
+            rate = len(images) / (time.monotonic() - start)
+            scores = {
+                name: torch.cat([detection.scores[name] for detection in detections])
+                for name in model.score_names
+            }
+            found = aurocs(scores)
             if i == 0:
                 writer.writerow([*settings, "images/s", *NAMES])
-                alone = logit_baselines(torch.cat([d.prediction.view.logits for d in detections]))
-                print(
-                    {name: round(auroc(s[is_ind], s[~is_ind]), 4) for name, s in alone.items()},
-                    flush=True,
-                )
-            row = [round(auroc(s[is_ind], s[~is_ind]), 4) for s in scores.values()]
-            stop = torch.cat([d.stop_index for d in detections]).float()
-            writer.writerow([*settings.values(), round(len(images) / seconds, 1), *row])
-            print(
-                settings,
-                f"{len(images) / seconds:.1f} images/s, stop {stop[is_ind].mean():.1f} {stop[~is_ind].mean():.1f}",
-                dict(zip(NAMES, row, strict=True)),
-                flush=True,
-            )
+                print({name: found[name] for name in DEFAULT_BASELINES}, flush=True)
+            writer.writerow([*settings.values(), round(rate, 1), *(found[name] for name in NAMES)])
+            stop = torch.cat([detection.stop_index for detection in detections]).float()
+            stops = f"stop {stop[is_ind].mean():.1f} {stop[~is_ind].mean():.1f}"
+            print(settings, f"{rate:.1f} images/s, {stops}", found, flush=True)
 
 
 if __name__ == "__main__":

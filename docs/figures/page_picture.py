@@ -1,6 +1,6 @@
-"""Makes docs/images/report.png: the report page of a run in Chromium, its head in light, plots and gallery in dark.
+"""Draw docs/images/report.png of the README: ``python docs/figures/page_picture.py RUN_DIR``.
 
-python recipes/page_picture.py RUN_DIR
+The report page of a run in Chromium: its head in the light theme, plots and gallery in the dark.
 """
 
 import io
@@ -11,17 +11,17 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "report.png"
+FILE = Path(__file__).parents[1] / "images" / "report.png"
 SIZE = {"width": 1180, "height": 1740}
 
 
 def main(run: Path) -> None:
-    halves = []
+    both = Image.new("RGB", (2 * SIZE["width"], SIZE["height"]))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        for theme, section in (("light", "top"), ("dark", "plots")):
+        for i, (theme, section) in enumerate((("light", "top"), ("dark", "plots"))):
             page = browser.new_context(viewport=SIZE, color_scheme=theme).new_page()
             page.goto((run / "report.html").resolve().as_uri())
             page.wait_for_selector("#plot-roc .main-svg")
@@ -29,13 +29,11 @@ def main(run: Path) -> None:
                 page.evaluate(
                     f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})"
                 )
-            page.wait_for_timeout(500)  # plots and pictures are drawn when the browser has time
-            halves.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+            page.wait_for_timeout(500)  # plots and pictures are drawn when the browser is idle
+            screenshot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            both.paste(screenshot, (i * SIZE["width"], 0))
         browser.close()
-    both = Image.new("RGB", (2 * SIZE["width"], SIZE["height"]))
-    for i, half in enumerate(halves):
-        both.paste(half, (i * SIZE["width"], 0))
-    both.resize((1534, 1131), Image.Resampling.LANCZOS).save(PICTURE, optimize=True)
+    both.resize((1534, 1131), Image.Resampling.LANCZOS).save(FILE, optimize=True)
 
 
 if __name__ == "__main__":
