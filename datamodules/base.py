@@ -1,4 +1,7 @@
-"""The contract of data modules, and what all of them share: limits, batches, shards, calibration and training loaders."""
+"""The contract of data modules, and what all of them share.
+
+These are limits, batches, shards, and the loaders of calibration and training images.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -20,11 +23,12 @@ from .sources import ImageFiles
 
 
 class OODData(LightningDataModule, ABC):
-    """Test loaders by dataset name, the in-distribution one first, and all that commands and callbacks ask of data.
+    """Data of a test: loaders by dataset name, the in-distribution one first, and their properties.
 
-    A subclass implements :meth:`test_sources` and, where it has such images, :meth:`calibration_source` and
-    :meth:`train_source`. :meth:`prepared` turns a source into a dataset of dicts with ``image`` [3, H, W] in [0, 1] (or
-    ``error``, why the image is missing), ``label`` (-1 for out-of-distribution), ``index`` and ``path``.
+    A subclass implements :meth:`test_sources` and, where it has such images,
+    :meth:`calibration_source` and :meth:`train_source`. :meth:`prepared` turns a source into a
+    dataset of dicts with ``image`` [3, H, W] in [0, 1] (or ``error``, why the image is missing),
+    ``label`` (-1 for out-of-distribution), ``index`` and ``path``.
 
     Args:
         batch_size: Number of images per batch.
@@ -35,8 +39,10 @@ class OODData(LightningDataModule, ABC):
     Attributes:
         groups: Group of each out-of-distribution dataset, such as near and far.
         class_names: Names of the labels, where known.
-        preparation: How images are prepared (resize, crop, interpolation, orientation). A calibrated detector keeps it.
-        done: Indices, by dataset, of images that a resumed run has scored before; loaders leave them out.
+        preparation: How images are prepared (resize, crop, interpolation, orientation). A
+            calibrated detector keeps it.
+        done: Indices, by dataset, of images that a resumed run has scored before; loaders leave
+            them out.
         shard: Which part of each dataset this run computes, and out of how many.
         calibrates: Whether the test loaders include one of the calibration images.
         only_calibration: Whether that one is the only test loader.
@@ -56,7 +62,7 @@ class OODData(LightningDataModule, ABC):
         for name, value in {"limit": limit, "train_limit": train_limit}.items():
             if value is not None and value < 1:
                 raise InputError(
-                    f"data.{name}={value}: must be at least 1 image of each dataset, or null for all"
+                    f"data.{name}={value}: must be at least 1 image of each dataset; null for all"
                 )
         if batch_size < 1 or num_workers < 0:
             raise InputError(
@@ -87,11 +93,11 @@ class OODData(LightningDataModule, ABC):
         """Return the images to test on by dataset name, the in-distribution ones first."""
 
     def calibration_source(self) -> Dataset | None:
-        """Return in-distribution validation images for fusion, cascade and thresholds; None without any."""
+        """Return in-distribution validation images for combinations and thresholds, if any."""
         return None
 
     def train_source(self) -> Dataset | None:
-        """Return in-distribution training images with labels for fitted baselines; None without any."""
+        """Return in-distribution training images with labels for fitted baselines, if any."""
         return None
 
     def prepared(self, source: Dataset, name: str, in_distribution: bool) -> Dataset:
@@ -105,11 +111,14 @@ class OODData(LightningDataModule, ABC):
         return source
 
     def contents(self) -> dict[str, dict[str, Any]]:
-        """Return what identifies the images of each dataset, so that a resumed run can notice others. Defaults to nothing."""
+        """Return what identifies the images of each dataset. Defaults to nothing.
+
+        A run is only resumed with the same contents.
+        """
         return {}
 
     def train_contents(self) -> dict[str, Any] | None:
-        """Return what identifies the training images; None where their features must not be cached."""
+        """Return what identifies the training images; None if their features must not be cached."""
         return None
 
     def folder_names(self) -> list[str]:
@@ -183,7 +192,8 @@ class OODData(LightningDataModule, ABC):
         """Return a loader of all training images, the same on every rank; None without any.
 
         Raises:
-            InputError: Some of them are in-distribution test images, or calibration images that this run uses.
+            InputError: Some of them are in-distribution test images, or calibration images that
+                this run uses.
         """
         source = self.train_source()
         if source is None:
@@ -215,7 +225,8 @@ class OODData(LightningDataModule, ABC):
 class _Adapter(OODData):
     """The contract for any other data module, or for loaders without one.
 
-    Loaders are the data module's own. It can be tested on and trained on, but not sharded, calibrated or checked.
+    Loaders are the data module's own. It can be tested on and trained on, but not sharded,
+    calibrated or checked.
 
     Args:
         given: The data module; None for plain loaders.
@@ -294,7 +305,7 @@ def digest(images: Tensor) -> str:
 
 
 def contents_of(source: Dataset) -> dict[str, Any]:
-    """Return the number of images and, for a list of files, the SHA-256 of their paths and classes."""
+    """Return the number of images and, for files, the SHA-256 of their paths and classes."""
     contents: dict[str, Any] = {"images": len(source)}  # type: ignore[arg-type]
     if isinstance(source, ImageFiles):
         lines = "\n".join(f"{entry.path} {entry.label}" for entry in source.entries)
@@ -311,8 +322,9 @@ def batches(
 ) -> list[list[int]]:
     """Return this rank's batches, as places in ``data``; every image is on exactly one rank.
 
-    Lightning's own sampler repeats images to give every rank as many. A rank without images gets one empty batch: Lightning
-    calls no hook on a rank without batches, and the others would wait for it.
+    Lightning's own sampler repeats images to give every rank as many. A rank without images gets
+    one empty batch: Lightning calls no hook on a rank without batches, and the others would wait
+    for it.
 
     Args:
         data: Dataset, or a subset as of :func:`spread`.
@@ -331,7 +343,7 @@ def batches(
 
 
 def _check_disjoint(setting: str, source: Dataset, other_name: str, other: Dataset) -> None:
-    """Raise an `InputError` where two lists of files share images: metrics would be optimistically biased."""
+    """Raise an `InputError` if two lists of files share images."""
     if not (isinstance(source, ImageFiles) and isinstance(other, ImageFiles)):
         return
     shared = sorted(source.files() & other.files())

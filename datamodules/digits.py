@@ -1,18 +1,19 @@
 """The embedded benchmark: scanned handwritten digits, some of which the classifier has never seen.
 
-In-distribution are scikit-learn's ``load_digits`` (UCI, 8x8 grey) without the classes 4 and 9, split once and recorded in
-``digits_split.json``. Out-of-distribution:
+In-distribution are scikit-learn's ``load_digits`` (UCI, 8x8 grey) without the classes 4 and 9,
+split once and recorded in ``digits_split.json``. Out-of-distribution:
 
 - ``digits_4_9``: the held-out 4 and 9, by the same writers (near);
 - ``photos``: grey crops of scikit-learn's two sample photographs (far);
-- ``letters``: letters rendered from matplotlib's DejaVu fonts, reduced to 8x8 grey as the digits were (far);
-- ``tuning``: chimeras (the top of one validation digit on the bottom of another) and rendered symbols. In no test table:
-  hyper-parameters are chosen on it and on the validation digits.
+- ``letters``: letters in matplotlib's DejaVu fonts, reduced to 8x8 grey as the digits were (far);
+- ``tuning``: chimeras (the top of one validation digit on the bottom of another) and symbols.
+  Hyper-parameters are chosen on it and on the validation digits. It is in no test table.
 """
 
 import json
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
 """The digit that each of the eight labels stands for."""
 IMAGE_SIZE = 16
 
-LETTERS = "ACDEFGHJKLMNPRTUVWXYabdefhkmnprtvwxy"  # less those that are drawn like a digit: O, I, S, Z, B, Q, l, o, s, g, q ...
+LETTERS = "ACDEFGHJKLMNPRTUVWXYabdefhkmnprtvwxy"
+"""Letters that do not look like a digit, unlike O, I, S, Z, B, Q, l, o, s, g, q."""
 SYMBOLS = "#&@%?!+*=$<>~^ΓΔΘΛΞΠΣΦΨΩαβγδλπφω"
 FONTS = (
     "DejaVuSans",
@@ -51,13 +53,15 @@ GROUPS = {
 
 
 class DigitsDataModule(OODData):
-    """Test loaders of the embedded benchmark, the in-distribution one first; every image is 16 px, RGB, in [0, 1].
+    """The embedded benchmark; every image is [3, 16, 16] in [0, 1].
 
     Args:
         batch_size: Number of images per batch.
-        split: ``test``, or ``tuning`` for the validation digits against the dataset ``tuning``, to choose hyper-parameters on.
+        split: ``test``, or ``tuning`` for the validation digits against the dataset ``tuning``, to
+            choose hyper-parameters on.
         limit: Maximum number of images of each dataset, evenly spaced. Defaults to all.
-        num_workers: Number of processes that load images. The images are in memory, so 0 is fastest.
+        num_workers: Number of processes that load images. The images are in memory, so 0 is
+            fastest.
     """
 
     def __init__(
@@ -86,8 +90,8 @@ class DigitsDataModule(OODData):
         """Return the validation digits."""
         if self.split == "tuning" and self.calibrates and not self.only_calibration:
             raise InputError(
-                "data.split=tuning: cannot calibrate on the validation digits, which are its in-distribution dataset; "
-                "set it to test"
+                "data.split=tuning: cannot calibrate on the validation digits, "
+                "which are its in-distribution dataset; set it to test"
             )
         return digits("val")
 
@@ -101,7 +105,7 @@ class DigitsDataModule(OODData):
 
 
 def digits(part: str) -> ImageSet:
-    """The in-distribution digits of one part: train, val or test."""
+    """Return the in-distribution digits of one part: train, val or test."""
     images, target, split = _scans()
     return _image_set(
         images[split[part]],
@@ -112,14 +116,14 @@ def digits(part: str) -> ImageSet:
 
 
 def held_out() -> ImageSet:
-    """All scans of 4 and 9."""
+    """Return all scans of 4 and 9."""
     images, target, _ = _scans()
     chosen = [i for i, digit in enumerate(target) if digit not in CLASSES]
     return _image_set(images[chosen], [-1] * len(chosen), "load_digits", chosen)
 
 
 def photos(count: int = 300) -> ImageSet:
-    """Grey crops, 48 to 240 px wide, of scikit-learn's ``china.jpg`` and ``flower.jpg``."""
+    """Return grey crops, 48 to 240 px wide, of scikit-learn's ``china.jpg`` and ``flower.jpg``."""
     from sklearn.datasets import load_sample_images
 
     sample = load_sample_images()
@@ -140,12 +144,12 @@ def photos(count: int = 300) -> ImageSet:
 
 
 def letters() -> ImageSet:
-    """Every letter that no digit looks like, in six faces of DejaVu, drawn upright and slanted."""
+    """Return letters in six faces of DejaVu, upright and slanted."""
     return _rendered(LETTERS, slants=(0.0, 0.25))
 
 
 def tuning(count: int = 200) -> ImageSet:
-    """The set that hyper-parameters are chosen on: chimeras of validation digits, and rendered symbols."""
+    """Return images to choose hyper-parameters on: chimeras of validation digits, and symbols."""
     images, target, split = _scans()
     generator = np.random.RandomState(100)
     chimeras: list[np.ndarray] = []
@@ -165,7 +169,7 @@ def tuning(count: int = 200) -> ImageSet:
 
 @cache
 def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
-    """All scans [1797, 8, 8] in [0, 1], their digits [1797], and the indices of each part."""
+    """Return all scans [1797, 8, 8] in [0, 1], their digits [1797], and indices of each part."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -174,33 +178,38 @@ def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
 
 
 def _rendered(characters: str, slants: tuple[float, ...]) -> ImageSet:
-    """Characters as the UCI digits were made: a 32x32 bitmap that the glyph fills, each 4x4 block's ink counted."""
+    """Return characters, made as the UCI digits were.
+
+    A glyph fills a bitmap of 32x32, and each pixel is the fraction of ink in a block of 4x4.
+    """
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     images, names = [], []
     for face in FONTS:
         font = ImageFont.truetype(str(folder / f"{face}.ttf"), 64)
-        for character in characters:
-            for slant in slants:
-                canvas = Image.new("L", (160, 128))
-                ImageDraw.Draw(canvas).text((48, 20), character, fill=255, font=font)
-                canvas = canvas.transform(
-                    canvas.size,
-                    Image.Transform.AFFINE,
-                    (1, slant, -64 * slant, 0, 1, 0),
-                    Image.Resampling.BILINEAR,
-                )
-                glyph = canvas.crop(canvas.getbbox())
-                width = min(32, max(4, round(32 * glyph.width / glyph.height)))
-                bitmap = Image.new("L", (32, 32))
-                bitmap.paste(
-                    glyph.resize((width, 32), Image.Resampling.BILINEAR), ((32 - width) // 2, 0)
-                )
-                ink = np.asarray(bitmap, dtype=np.float32).reshape(8, 4, 8, 4) >= 128
-                images.append(ink.mean(axis=(1, 3), dtype=np.float32))
-                names.append(f"{face}/{character}" + ("/slanted" if slant else ""))
+        for character, slant in product(characters, slants):
+            # blocks [8, 4, 8, 4]: rows and columns within a block are the second and fourth axis
+            bitmap = np.asarray(_bitmap(character, font, slant), dtype=np.float32)
+            ink = bitmap.reshape(8, 4, 8, 4) >= 128
+            images.append(ink.mean(axis=(1, 3), dtype=np.float32))
+            names.append(f"{face}/{character}" + ("/slanted" if slant else ""))
     return _image_set(np.stack(images), [-1] * len(images), names)
+
+
+def _bitmap(character: str, font: ImageFont.FreeTypeFont, slant: float) -> Image.Image:
+    """Return a character that fills a bitmap of 32x32 pixels from top to bottom."""
+    canvas = Image.new("L", (160, 128))
+    ImageDraw.Draw(canvas).text((48, 20), character, fill=255, font=font)
+    # shear about the middle of the canvas
+    shear = (1, slant, -64 * slant, 0, 1, 0)
+    canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, shear, Image.Resampling.BILINEAR)
+    glyph = canvas.crop(canvas.getbbox())
+    width = min(32, max(4, round(32 * glyph.width / glyph.height)))
+    bitmap = Image.new("L", (32, 32))
+    glyph = glyph.resize((width, 32), Image.Resampling.BILINEAR)
+    bitmap.paste(glyph, ((32 - width) // 2, 0))
+    return bitmap
 
 
 def _image_set(
@@ -211,7 +220,7 @@ def _image_set(
 
 
 def _to_rgb(images: np.ndarray) -> Tensor:
-    """Grey [N, 8, 8] -> [N, 3, 16, 16], bilinear."""
+    """Enlarge grey images [N, 8, 8] to [N, 3, 16, 16], bilinear."""
     grey = torch.from_numpy(images)[:, None]
     return (
         interpolate(grey, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)

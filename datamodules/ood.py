@@ -1,4 +1,4 @@
-"""One in-distribution dataset against any number of out-of-distribution datasets, from wherever they come."""
+"""One in-distribution dataset against any number of out-of-distribution datasets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,26 +14,31 @@ from .sources import ClassFolders, ImageFiles
 
 
 class OODDataModule(OODData):
-    """Test loaders by name, the in-distribution one first, then the others in the order of their groups.
+    """Data from any sources: one in-distribution dataset, and the others in the order of groups.
 
-    A source of images is any torch dataset: ``ImageList``, ``ImageDirectory``, ``ClassFolders`` and ``HuggingFaceImages`` of
-    this package, one of torchvision's, or a custom one by its class path. Items are (image, label) pairs, dicts, or images
-    alone; images are PIL or tensors [3, H, W] in [0, 1].
+    A source of images is any torch dataset: ``ImageList``, ``ImageDirectory``, ``ClassFolders`` and
+        ``HuggingFaceImages`` of
+    this package, one of torchvision's, or a custom one by its class path. Items are (image, label)
+    pairs, dicts, or images alone; images are PIL or tensors [3, H, W] in [0, 1].
 
     Args:
         ind: Name and source of the in-distribution dataset.
-        ood: Names and sources of the out-of-distribution datasets, by group (``near``, ``far``, or any other name).
+        ood: Names and sources of the out-of-distribution datasets, by group (``near``, ``far``, or
+            any other name).
         image_size: Side of the images that DiffGuard gets: the ``input_size`` of its backbone.
-        resize: Length of the short side before ``image_size`` is cropped from the centre. Defaults to ``image_size`` if null.
+        resize: Length of the short side before ``image_size`` is cropped from the centre. Defaults
+            to ``image_size`` if null.
         interpolation: Interpolation of the resize, ``bilinear`` or ``bicubic``.
         batch_size: Number of images per batch.
         num_workers: Number of processes that read images.
         limit: Maximum number of images of each dataset, evenly spaced. Defaults to all.
         only: Names of the out-of-distribution datasets to run. Defaults to all.
-        on_error: What to do about an unreadable image: ``record`` the reason and go on without it, or ``raise``.
+        on_error: What to do about an unreadable image: ``record`` the reason and go on without it,
+            or ``raise``.
         train: Source of in-distribution training images with labels, for fitted baselines.
         train_limit: Maximum number of training images, evenly spaced. Defaults to all.
-        calibration: Source of in-distribution validation images for fusion, cascade and thresholds, none of them in ``ind``.
+        calibration: Source of in-distribution validation images for fusion, cascade and thresholds,
+            none of them in ``ind``.
     """
 
     def __init__(
@@ -57,7 +62,8 @@ class OODDataModule(OODData):
         self.on_error = on_error
         if resize is not None and resize < image_size:
             raise InputError(
-                f"data.resize={resize}: must be at least image_size={image_size}, which is cropped from it"
+                f"data.resize={resize}: must be at least image_size={image_size}, "
+                "which is cropped from it"
             )
         self.ind_name, self._sources, self.groups = _named_sources(ind, ood)
         self.train, self.calibration = train, calibration
@@ -127,7 +133,7 @@ class OODDataModule(OODData):
 def _named_sources(
     ind: Mapping[str, Dataset], ood: Mapping[str, Mapping[str, Dataset]]
 ) -> tuple[str, dict[str, Dataset], dict[str, str]]:
-    """Return the name of the in-distribution dataset, all sources by name, and the groups of the others.
+    """Return the name of the in-distribution dataset, all sources, and the groups of the others.
 
     Raises:
         InputError: A name is reserved or not unique.

@@ -1,7 +1,8 @@
-"""The benchmarks that OpenOOD publishes, in the folders and lists that its download script leaves behind.
+"""The benchmarks of OpenOOD, in the folders and lists of its download script.
 
-    ROOT/benchmark_imglist/imagenet/test_ninco.txt       which images, relative to the folder of images
-    ROOT/images_largescale/ninco/...                     ImageNet-sized images; images_classic/ has the small ones, and Textures
+    ROOT/benchmark_imglist/imagenet/test_ninco.txt       which images, relative to the folder of
+    images ROOT/images_largescale/ninco/...                     ImageNet-sized images;
+    images_classic/ has the small ones, and Textures
 
 https://github.com/Jingkang50/OpenOOD, ``scripts/download``.
 """
@@ -68,7 +69,8 @@ class PublishedList(ImageList):
         file: name of the list.
         archive: name in ``PUBLISHED``.
         follow_links: allow links that lead out of the root.
-        elsewhere: where to get the images if the archive, in whose folder they belong, does not have them.
+        elsewhere: where to get the images if the archive, in whose folder they belong, does not
+            have them.
     """
 
     def __init__(
@@ -134,12 +136,14 @@ class ImageNetOODDataModule(OODDataModule):
 
     Args:
         root: OpenOOD's data folder.
-        benchmark: ``diffguard``, the paper's four sets (which the original counts as near), or ``openood_v1.5``, two near and
-            three far.
-        ind_list: the list of in-distribution images; OpenOOD's ``val_imagenet.txt`` has the rest of the validation images.
+        benchmark: ``diffguard``, the paper's four sets (which the original counts as near), or
+            ``openood_v1.5``, two near and three far.
+        ind_list: the list of in-distribution images; OpenOOD's ``val_imagenet.txt`` has the rest of
+            the validation images.
         calibration_list: the list of those to calibrate on.
         train_list: the list of training images, for baselines that are fitted.
-        image_size: side of the images that the detector is given: 224 for the paper's GDM, 256 for its LDM.
+        image_size: side of the images that the detector is given: 224 for the paper's GDM, 256 for
+            its LDM.
         follow_links: allow links that lead out of the folders of images.
         settings: see :class:`OODDataModule`.
     """
@@ -174,7 +178,8 @@ class CIFAROODDataModule(OODDataModule):
         root: OpenOOD's data folder.
         benchmark: the in-distribution set, ``cifar10`` or ``cifar100``.
         image_size: side of the images that the detector is given.
-        resize: length of the short side before ``image_size`` is cropped from the centre; none: ``image_size``.
+        resize: length of the short side before ``image_size`` is cropped from the centre; none:
+            ``image_size``.
         batch_size: images a batch.
         follow_links: allow links that lead out of the folder of images.
         settings: see :class:`OODDataModule`.

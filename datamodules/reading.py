@@ -268,9 +268,9 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     """Return why an image cannot be used, in one line."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return "file not found"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that PIL can read"
+        return "not an image that Pillow can read"
     message = " ".join(str(error).split())
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return "too many pixels: " + message.split(", could be")[0]
@@ -280,7 +280,7 @@ def reason(error: Exception) -> str:
 def _image_and_label(item: Any) -> tuple[Any, Any]:
     if isinstance(item, dict):
         if "image" not in item:
-            raise ValueError(f"has no key 'image'; its keys are: {', '.join(map(str, item))}")
+            raise ValueError(f"key 'image' not found; its keys are: {', '.join(map(str, item))}")
         return item["image"], item.get("label", -1)
     if isinstance(item, tuple | list):
         return item[0], item[1] if len(item) > 1 else -1
@@ -291,7 +291,7 @@ def _class_number(label: Any) -> int:
     try:
         return operator.index(label)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"its label {str(label)[:40]!r} is not a class number") from error
+        raise ValueError(f"label {str(label)[:40]!r} is not a class number") from error
 
 
 def _check(image: Tensor) -> None:

@@ -3,7 +3,7 @@
 A line of JSON (or of CSV) for each image, as soon as it is decided, in the order given:
 
     {"path": "photo.jpg", "decision": "reject", "label": 3, "class": "3", "score": 0.41, "p_value": 0.0046, "diffused": true}
-    {"path": "broken.jpg", "error": "not an image that PIL can read"}
+    {"path": "broken.jpg", "error": "not an image that Pillow can read"}
 
 Exit status: 0, all images were decided; 1, an error; 2, a mistake in the arguments; 3, some images could not be read; 4, with
 ``--fail-on-ood``, at least one was rejected. With ``--resume`` what ``--out`` holds already counts; it has to be of the same

@@ -11,7 +11,7 @@ from ..names import CALIBRATION
 from ..stages import as_batch
 
 GIVE_UP_AFTER = 32
-"""Number of in-distribution images that a rank of several must have failed to use before the run ends."""
+"""Number of unreadable in-distribution images after which one of several ranks ends the run."""
 
 
 class BatchReader:
@@ -24,7 +24,8 @@ class BatchReader:
         world_size: Number of ranks.
 
     Attributes:
-        arrived: Number of images of each dataset that loaders have delivered, unreadable ones included.
+        arrived: Number of images of each dataset that loaders have delivered, unreadable ones
+            included.
         usable: Number of images of each dataset that could be read, earlier results included.
         first_error: The first unreadable in-distribution image, and why it is unreadable.
     """
@@ -39,14 +40,17 @@ class BatchReader:
         self.first_error = ""
 
     def read(self, batch: Any, dataset: str) -> dict[str, Any]:
-        """Return a batch as a dict with ``image``, ``label``, ``index``, ``path`` and ``unreadable``, without finished images.
+        """Return a batch as a dict with all keys, without images that have results.
+
+        The keys are ``image``, ``label``, ``index``, ``path`` and ``unreadable``.
 
         Args:
             batch: Dict with ``image`` [N, 3, H, W], pair (images, labels), or images.
             dataset: Name of its dataset.
 
         Raises:
-            InputError: The batch has an ``error``, an image has NaN, or no in-distribution image was usable.
+            InputError: The batch has an ``error``, an image has NaN, or no in-distribution image
+                was usable.
         """
         batch = dict(as_batch(batch, "image"))
         if "error" in batch:
@@ -74,7 +78,10 @@ class BatchReader:
             self.usable[name] = int((scored["dataset"] == name).sum())
 
     def check_calibration(self) -> None:
-        """Raise an `InputError` if the first dataset has no usable image. Of several ranks, each sees only its part."""
+        """Raise an `InputError` if no calibration image is usable.
+
+        One of several ranks only sees its part of them, and does not check.
+        """
         if not self.usable[self.datasets[0]] and self.world_size == 1:
             raise InputError(self._all_unusable())
 
@@ -91,7 +98,7 @@ class BatchReader:
             batch["index"] = numbers * self.world_size + self.rank
 
     def _check_in_distribution(self, dataset: str) -> None:
-        """Stop after an in-distribution dataset without a usable image, not after all the others."""
+        """Stop after an in-distribution dataset without usable images, not after all others."""
         ind = self.datasets[0]
         if dataset == ind or self.usable[ind] or not self.arrived[ind]:
             return
@@ -101,7 +108,10 @@ class BatchReader:
 
     def _all_unusable(self) -> str:
         ind = self.datasets[0]
-        return f"{ind}: none of its {self.arrived[ind]} images could be used; the first, {self.first_error}"
+        return (
+            f"{ind}: none of its {self.arrived[ind]} images could be used; "
+            f"the first, {self.first_error}"
+        )
 
 
 def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) -> list[str]:
@@ -113,14 +123,16 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
         calibrating: Whether calibration images alone are scored.
 
     Raises:
-        InputError: The loaders are something else or too few, or a name is ambiguous in the result table.
+        InputError: The loaders are something else or too few, or a name is ambiguous in the result
+            table.
     """
     names = list(loaders) if isinstance(loaders, Mapping) else []
     if calibrating and names:
         return names
     if len(set(names) - {CALIBRATION}) < 2:
         raise InputError(
-            "test loaders: must be a dict from dataset name to loader, the in-distribution one first, then at least one more"
+            "test loaders: must be a dict from dataset name to loader, "
+            "the in-distribution one first, then at least one more"
         )
     if names[0] == CALIBRATION:
         raise InputError(
@@ -137,7 +149,10 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
 
 
 def _without(batch: dict[str, Any], done: set[int]) -> dict[str, Any]:
-    """Return a batch less the images that have results; data modules of this package do not even load them."""
+    """Return a batch without images that have results.
+
+    Data modules of this package do not even load them.
+    """
     indices = torch.as_tensor(batch["index"]).tolist()
     kept = [i for i, index in enumerate(indices) if index not in done]
     unreadable = [item for item in batch["unreadable"] if item["index"] not in done]
@@ -156,6 +171,5 @@ def _check_finite(batch: Mapping[str, Any], dataset: str) -> None:
     bad = ~images.isfinite().flatten(1).all(dim=1)
     if bad.any():
         i = int(bad.nonzero()[0])
-        raise InputError(
-            f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}: has NaN or infinite values; remove it"
-        )
+        name = f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}"
+        raise InputError(f"{name}: has NaN or infinite values; remove it")

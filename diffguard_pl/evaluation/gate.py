@@ -14,7 +14,8 @@ def gate(
 ) -> Gate | None:
     """Return the gate of a cascade that skips images; None for all others.
 
-    Every rank computes it by itself, from all calibration images, so that all ranks have the same one.
+    Every rank computes it by itself, from all calibration images, so that all ranks have the same
+    one.
 
     Args:
         cascade: The cascade, if any.

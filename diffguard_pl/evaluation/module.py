@@ -1,4 +1,4 @@
-"""DiffGuard as a LightningModule: classify, invert, reconstruct, compare, and gather results from all ranks."""
+"""DiffGuard as a LightningModule: the four stages, and the results of all ranks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -35,33 +35,38 @@ from .watch import watching
 class DiffGuardModule(pl.LightningModule):
     """DiffGuard for ``Trainer.test``.
 
-    Test loaders are a dict from dataset name to loader, the in-distribution one first. Batches are dicts with ``image``
-    [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution or unknown), ``index`` and ``path``; or pairs
-    (image, label). A list ``unreadable`` of dicts with ``index``, ``path`` and ``error`` names images that could not be read:
-    they are counted, nothing else. A text ``error`` ends the run.
+    Test loaders are a dict from dataset name to loader, the in-distribution one first. Batches are
+    dicts with ``image`` [N, 3, H, W] in [0, 1] and, if known, ``label`` (-1 for out-of-distribution
+    or unknown), ``index`` and ``path``; or pairs (image, label). A list ``unreadable`` of dicts
+    with ``index``, ``path`` and ``error`` names images that could not be read: they are counted,
+    nothing else. A text ``error`` ends the run.
 
-    Fusion and cascade are calibrated on one more loader, of in-distribution validation images, with the name ``calibration``;
-    the data modules of this package provide it. Baselines that need training images are fitted on the data module's
-    ``train_dataloader()``, unless ``module.diffguard.fit_baselines(loader)`` was called before.
+    Fusion and cascade are calibrated on one more loader, of in-distribution validation images, with
+    the name ``calibration``; the data modules of this package provide it. Baselines that need
+    training images are fitted on the data module's ``train_dataloader()``, unless
+    ``module.diffguard.fit_baselines(loader)`` was called before.
 
     Args:
-        oracle: Images to reconstruct under their true labels in place of the predicted ones: ``none``, ``ind``
-            (in-distribution images), or ``all`` (these, and every other image under a random label, fixed by its dataset and
-            index).
+        oracle: Images to reconstruct under their true labels in place of the predicted ones:
+            ``none``, ``ind`` (in-distribution images), or ``all`` (these, and every other image
+            under a random label, fixed by its dataset and index).
         fusion: Additional score: the mean of other scores on one scale.
-        cascade: Additional score: a classifier's score where that is confident, a discrepancy where it is not.
-        tf32: On a GPU, round the factors of float32 matrix products and convolutions to TF32, which is several times as fast.
-            No effect on other precisions, nor on a CPU.
+        cascade: Additional score: a classifier's score where that is confident, a discrepancy where
+            it is not.
+        tf32: On a GPU, round the factors of float32 matrix products and convolutions to TF32, which
+            is several times as fast. No effect on other precisions, nor on a CPU.
         detector: Settings of :class:`~diffguard_pl.DiffGuard`.
 
     Attributes:
         calibrating: Whether calibration images alone are scored.
         results: Result table, with 95 % intervals on the first rank and empty on the others.
-        ind_accuracy: Accuracy of the classifier on labelled in-distribution images, NaN without any.
+        ind_accuracy: Accuracy of the classifier on labelled in-distribution images, NaN without
+            any.
         left_out: Number of images of each dataset without scores, because they are unreadable.
         error: Error of the current batch; raised when all images before it have their results.
         on_step: Functions that callbacks set to watch each step of ``inversion`` and ``denoising``.
-        between_steps: Functions to call between any two steps, and while this rank waits for others; they may end the run.
+        between_steps: Functions to call between any two steps, and while this rank waits for
+            others; they may end the run.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class DiffGuardModule(pl.LightningModule):
 
     @property
     def score_names(self) -> list[str]:
-        """Names of the computed scores: the discrepancies, the primary one first, then the baselines."""
+        """Names of the computed scores: discrepancies, the primary one first, then baselines."""
         return self.diffguard.score_names
 
     @property
@@ -109,14 +114,14 @@ class DiffGuardModule(pl.LightningModule):
 
     @property
     def data(self) -> OODData:
-        """Data module of the test, wrapped if it is a foreign one or if the trainer has plain loaders."""
+        """Data module of the test; an adapter for a foreign one, and for plain loaders."""
         given = self.trainer.datamodule  # type: ignore[attr-defined]
         if self._data is None or self._data[0] is not given:
             self._data = given, OODData.wrap(given)
         return self._data[1]
 
     def class_names(self) -> list[str] | None:
-        """Return the names of the labels, by the data, the classifier or the class folders; None if unknown."""
+        """Return the names of the labels, by data, classifier or class folders; None if unknown."""
         names = self.data.class_names or self.diffguard.classifier.class_names
         if names:
             return list(names)
@@ -155,8 +160,8 @@ class DiffGuardModule(pl.LightningModule):
         self.datasets = dataset_names(self.trainer.test_dataloaders, groups, self.calibrating)
         if self.combination and CALIBRATION not in self.datasets:
             raise InputError(
-                f"data.calibration: not set, and {self.combination} needs in-distribution validation images; set it, or "
-                f"add a test loader with the name {CALIBRATION!r}"
+                f"data.calibration: not set, and {self.combination} needs in-distribution "
+                f"validation images; set it, or add a test loader with the name {CALIBRATION!r}"
             )
         self.barrier = PatientBarrier(self.trainer.world_size)
         with allow_tf32(self.tf32), self.trainer.precision_plugin.test_step_context():
@@ -218,8 +223,9 @@ class DiffGuardModule(pl.LightningModule):
     def _detect(self, batch: Any, dataset: str) -> None:
         """Run the four stages on a batch.
 
-        The stream classifies its images at once (1). It inverts (2) and reconstructs (3) images of several batches side by
-        side, and compares (4) the images of a batch when the last of them is reconstructed, perhaps many batches later.
+        The stream classifies its images at once (1). It inverts (2) and reconstructs (3) images of
+        several batches side by side, and compares (4) the images of a batch when the last of them
+        is reconstructed, perhaps many batches later.
         """
         batch = self.reader.read(batch, dataset)
         self.collector.add_unreadable(dataset, len(batch["unreadable"]))
@@ -241,8 +247,8 @@ class DiffGuardModule(pl.LightningModule):
         """Run the four stages one after the other, for callbacks that watch each step."""
         if self.gate is not None:
             raise InputError(
-                "cascade.skip: cannot be combined with trajectory.count, which draws images that it leaves out; "
-                "set one of the two off"
+                "cascade.skip: cannot be combined with trajectory.count, which draws images that "
+                "it leaves out; turn one of the two off"
             )
         watch = watching(self.on_step, self._between_steps)
         with self.stream.stopwatch.timing("diffuse", self.device):
@@ -261,8 +267,8 @@ class DiffGuardModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         if self.stream.engine.requests:  # no batch was the last one
             raise InputError(
-                "a test dataloader ended before len(dataloader) batches, so the last images were not scored; fix or remove "
-                "its __len__"
+                "a test dataloader ended before len(dataloader) batches, so the last images were "
+                "not scored; fix or remove its __len__"
             )
         if self.calibrating:
             self.reader.check_calibration()

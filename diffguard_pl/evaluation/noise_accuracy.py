@@ -1,8 +1,8 @@
 """Accuracy of the classifier on images out of noise, by timestep (Fig. 2 of the paper).
 
-Classifier guidance asks the classifier about images on their way out of noise. This measures its accuracy
-on the noisy image x_t itself and on the clean image x0hat that the diffusion model predicts from it, each
-on the whole image and on crops.
+Classifier guidance asks the classifier about images on their way out of noise. This measures its
+accuracy on the noisy image x_t itself and on the clean image x0hat that the diffusion model
+predicts from it, each on the whole image and on crops.
 """
 
 from typing import Any, NamedTuple

@@ -16,7 +16,9 @@ ORACLES = ["none", "ind", "all"]
 def oracle_labels(
     oracle: str, batch: Mapping[str, Any], dataset: str, in_distribution: bool, num_classes: int
 ) -> Tensor | None:
-    """Return the labels [N] to reconstruct under, -1 for the predicted one; None for all predicted ones.
+    """Return the labels [N] to reconstruct under, -1 for the predicted one.
+
+    None stands for predicted labels of all images.
 
     Args:
         oracle: One of ``ORACLES``.
@@ -34,9 +36,10 @@ def oracle_labels(
         unknown = (batch["label"] >= num_classes).nonzero()[:, 0].tolist()
         if unknown:
             i = unknown[0]
+            name = f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}"
             raise InputError(
-                f"{dataset} image {int(batch['index'][i])} {batch['path'][i]}: label {int(batch['label'][i])} is not one of "
-                f"the classifier's {num_classes} classes; oracle={oracle} needs true labels"
+                f"{name}: label {int(batch['label'][i])} is not one of the classifier's "
+                f"{num_classes} classes; oracle={oracle} needs true labels"
             )
         return batch["label"]
     # an out-of-distribution image has no true label; its random one is the same in every run

@@ -21,6 +21,6 @@ class NetworksInHalf(Precision):
         self.precision = precision  # type: ignore[assignment]
 
     def convert_module(self, module: Any) -> Any:
-        """Convert the classifier and the diffusion model; called by Lightning when the module is set up."""
+        """Convert the classifier and the diffusion model. Lightning calls this before a test."""
         module.diffguard.networks_to(HALF[str(self.precision)])
         return module

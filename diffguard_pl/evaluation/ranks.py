@@ -15,7 +15,8 @@ POLL_SECONDS = 0.02
 class PatientBarrier:
     """A barrier of all ranks without a time limit.
 
-    Ranks may finish hours apart. An ordinary collective operation would time out, and ignore signals while it waits.
+    Ranks may finish hours apart. An ordinary collective operation would time out, and ignore
+    signals while it waits.
 
     Args:
         world_size: Number of ranks.

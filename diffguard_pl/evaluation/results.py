@@ -13,7 +13,7 @@ from .transfer import Finished
 
 
 class ResultCollector:
-    """Scores, accuracy and unreadable images of this rank, until all ranks compute their results together.
+    """Scores, accuracy and unreadable images of this rank, until all ranks compute results.
 
     Args:
         metrics: Metrics of the scores.
@@ -52,7 +52,8 @@ class ResultCollector:
         labels = batch["label"]
         if (labels >= self.num_classes).any():
             warnings.warn(
-                f"{finished.dataset} has labels that the classifier does not know; check that both number the classes alike",
+                f"{finished.dataset} has labels that the classifier does not know; "
+                "check that both number the classes alike",
                 stacklevel=1,
             )
         self.correct.update((detection.prediction.predicted == labels)[labels >= 0].float())
@@ -97,7 +98,7 @@ class ResultCollector:
 
 
 def logged(results: list[ResultRow]) -> dict[str, float]:
-    """Return what loggers get of the results: ``DATASET/SCORE/METRIC``, and the ends of its interval."""
+    """Return what loggers get: ``DATASET/SCORE/METRIC``, and the ends of its interval."""
     named: dict[str, float] = {}
     for row in results:
         values = row.metrics._asdict()

@@ -14,13 +14,15 @@ from ..stages import Detection, Prediction
 class Finished(NamedTuple):
     """A finished batch.
 
-    ``test_step`` returns ``{"finished": [...]}``, in the order of the loaders. These may be no batches, or earlier ones: the
-    diffusion model's batch holds images of several batches of a loader.
+    ``test_step`` returns ``{"finished": [...]}``, in the order of the loaders. These may be no
+    batches, or earlier ones: the diffusion model's batch holds images of several batches of a
+    loader.
 
     Attributes:
         dataset: Name of its dataset.
         batch: ``image``, ``label``, ``index``, ``path`` and ``unreadable``, on the CPU.
-        detection: Results of its images, on the CPU, without feature maps; None if no image was readable.
+        detection: Results of its images, on the CPU, without feature maps; None if no image was
+            readable.
     """
 
     dataset: str
@@ -29,7 +31,9 @@ class Finished(NamedTuple):
 
 
 class TransferQueue:
-    """Finished batches in order, until their copies have arrived on the CPU. A GPU does not wait for a copy.
+    """Finished batches in order, until their copies have arrived on the CPU.
+
+    A GPU does not wait for a copy.
 
     Args:
         device: Device that they come from.

@@ -64,9 +64,9 @@ def test_the_command_decides_on_files_and_folders(asked, tmp_path):
     ]
     assert by_path[str(tmp_path / "in" / "broken.jpg")] == {
         "path": str(tmp_path / "in" / "broken.jpg"),
-        "error": "not an image that PIL can read",
+        "error": "not an image that Pillow can read",
     }
-    assert by_path[str(tmp_path / "missing.png")]["error"] == "no such file"
+    assert by_path[str(tmp_path / "missing.png")]["error"] == "file not found"
     assert all(by_path[path]["decision"] == "reject" for path in strange)
     assert sum(by_path[path]["decision"] == "accept" for path in known) >= 4
     first = by_path[known[0]]

@@ -115,7 +115,7 @@ def test_larger_pictures_are_prepared_as_the_calibration_images_were(detector):
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ("nothere.png", "nothere.png: no such file"),
+        ("nothere.png", "nothere.png: file not found"),
         ([], "images: .* at least one"),
         (None, "image 0: is a NoneType; must be a path"),
         (np.zeros((0, 0, 3), np.uint8), r"image 0: .* empty"),
