@@ -25,7 +25,6 @@ from diffguard_pl.backbones import (
 )
 from diffguard_pl.backbones.convert_guided_diffusion import _places
 from diffguard_pl.checkpoints.converted import converted_or_original
-from diffguard_pl.commands.checkpoints import convert
 
 ARCHITECTURE: Any = {
     PixelDiffusion: GuidedDiffusionArchitecture(),
@@ -68,7 +67,7 @@ def measure(kind: Any, write: Callable, path: Path) -> dict[str, str]:
     assert kind is LatentDiffusion or parameters == {"unet": GDM_PARAMETERS}, parameters
     timed("save, original layout", write, random, path)
     timed("load the original", kind, str(path))
-    copy = timed("convert", convert, path)
+    copy = timed("convert", save_converted, path)
     backbone = timed("load the converted copy", kind, str(path))
     assert converted_or_original(path, ARCHITECTURE[kind]) == copy
     loaded = backbone.state_dict()

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from diffguard_pl import InputError
 from diffguard_pl.backbones import LatentDiffusion, PixelDiffusion
 from diffguard_pl.backbones.convert_guided_diffusion import build_guided_diffusion
+from diffguard_pl.backbones.save_converted import save_converted
 from diffguard_pl.checkpoints import download, registry
 from diffguard_pl.checkpoints.converted import (
     architecture_record,
@@ -627,7 +628,7 @@ def test_a_copy_of_another_file_or_architecture_is_not_used(converted):
     assert converted_or_original(path, a) == copy
     os.utime(path, ns=(0, 0))
     assert converted_or_original(path, a) == path
-    checkpoints.convert(path, architecture=path.with_name("architecture.yaml"))
+    save_converted(path, architecture=path.with_name("architecture.yaml"))
     assert converted_or_original(path, a) == copy
     (copy / "converted.json").write_text('{"size": ')
     assert converted_or_original(path, a) == path
@@ -664,12 +665,12 @@ def test_a_conversion_that_fails_leaves_nothing_and_touches_no_folder_of_others(
     )
     assert leftovers(tmp_path) == ["model.pt"]
     (tmp_path / "mine").mkdir()
-    assert "no converted checkpoint" in exit_line(
+    assert "not a converted checkpoint" in exit_line(
         ["convert", str(path), str(tmp_path / "mine")], capsys
     )
     torch.save({"a": torch.ones(1)}, path)
     assert "its first key is a" in exit_line(["convert", str(path)], capsys)
-    assert "nothing to convert" in exit_line(["convert", "digits_gdm"], capsys)
+    assert "is a folder" in exit_line(["convert", "digits_gdm"], capsys)
     path.write_bytes(GDM.read_bytes())
     (tmp_path / "a.yaml").write_text("image_sise: 32")
     assert "image_sise" in exit_line(

@@ -33,6 +33,7 @@ from diffguard_pl.datamodules import (
     ImageList,
     ImageNetOODDataModule,
     OODDataModule,
+    presence,
 )
 from diffguard_pl.datamodules.openood import CIFAR, IMAGENET
 from diffguard_pl.datamodules.reading import Prepared, read_image, standard_transform
@@ -531,7 +532,7 @@ def test_check_of_sets_of_ones_own(config, capsys):
     said = capsys.readouterr().out
     assert "gone.jpg" in said
     assert "noise" in said
-    with pytest.raises(SystemExit, match="none of these data sets is published by OpenOOD"):
+    with pytest.raises(SystemExit, match="OpenOOD publishes none"):
         data_command.main(["prepare", str(config)])
 
 
@@ -596,7 +597,7 @@ def drive(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(
-        data_command,
+        presence,
         "google_drive",
         lambda drive_id: f"http://127.0.0.1:{server.server_port}/{drive_id}",
     )
@@ -665,8 +666,8 @@ def test_prepare_refuses_an_archive_that_is_not_what_it_was(drive, tmp_path):
         ),
         (["--data.on_error", "skip"], r"unknown data.on_error 'skip'; choose from: record, raise$"),
         (["--trajectory.every", "0"], r"trajectory.count=0, every=0: must be at least"),
-        (["--config"], r"--config: expected the name or path of a config"),
-        (["--base", "gdm"], r"--base is a setting of config files"),
+        (["--config"], r"--config: needs a config; choose from"),
+        (["--base", "gdm"], r"--base: .*repeat --config"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_of_the_command(
@@ -695,7 +696,7 @@ def test_a_setting_that_cannot_be_is_one_line_of_the_command(
         (["gmd"], r"unknown config 'gmd'"),
         (
             ["gdm", "--data", "OODDataModul"],
-            r"no class for data OODDataModul; did you mean OODDataModule\?",
+            r"unknown class for data OODDataModul; did you mean OODDataModule\?",
         ),
         (["small/gdm"], r"config small/gdm: "),
     ],

@@ -1,0 +1,117 @@
+"""Converting a checkpoint: written once as diffusers modules in safetensors, which hold no pickle.
+
+Whoever names the checkpoint then gets that copy, for as long as file and architecture stay the same.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from safetensors.torch import save_file
+
+from .. import __version__
+from ..checkpoints.architectures import (
+    Architecture,
+    GuidedDiffusionArchitecture,
+    LatentDiffusionArchitecture,
+)
+from ..checkpoints.converted import (
+    RECORD_FILE,
+    conversion_record,
+    converted_folder,
+    known_architecture,
+    parse_architecture,
+)
+from ..checkpoints.registry import resolve
+from ..checkpoints.tensors import load_tensors
+from ..errors import InputError
+from ..runs.files import apply_umask
+from .convert_guided_diffusion import load_guided_diffusion
+from .convert_latent_diffusion import load_latent_diffusion
+
+
+def save_converted(
+    checkpoint: str | Path, out: Path | None = None, architecture: Path | None = None
+) -> Path:
+    """Write a copy of a checkpoint in diffusers' layout.
+
+    Args:
+        checkpoint: Guided-diffusion or latent-diffusion file, or anything else that
+            :func:`~diffguard_pl.checkpoints.registry.resolve` takes.
+        out: Folder to write; a copy in it is replaced. Defaults to where the copy is found by itself.
+        architecture: YAML or JSON file with the settings of the architecture. Defaults to those known
+            for the name of the checkpoint, or the family's defaults.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the file is not a checkpoint of either family, its architecture does not fit, or
+            the folder holds something else.
+    """
+    path = resolve(checkpoint)
+    if path.is_dir():
+        raise InputError(f"checkpoint {path}: is a folder; nothing needs to be converted")
+    kind = _family(path)
+    if architecture is not None:
+        settings = _read_architecture(kind, architecture)
+    else:
+        settings = known_architecture(checkpoint, kind)
+    record = conversion_record(path, settings) | {"diffguard_pl": __version__}
+    out = out or converted_folder(checkpoint)
+    with _complete_folder(out) as folder:
+        if isinstance(settings, GuidedDiffusionArchitecture):
+            load_guided_diffusion(path, settings).save_pretrained(folder)
+        else:
+            unet, embedding, first_stage = load_latent_diffusion(path, settings)
+            unet.save_pretrained(folder / "unet")
+            first_stage.save_pretrained(folder / "vqvae")
+            (folder / "class_embedding").mkdir()
+            save_file(embedding.state_dict(), folder / "class_embedding" / "model.safetensors")
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2))
+    return out
+
+
+def _family(path: Path) -> type[Architecture]:
+    """Return the architecture's class, by the keys of a checkpoint."""
+    keys = list(load_tensors(path))
+    if any(key.startswith("model.diffusion_model.") for key in keys):
+        return LatentDiffusionArchitecture
+    if any(key.startswith("input_blocks.") for key in keys):
+        return GuidedDiffusionArchitecture
+    families = "guided diffusion (input_blocks...) nor latent diffusion (model.diffusion_model...)"
+    first = next(iter(keys), "none")
+    raise InputError(f"checkpoint {path}: neither {families}; its first key is {first}")
+
+
+def _read_architecture(kind: type[Architecture], file: Path) -> Architecture:
+    try:
+        return parse_architecture(kind, yaml.safe_load(file.read_text()), str(file))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"architecture {file}: cannot be read as YAML or JSON ({reason})"
+        ) from error
+
+
+@contextmanager
+def _complete_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which takes its name once it is complete."""
+    if out.exists() and not (out / RECORD_FILE).is_file():
+        raise InputError(
+            f"{out}: exists and is not a converted checkpoint; remove it, or choose another folder"
+        )
+    unfinished = out.with_name(f"{out.name}.{os.getpid()}.part")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for file in filter(Path.is_file, unfinished.rglob("*")):
+            apply_umask(file)
+        shutil.rmtree(out, ignore_errors=True)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
