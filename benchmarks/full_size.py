@@ -24,6 +24,7 @@ from diffguard_pl.backbones import (
     PixelDiffusion,
 )
 from diffguard_pl.backbones.convert_guided_diffusion import _places
+from diffguard_pl.backbones.save_converted import save_converted
 from diffguard_pl.checkpoints.converted import converted_or_original
 
 ARCHITECTURE: Any = {

@@ -1,5 +1,9 @@
 """Pre-trained diffusion models behind one interface: encode, decode and eps(x, t, labels)."""
 
+# isort: off
+from . import postponed  # noqa: F401  before diffusers
+
+# isort: on
 from ..checkpoints.architectures import (
     FirstStageArchitecture,
     GuidedDiffusionArchitecture,

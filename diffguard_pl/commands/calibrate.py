@@ -17,10 +17,11 @@ from ..errors import InputError, choose
 from ..names import CALIBRATION
 from ..runs.lock import releasing_locks
 from ..runs.record import launch_command
+from ..runs.shards import parse_shard
 from ..runs.signals import GracefulTermination, StopRequested
 from ..runs.store import read_scores
 from ..scores.conformal import Threshold, check_count, check_tpr
-from .cli import RunCLI, command_line, parse_shard
+from .cli import RunCLI, command_line
 from .errors import end_of_stopped_run, end_with_images_left_out, one_line_errors
 
 FILE = "detector.json"

@@ -6,7 +6,6 @@ It is LightningCLI's, plus configs by name, a folder for each run, ``--resume`` 
 import itertools
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ from ..errors import InputError
 from ..evaluation.module import DiffGuardModule
 from ..runs import record
 from ..runs.lock import lock_run_folder
+from ..runs.shards import parse_shard
 from ..runs.store import part_files
 
 DEFAULT_CONFIG = "digits_ldm"
@@ -157,14 +157,6 @@ def saved_config(folder: str) -> Path:
             f"--resume {folder}: must be the folder of a run, with its {record.CONFIG_FILE}{hint}"
         )
     return path
-
-
-def parse_shard(shard: str) -> tuple[int, int]:
-    """Parse the setting ``shard``: ``2/8`` is (2, 8)."""
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not found or int(found[1]) >= int(found[2]):
-        raise InputError(f"shard={shard}: must be I/N with I from 0 to N-1, such as 0/8")
-    return int(found[1]), int(found[2])
 
 
 def make_new_folder(path: str) -> str:

@@ -11,16 +11,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
 from ..errors import InputError
 from ..metrics.table import ScoreTable
 from .files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCORES_FOLDER = "scores"
 METADATA_KEY = b"diffguard_pl"
@@ -124,7 +126,7 @@ def read_header(part: Path) -> Header:
 
 def read_scores(
     run: str | Path, columns: Sequence[str] | None = None, only: Sequence[Path] | None = None
-) -> tuple[pd.DataFrame, Header]:
+) -> tuple["pd.DataFrame", Header]:
     """Return all results of a run, by dataset and in the order of the images, and its header.
 
     Args:
@@ -161,7 +163,7 @@ def read_scores(
     return frame.reset_index(drop=True), header
 
 
-def score_table(frame: pd.DataFrame, header: Header) -> ScoreTable:
+def score_table(frame: "pd.DataFrame", header: Header) -> ScoreTable:
     """Return the scores of the images without an error, for the metrics."""
     scored = frame[frame["error"].isna()]
     order = {name: place for place, name in enumerate(header.datasets)}

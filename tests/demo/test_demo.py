@@ -236,8 +236,8 @@ def test_without_an_image_there_is_no_verdict(detector):
             "nowhere.json: no such file",
         ),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
-        (["--max-mb", "0"], "--max-mb 0: expected more than 0"),
-        (["--max-megapixels", "nan"], "--max-megapixels nan: expected more than 0"),
+        (["--max-mb", "0"], "--max-mb 0: must be more than 0"),
+        (["--max-megapixels", "nan"], "--max-megapixels nan: must be more than 0"),
         (["--port", "70000"], "--port 70000"),
     ],
 )
@@ -250,23 +250,23 @@ def test_what_cannot_be_served_is_said_in_a_line(options, said):
 
 def test_a_port_that_is_taken_is_named_and_the_next_free_one_is_found():
     with (
-        command.listening("127.0.0.1", None) as first,
-        command.listening("127.0.0.1", None) as second,
+        command.listen("127.0.0.1", None) as first,
+        command.listen("127.0.0.1", None) as second,
     ):
         assert first.getsockname()[1] < second.getsockname()[1] <= command.PORTS[-1]
         assert command.url(first) == f"http://127.0.0.1:{first.getsockname()[1]}"
         taken = first.getsockname()[1]
         with pytest.raises(
             InputError,
-            match=rf"--host 127.0.0.1 --port {taken}: Address already in use; give another",
+            match=rf"--port {taken}: .*in use; choose another",
         ):
-            command.listening("127.0.0.1", taken)
+            command.listen("127.0.0.1", taken)
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    monkeypatch.setattr("lightning_utilities.core.imports.RequirementCache", lambda _: False)
     with pytest.raises(
-        SystemExit, match=r"^error: the web demo needs Gradio: pip install 'diffguard-pl\[demo\]'$"
+        SystemExit, match=r"^error: gradio is not installed; pip install 'diffguard-pl\[demo\]'$"
     ):
         command.main([])
 

@@ -171,20 +171,20 @@ def test_shards_that_do_not_make_a_run_are_refused(tmp_path, monkeypatch):
     del record["sessions"][-1]["ended"]
     Path("begun/run.json").write_text(json.dumps(record))
     for shards, said in (
-        (["0"], "of 2 shards these are missing: 1/2"),
-        (["0", "0"], "0: shard 0/2 is in 0 already"),
-        (["0", "third"], "third is of another run than 0: shard was"),
-        (["0", "other"], "other is of another run than 0: model.steps was 5 there, is 4 now"),
-        (["0", "whole"], "whole: no shard of a run"),
+        (["0"], "1/2 are missing"),
+        (["0", "0"], "0: is the same shard as 0"),
+        (["0", "third"], "third: belongs to another run than 0: shard was"),
+        (["0", "other"], "other: belongs to another run than 0: model.steps was 5 there, is 4 now"),
+        (["0", "whole"], "whole: not a shard"),
         (
             ["0", "begun"],
-            "begun: shard 1/2 is not done; python -m diffguard_pl.test --resume begun",
+            "begun: shard 1/2 is unfinished; .*--resume begun",
         ),
         (["0", "nowhere"], "nowhere: not a diffguard_pl run"),
     ):
         with pytest.raises(SystemExit, match=said):
             merge.main(["out", *shards])
-    with pytest.raises(SystemExit, match="expected I/N with I from 0 to N-1"):
+    with pytest.raises(SystemExit, match="must be I/N with I from 0 to N-1"):
         main([*small, "--shard", "2/2"])
     with pytest.raises(SystemExit, match='shard was "0/2" when the run began and is "1/2" now'):
         main(["--resume", "0", "--shard", "1/2"])
