@@ -58,6 +58,7 @@ def grid_pictures(run: RunResults) -> dict[str, dict[str, list[Picture]]]:
         without datasets of which no picture was kept.
     """
     paths = kept_pictures(run.folder)
+    # The run's callback keeps more pictures than are drawn here, but not those of all images.
     scored = run.scored
     pairs = zip(scored["dataset"], scored["index"], strict=True)
     kept = scored[[pair in paths for pair in pairs]]

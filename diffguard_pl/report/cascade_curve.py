@@ -71,6 +71,8 @@ def cascade_curve(frame: pd.DataFrame, header: Header) -> list[CascadePoint]:
     budgets = sorted({*BUDGETS, cascade.budget})
     cascades = [replace(cascade, budget=budget) for budget in budgets]
     names = [f"{CASCADE} {budget:g}" for budget in budgets]
+
+    # Validation images have set the scale, so they are not among the images to be judged.
     datasets = [name for name in header.datasets if name != CALIBRATION]
     numbers = {name: number for number, name in enumerate(datasets)}
     members = tested["dataset"].map(numbers).to_numpy()
@@ -92,6 +94,7 @@ def cascade_curve(frame: pd.DataFrame, header: Header) -> list[CascadePoint]:
 
     points = []
     for name, each in zip(names, cascades, strict=True):
+        # An image is diffused if the baseline's rank is within the band of the budget.
         is_diffused = each.unsure(reference[each.baseline], scores[each.baseline])
         by_dataset = {
             dataset: float(is_diffused[members == number].mean())

@@ -59,26 +59,26 @@ def compare(runs: Sequence[RunResults]) -> list[ComparedScore]:
 
     # The primary scores come first, although their names may differ, then the shared names.
     primary = tuple(run.primary_score for run in runs)
-    shared = [
-        name for name in first.header.scores if all(name in run.header.scores for run in runs)
-    ]
-    names_by_run = dict.fromkeys([primary, *((name,) * len(runs) for name in shared)])
+    names_by_run = [primary]
+    for name in first.header.scores:
+        names = (name,) * len(runs)
+        if names != primary and all(name in run.header.scores for run in runs):
+            names_by_run.append(names)
 
     compared = []
-    for group, dataset in dict.fromkeys(
-        (group, dataset) for group, dataset, _ in results_by_run[0]
-    ):
+    for group, dataset in dict.fromkeys(key[:2] for key in results_by_run[0]):
         for names in names_by_run:
             keys = [(group, dataset, name) for name in names]
-            in_all_runs = all(
-                key in of_run for key, of_run in zip(keys, results_by_run, strict=True)
-            )
-            in_all_pairs = all(keys[0] in a.results for a, _ in pairs)
-            if not (in_all_runs and in_all_pairs):
+            # Every run must have a result, on all of its images ...
+            results = [of_run.get(key) for of_run, key in zip(results_by_run, keys, strict=True)]
+            found = tuple(result for result in results if result is not None)
+            if len(found) < len(runs):
                 continue
-            results = tuple(of_run[key] for key, of_run in zip(keys, results_by_run, strict=True))
+            # ... and on those that it shares with the first run.
+            if any(keys[0] not in a.results for a, _ in pairs):
+                continue
             differences = _differences(pairs, keys)
-            compared.append(ComparedScore(group, dataset, names, results, differences))
+            compared.append(ComparedScore(group, dataset, names, found, differences))
     if not compared:
         folders = f"{first.folder} and {runs[1].folder}"
         raise InputError(f"{folders}: no dataset and score in common; compare runs that share both")
@@ -133,6 +133,7 @@ def _comparable_results(run: RunResults, first: RunResults) -> dict[Key, ResultR
     """
     results = {}
     for result in run.results:
+        # A dataset is itself in any group, but a mean depends on what else is in its group.
         if result.dataset != "mean":
             group = _group_of(first, result.dataset)
             results[group, result.dataset, result.score] = result
@@ -188,7 +189,8 @@ def _table_of(
     run: RunResults, images: pd.DataFrame, datasets: list[str], groups: dict[str, str]
 ) -> ScoreTable:
     """Return a run's scores of the given images, in their order."""
-    frame = images.merge(run.frame, on=list(images.columns))
+    # A left merge by the images keeps their order, which may be another one in this run's frame.
+    frame = images.merge(run.frame, on=list(images.columns), how="left")
     numbers = {name: number for number, name in enumerate(datasets)}
     return ScoreTable(
         scores=run.header.scores,

@@ -18,6 +18,7 @@ def roc(ind: np.ndarray, ood: np.ndarray, points: int = 300) -> tuple[np.ndarray
         (1, 1).
     """
     ind, ood = np.sort(ind[~np.isnan(ind)]), np.sort(ood[~np.isnan(ood)])
+    # From the highest threshold, which accepts the fewest images, down. Each distinct score is one.
     thresholds = np.unique(np.concatenate([ind, ood]))[::-1]
     if len(thresholds) >= points:
         # The first point, (0, 0), has no threshold.
@@ -46,6 +47,7 @@ def histograms(
     Returns:
         Edges [bins + 1], and for each dataset the fraction of its images in each bin [bins].
     """
+    # Scores that are NaN or infinite have no place on the axis.
     by_dataset = []
     for dataset in range(len(table.datasets)):
         values = table.of(dataset)[:, score]
@@ -55,6 +57,8 @@ def histograms(
     # A few outliers would squeeze all other scores into one bin; they go to the outermost bins.
     low, high = np.quantile(all_values, [0.002, 0.998]) if len(all_values) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+
+    # Fractions, not counts: datasets differ in size, and one without images has zeros.
     fractions = []
     for values in by_dataset:
         counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)

@@ -122,6 +122,7 @@ def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
 
 def write_picture(run: Path, picture: KeptPicture) -> None:
     """Write the panels of an image as one PNG, atomically."""
+    # One file an image, for a run may keep thousands: the panels stand side by side.
     panels = list(picture.panels.values())
     side = panels[0].height
     strip = Image.new("RGB", (side * len(panels), side))
@@ -147,6 +148,7 @@ def read_picture(path: Path) -> KeptPicture:
     """
     with Image.open(path) as strip:
         strip.load()
+        # Panels are squares, so the height of the strip tells where each begins.
         side = strip.height
         panels = {}
         for i, name in enumerate(strip.info["panels"].split(",")):

@@ -122,6 +122,7 @@ def _draw_roc_curves(axes: Axes, table: ScoreTable) -> None:
         axes.plot(*roc(ind[:, 0], ood[:, 0]), color=colour, linestyle=line_style_of(number))
         if msp is not None:
             axes.plot(*roc(ind[:, msp], ood[:, msp]), color=colour, linewidth=1, linestyle=":")
+    # The diagonal is the curve of a score that tells nothing.
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8)
     note = "" if msp is None else "; dotted: MSP"
     axes.set(

@@ -186,6 +186,7 @@ def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None)
     scores = score_table(frame, header)
     if results is None:
         results = with_intervals(result_rows(scores), scores)
+    # Images with an error have a line, but no scores.
     left_out_counts = frame[frame["error"].notna()]["dataset"].value_counts()
     return RunResults(
         folder=folder,

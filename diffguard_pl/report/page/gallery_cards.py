@@ -55,11 +55,13 @@ def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
     Returns:
         Confusion [N] in [-1, 1], never 0; NaN where the score is NaN.
     """
+    # Without images of both kinds no image can be confused with the other kind.
     ind, ood = values[is_ind], values[~is_ind]
     ind, ood = np.sort(ind[~np.isnan(ind)]), np.sort(ood[~np.isnan(ood)])
     if len(ind) == 0 or len(ood) == 0:
         return np.full(len(values), np.nan)
 
+    # Fractions of the other kind that each image outdoes, ties included.
     outdone_ood = 1 - np.searchsorted(ood, values, "left") / len(ood)
     outdone_ind = np.searchsorted(ind, values, "right") / len(ind)
     outdone = np.where(is_ind, outdone_ood, outdone_ind)
@@ -88,6 +90,7 @@ def gallery_cards(run: RunResults, limit: int = GALLERY_BYTES) -> GalleryCards:
     pairs = zip(scored["dataset"], scored["index"], strict=True)
     kept = scored[[pair in paths for pair in pairs]]
 
+    # Cards differ in size with the content of their pictures, so add them until the limit.
     cards: list[dict[str, Any]] = []
     size = 0
     for i in _in_turn(kept, confusions[:, 0], run.header.datasets):
@@ -111,11 +114,13 @@ def _in_turn(kept: pd.DataFrame, confusions: np.ndarray, datasets: list[str]) ->
         confusions: Confusion [N] of all scored images; NaN comes last.
         datasets: Names of the datasets.
     """
+    # Queue the images of each dataset, the most confusing by the primary score first.
     by_dataset = []
     for dataset in datasets:
         lines = kept.index[kept["dataset"] == dataset].to_numpy()
         order = np.argsort(-np.nan_to_num(confusions[lines], nan=-2.0), kind="stable")
         by_dataset.append(lines[order].tolist())
+    # Take one of each queue in turn; a queue that is empty already yields None.
     for line in chain.from_iterable(zip_longest(*by_dataset)):
         if line is not None:
             yield line
@@ -146,6 +151,7 @@ def _panels(path: Path) -> dict[str, Any] | None:
         panels["difference"] = difference(reference, panels["reconstruction"])
     except (OSError, KeyError, ValueError):
         return None
+    # WebP's lossy compression blurs the edges of small pictures and of masks.
     is_small = panels["input"].width < SMALL_SIDE
     pictures = {}
     for name in PANEL_ORDER:

@@ -59,6 +59,7 @@ def _scatter(run: RunResults) -> list[dict[str, Any]]:
     samples = []
     for dataset in datasets:
         images = scored[scored["dataset"] == dataset]
+        # The first images by their random key, in the order of their indices.
         order = np.argsort([random_key(dataset, index) for index in images["index"]])
         sample = images.iloc[np.sort(order[:limit])]
         values = []
@@ -74,6 +75,7 @@ def _stops(run: RunResults) -> dict[str, Any] | None:
 
     The result holds the steps [S], and the fraction of images at each, by dataset [D][S].
     """
+    # Images that a cascade left out have not been inverted.
     stopped = run.frame[["dataset", "stop_index"]].dropna()
     steps = np.unique(stopped["stop_index"]).astype(int)
     if len(steps) < 2:
@@ -114,6 +116,7 @@ def _cascade(run: RunResults) -> dict[str, Any] | None:
     points = run.cascade_curve
     if not points:
         return None
+    # Results of a point are in a list; find them by dataset.
     by_dataset = [{result.dataset: result for result in point.results} for point in points]
     metrics: dict[str, Any] = {}
     for metric in METRIC_NAMES:

@@ -111,6 +111,7 @@ def interval_bar(
     values = [*ends, getattr(result.metrics, metric)]
     if any(math.isnan(value) for value in values):
         return None
+    # From values to percent of the bar's width.
     left, right = scale
     low, high, at = (round(100 * (value - left) / (right - left), 2) for value in values)
     return {"low": low, "width": round(high - low, 2), "at": at}
