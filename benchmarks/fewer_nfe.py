@@ -73,7 +73,7 @@ class Batch:
     def unguided(self, network: Network) -> NoiseModel:
         """Return the noise model of inversion."""
 
-        def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+        def noise(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
             eps = network(x, self.schedule.timesteps[index], self.null_labels)
             if self.sampler.clip_denoised and index[0] > 0:
                 eps = ddim.clip_eps(x, eps, level)
@@ -88,7 +88,7 @@ class Batch:
         """
         n, scales = len(self.images), self.sampler.denoising_scales()
 
-        def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+        def noise(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
             # Both reconstructions are the same before and at the first guided step.
             i = int(index[0])
             has_forked = bool(scales[i + 1 : self.start + 1].any())
@@ -162,8 +162,8 @@ def second_order(
     begin, end = (0.5 * torch.log(alpha_bar / (1 - alpha_bar)) for alpha_bar in (begin, end))
     previous: list[tuple[Tensor, Tensor]] = []
 
-    def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
-        eps, i = model(x, index, level, rows), int(index[0])
+    def noise(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
+        eps, i = model(x, index, level, batch_index), int(index[0])
         x0, h = ddim.predict_x0(x, eps, level), end[i] - begin[i]
         x0_before, h_before = previous.pop() if previous else (x0, h)
         if i != first_order_at and h / h_before < 4:
@@ -182,12 +182,12 @@ def fixed_point(batch: Batch, iterations: int) -> Tensor:
     """
     model, s = batch.unguided(batch.network), batch.schedule
 
-    def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
-        eps, to = model(x, index, level, rows), Level.of(s.inversion_to[index], x)
+    def noise(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
+        eps, to = model(x, index, level, batch_index), Level.of(s.inversion_to[index], x)
         reverse_index = int((s.denoising_from == s.inversion_to[index[0]]).nonzero())
         reverse = torch.full_like(index, reverse_index)
         for _ in range(iterations):
-            eps = model(ddim.step(x, eps, level, to), reverse, to, rows)
+            eps = model(ddim.step(x, eps, level, to), reverse, to, batch_index)
         return eps
 
     return batch.denoise(batch.guided(batch.network), batch.invert(noise))
@@ -222,7 +222,7 @@ def cached(batch: Batch, every: int) -> Tensor:
     """Block caching (DeepCache, Ma et al. 2024): the whole UNet at every n-th step only.
 
     Other steps evaluate the first convolution and the last block, which its skip connects, around
-    what the other blocks returned before. They count as their share of the FLOPs.
+    what the other blocks returned before. They count as their fraction of the FLOPs.
     """
     unet, flops = batch.diffguard.backbone.denoiser, dict[bool, float]()
     last = unet.up_blocks[-1]

@@ -92,13 +92,13 @@ class TrajectoryLogger(pl.Callback):
         def keep(step: Step) -> None:
             # any inversion step may be an image's last one, so each is kept until the next
             is_drawn = (step.index % self.every == 0) | torch.tensor(inverting)
-            is_chosen = step.rows % self.batch_size < self.images
+            is_chosen = step.batch_index % self.batch_size < self.images
             chosen = (is_chosen & is_drawn).nonzero()[:, 0]
             if len(chosen) == 0:
                 return
             x = backbone.decode(step.x[chosen.to(step.x.device)])
             images = ((x.detach() + 1) / 2).clamp(0, 1).float().cpu()
-            rows, indices = step.rows[chosen].tolist(), step.index[chosen].tolist()
+            rows, indices = step.batch_index[chosen].tolist(), step.index[chosen].tolist()
             for row, index, image in zip(rows, indices, images, strict=True):
                 strip = strips.setdefault(row, [])
                 previous_is_drawn = (index - 1) % self.every == 0

@@ -64,13 +64,13 @@ class Step:
 
     Attributes:
         index: [n] schedule index of each row, on the CPU.
-        rows: [n] rows of the batch that took the step.
+        batch_index: [n] rows of the batch that took the step.
         x: [n, C, H, W] states after the step.
         eps: [n, C, H, W] noise that the step used.
     """
 
     index: Tensor
-    rows: Tensor
+    batch_index: Tensor
     x: Tensor
     eps: Tensor
 
@@ -81,14 +81,14 @@ StepCallback = Callable[[Step], None]
 class NoiseModel(Protocol):
     """Predicts the noise of a step, guidance included."""
 
-    def __call__(self, x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
         """Return the noise in x.
 
         Args:
             x: [n, C, H, W] states.
             index: [n] schedule index of each state, on the CPU.
             level: Signal and noise level of x.
-            rows: [n] rows of the batch that these states are.
+            batch_index: [n] rows of the batch that these states are.
         """
 
 
@@ -111,38 +111,38 @@ def invert(
         steps: Number of steps to take at most.
         clip: Whether x0hat is clamped to [-1, 1] at every step but the first.
         stop: Adaptive early stop: maps the states x [n, C, H, W] after a step and their rows [n]
-            to a bool mask [n] of those to stop. None: all rows take all steps.
+            in the batch to a bool mask [n] of those to stop. None: all rows take all steps.
         callback: Called after each step.
 
     Returns:
         The noise [N, C, H, W] and the index [N] at which each row stopped, the latter on the CPU.
     """
     x = x.clone()
-    rows = torch.arange(len(x))
+    batch_index = torch.arange(len(x))
     stop_index = torch.full((len(x),), steps - 1)
     for i in range(steps):  # 0, ..., steps-1
-        index = torch.full_like(rows, i)
+        index = torch.full_like(batch_index, i)
         level = Level.of(schedule.inversion_from[index], x)
         to = Level.of(schedule.inversion_to[index], x)
 
         # Predict the noise of the rows that have not stopped.
-        x_i = x[rows]
-        eps = model(x_i, index, level, rows)
+        x_i = x[batch_index]
+        eps = model(x_i, index, level, batch_index)
         if clip and i > 0:
             eps = clip_eps(x_i, eps, level)
 
         # DDIM step towards noise.
         x_i = step(x_i, eps, level, to)
-        x[rows] = x_i
+        x[batch_index] = x_i
         if callback:
-            callback(Step(index, rows, x_i, eps))
+            callback(Step(index, batch_index, x_i, eps))
 
         # Adaptive early stop.
         if stop:
-            stopped = stop(x_i, rows).cpu()
-            stop_index[rows[stopped]] = i
-            rows = rows[~stopped]
-            if len(rows) == 0:
+            stopped = stop(x_i, batch_index).cpu()
+            stop_index[batch_index[stopped]] = i
+            batch_index = batch_index[~stopped]
+            if len(batch_index) == 0:
                 break
     return x, stop_index
 
@@ -171,16 +171,16 @@ def denoise(
     """
     x = x.clone()
     for k in range(int(start.max()) + 1 - last):
-        rows = (start - k >= last).nonzero()[:, 0]
-        index = start[rows] - k  # start, start-1, ..., last
+        batch_index = (start - k >= last).nonzero()[:, 0]
+        index = start[batch_index] - k  # start, start-1, ..., last
         level = Level.of(schedule.denoising_from[index], x)
         to = Level.of(schedule.denoising_to[index], x)
 
         # DDIM step towards the image.
-        x_i = x[rows]
-        eps = model(x_i, index, level, rows)
+        x_i = x[batch_index]
+        eps = model(x_i, index, level, batch_index)
         x_i = step(x_i, eps, level, to)
-        x[rows] = x_i
+        x[batch_index] = x_i
         if callback:
-            callback(Step(index, rows, x_i, eps))
+            callback(Step(index, batch_index, x_i, eps))
     return x

@@ -145,6 +145,27 @@ class Engine:
                     return done
             self._pass(longest_first=drain and not self.waiting)
 
+    def _pass(self, longest_first: bool) -> None:
+        """Take one step of as many trajectories as fill the batch."""
+        forking, guided, others = self._choose(longest_first)
+        if not (forking or guided or others):
+            # All trajectories await a stop check.
+            self._collect_stop_flags()
+            return
+        self.before_pass()
+
+        # One step of all rows: read their states, predict the noise, step, write back.
+        batch = self._gather(forking, guided, others)
+        x = self._take_step(batch)
+        self._scatter(batch, x)
+
+        # Flags of earlier passes have arrived by now, those of this one may not.
+        arrived = len(self.stop_checks)
+        self._request_stop_flags(batch.trajectories, x)
+        self._advance(batch)
+        for _ in range(arrived if self.defer_stop_check else len(self.stop_checks)):
+            self._collect_stop_flags()
+
     def _num_pending(self) -> int:
         """Return the number of images in all requests but the last."""
         if not self.requests:
@@ -220,7 +241,7 @@ class Engine:
         others: list[Trajectory] = []
         room = self.slots
         for trajectory in candidates:
-            # A guided step may not fit into what is left of the batch; a later one may.
+            # A guided step may need more room than is left; an unguided one may still fit.
             nfe = self._nfe_of_next_step(trajectory)
             if trajectory.awaiting_stop_check or nfe > room:
                 continue
@@ -236,27 +257,6 @@ class Engine:
             if room == 0:
                 break
         return forking, guided, others
-
-    def _pass(self, longest_first: bool) -> None:
-        """Take one step of as many trajectories as fill the batch."""
-        forking, guided, others = self._choose(longest_first)
-        if not (forking or guided or others):
-            # All trajectories await a stop check.
-            self._collect_stop_flags()
-            return
-        self.before_pass()
-
-        # One step of all rows: read their states, predict the noise, step, write back.
-        batch = self._gather(forking, guided, others)
-        x = self._take_step(batch)
-        self._scatter(batch, x)
-
-        # Flags of earlier passes have arrived by now, those of this one may not.
-        arrived = len(self.stop_checks)
-        self._request_stop_flags(batch.trajectories, x)
-        self._advance(batch)
-        for _ in range(arrived if self.defer_stop_check else len(self.stop_checks)):
-            self._collect_stop_flags()
 
     def _gather(
         self, forking: list[Trajectory], guided: list[Trajectory], others: list[Trajectory]

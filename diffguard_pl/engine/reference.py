@@ -66,8 +66,8 @@ def invert(
         early_stop = sampler.early_stop
         reference = early_stop.reference(x)
 
-        def stop(x: Tensor, rows: Tensor) -> Tensor:
-            return early_stop.should_stop(x, [tensor[rows] for tensor in reference])
+        def stop(x: Tensor, batch_index: Tensor) -> Tensor:
+            return early_stop.should_stop(x, [tensor[batch_index] for tensor in reference])
 
     noise, stop_index = ddim.invert(
         _noise_model(sampler, prediction.labels, x, inverting=True),
@@ -133,16 +133,16 @@ def _noise_model(
     crops = guidance.crops(len(schedule), x.shape[-1])
     calls = itertools.count()
 
-    def noise(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
+    def noise(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
         # Rows behind the first N are unguided.
-        scale = torch.where(rows < count, scales[index], 0.0)
+        scale = torch.where(batch_index < count, scales[index], 0.0)
         masked = mask is not None
         is_guided = guidance.is_guided(scale, masked)
         conditional = guidance.needs_single_call(scale, masked)
 
         # Guided rows go first.
         order = is_guided.argsort(descending=True, stable=True)
-        images = rows[order] % count
+        images = batch_index[order] % count
         guided, guided_images = (part[: int(is_guided.sum())] for part in (order, images))
 
         # All rows are at their k-th denoising step, and see the k-th crops.

@@ -30,7 +30,7 @@ def recorder(model: DiffGuard, noise_levels: Tensor, frames: list[Frame]) -> Ste
 
     def record(step: Step) -> None:
         # The guided trajectory is row 0; an unguided copy may follow.
-        row = step.rows.tolist().index(0)
+        row = step.batch_index.tolist().index(0)
         noise = noise_levels[step.index[row]]
         image = (model.backbone.decode(step.x[row][None])[0] + 1) / 2
         frames.append(frame(f"noise {noise:.2f}", image))

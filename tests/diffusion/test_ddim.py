@@ -54,8 +54,8 @@ class Recorder:
     def __init__(self):
         self.steps: list[tuple[list[int], list[int]]] = []
 
-    def __call__(self, x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
-        self.steps.append((index.tolist(), rows.tolist()))
+    def __call__(self, x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
+        self.steps.append((index.tolist(), batch_index.tolist()))
         return x.tanh()
 
 
@@ -63,8 +63,8 @@ def test_inversion_takes_ascending_steps_until_each_row_stops():
     model, schedule = Recorder(), respaced(linear_alpha_bar(), 10)
     stops_at = torch.tensor([2, 0, 9])
 
-    def stop(x: Tensor, rows: Tensor) -> Tensor:
-        return stops_at[rows] == len(model.steps) - 1
+    def stop(x: Tensor, batch_index: Tensor) -> Tensor:
+        return stops_at[batch_index] == len(model.steps) - 1
 
     x = torch.randn(3, 3, 4, 4)
     noise, stop_index = invert(model, x, schedule, 4, stop=stop)
@@ -100,8 +100,8 @@ def test_denoising_reverses_inversion_under_the_same_noise(steps):
     schedule = respaced(linear_alpha_bar(), steps)
     x, eps = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
 
-    def model(x: Tensor, index: Tensor, level: Level, rows: Tensor) -> Tensor:
-        return eps[rows]
+    def model(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
+        return eps[batch_index]
 
     noise, _ = invert(model, x, schedule, steps - 1)
     back = denoise(model, noise, schedule, torch.full((2,), steps - 1), last=1)

@@ -25,7 +25,7 @@ def test_unguided_rows_come_behind_the_guided_ones():
     diffguard = cheap_diffguard(steps=8, compare_to="unguided")
     steps = []
     detection = reference.detect(diffguard, IMAGES, watch={"denoising": steps.append})
-    assert steps[-1].rows.tolist() == [0, 1, 2, 3]
+    assert steps[-1].batch_index.tolist() == [0, 1, 2, 3]
     last = diffguard.decode(steps[-1].x)
     assert torch.equal(last.guided, detection.reconstructions)
     assert torch.equal(last.unguided, detection.unguided)
@@ -38,7 +38,7 @@ def test_images_leave_inversion_when_they_stop():
     detection = reference.detect(diffguard, images, watch={"inversion": steps.append})
     first, second = detection.stop_index.tolist()
     assert first < second
-    assert [step.rows.tolist() for step in steps] == (
+    assert [step.batch_index.tolist() for step in steps] == (
         [[0, 1]] * (first + 1) + [[1]] * (second - first)
     )
 
