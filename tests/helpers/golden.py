@@ -159,7 +159,9 @@ def trace_of(golden: Golden) -> Trace:
 
     def keep(states: dict[tuple[int, int], Tensor]) -> StepCallback:
         def callback(step: Step) -> None:
-            for row, index, x in zip(step.batch_index.tolist(), step.index.tolist(), step.x, strict=True):
+            for row, index, x in zip(
+                step.batch_index.tolist(), step.index.tolist(), step.x, strict=True
+            ):
                 states[row, index] = x.clone()
 
         return callback
