@@ -77,11 +77,13 @@ class _Ranks:
     """Places of out-of-distribution scores [m] among the sorted in-distribution ones [n]."""
 
     def __init__(self, ind: np.ndarray, ood: np.ndarray):
+        # Of each out-of-distribution score: how many in-distribution ones are below, and not above.
         ind = np.sort(ind)
         self.order = np.argsort(ood, kind="stable")
         ood = ood[self.order]
         self.low = np.searchsorted(ind, ood, "left")
         self.high = np.searchsorted(ind, ood, "right")
+        # Of each in-distribution score as threshold: the first accepted out-of-distribution one.
         self.accepted_from = np.searchsorted(ood, ind, "left")
         self.rejected = rejected_at_tpr(len(ind))
 

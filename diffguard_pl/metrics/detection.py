@@ -38,6 +38,7 @@ class DetectionMetrics(NamedTuple):
 def detection_metrics(ind: ArrayLike, ood: ArrayLike) -> DetectionMetrics:
     """Compute all metrics of in-distribution scores [n] and out-of-distribution scores [m]."""
     ind, ood = np.asarray(ind), np.asarray(ood)
+    # Negated and swapped, out-of-distribution is the positive class.
     return DetectionMetrics(
         auroc=auroc(ind, ood),
         fpr95=fpr_at_tpr(ind, ood),
@@ -72,8 +73,10 @@ def aupr(positive: ArrayLike, negative: ArrayLike) -> float:
         InputError: Scores of either kind are missing, or some are NaN.
     """
     tp, fp = _counts(positive, negative)
+    # One point per distinct score, after (recall 0, precision 1).
     precision = np.concatenate([[1], tp / (tp + fp)])
     recall = np.concatenate([[0], tp / tp[-1]])
+    # Trapezoids, unlike average precision, which takes steps.
     return float(((precision[1:] + precision[:-1]) / 2 * np.diff(recall)).sum())
 
 
@@ -111,9 +114,11 @@ def rejected_at_tpr(count: int, tpr: float = TPR) -> int:
 def _counts(positive: ArrayLike, negative: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Count the positives and negatives at or above each distinct score, highest score first."""
     positive, negative = _checked(positive, negative)
+    # Ties share one threshold, so scores are counted by distinct value.
     values, place = np.unique(np.concatenate([positive, negative]), return_inverse=True)
     tp = np.bincount(place[: len(positive)], minlength=len(values))
     fp = np.bincount(place[len(positive) :], minlength=len(values))
+    # From the highest score down: what a threshold at each value accepts.
     return tp[::-1].cumsum(), fp[::-1].cumsum()
 
 

@@ -75,6 +75,7 @@ def result_rows(table: ScoreTable) -> list[ResultRow]:
         raise InputError(
             f"in-distribution dataset {table.datasets[0]} has no scores; test on at least one image"
         )
+    # A score that is NaN for one image has no metrics; the other scores keep theirs.
     ind_has_nan = np.isnan(ind).any(axis=0)
     rows = []
     for d, dataset in enumerate(table.datasets[1:], 1):
@@ -99,6 +100,7 @@ def group_means(rows: list[ResultRow]) -> list[ResultRow]:
             continue
         for score in dict.fromkeys(row.score for row in rows):
             metrics = [row.metrics for row in of_group if row.score == score]
+            # The mean over datasets of each metric, as OpenOOD averages near and far.
             mean = [sum(values) / len(values) for values in zip(*metrics, strict=True)]
             means.append(ResultRow(group, "mean", score, DetectionMetrics(*mean)))
     return means

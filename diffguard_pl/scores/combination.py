@@ -64,6 +64,7 @@ class Fusion:
             reference: Scores of the validation images.
             scores: Scores of the images.
         """
+        # Scores differ in unit and spread: bring them to one scale before averaging.
         scaled = [scale(reference[name], scores[name], self.by) for name in self.scores]
         weights = np.ones(len(self.scores)) if self.weights is None else self.weights
         return np.average(scaled, axis=0, weights=np.asarray(weights, dtype=np.float64))
@@ -108,6 +109,7 @@ class Cascade:
         """
         if self.budget in (0, 1):
             return np.full(len(scores), self.budget == 1)
+        # The band of ranks where the baseline is unsure, budget wide.
         rank, low = scale(reference, scores), SURE * (1 - self.budget)
         return (rank >= low) & (rank <= low + self.budget)
 
@@ -136,6 +138,7 @@ class Cascade:
             diffused: Which images [N] were diffused. Defaults to :meth:`unsure`.
         """
         assert self.then is not None
+        # Both on the scale of ranks, so that one threshold serves all images.
         sure = scale(reference[self.baseline], scores[self.baseline])
         if diffused is None:
             diffused = self.unsure(reference[self.baseline], scores[self.baseline])
@@ -237,6 +240,7 @@ class Combination:
         combined: dict[str, np.ndarray] = {}
         if self.fusion:
             combined[FUSION] = self.fusion(reference, scores)
+            # The cascade may rank by the fusion, so the reference needs it too.
             reference = {**reference, FUSION: self.fusion(reference, reference)}
         if self.cascade:
             diffused = self._diffused(scores) if self.cascade.skip else None

@@ -90,6 +90,7 @@ def check_tpr(tpr: float) -> None:
 
 def check_count(images: int, tpr: float) -> None:
     """Raise an `InputError` if this tpr needs more validation images."""
+    # k >= 1 needs (1 - tpr) (n + 1) >= 1.
     least = math.ceil(1 / (1 - tpr) - 1e-9) - 1
     if images < least:
         raise InputError(
@@ -108,6 +109,7 @@ def p_values(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Returns:
         p-values [m] in (0, 1].
     """
+    # NaN is as suspicious as the lowest score.
     ordered = np.sort(lowest_for_nan(reference))
     scores = np.where(np.isnan(scores), -np.inf, scores)
     no_higher = np.searchsorted(ordered, scores, "right")

@@ -113,6 +113,7 @@ def fit_baselines(
                 computed = {"features": features, "logits": logits, "labels": labels}
                 with atomic_write(path) as unfinished:
                     save_file(computed, unfinished)
+    # The other ranks read what rank 0 wrote.
     wait_for_others()
     if not path.is_file():
         raise InputError(

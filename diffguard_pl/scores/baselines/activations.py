@@ -37,6 +37,7 @@ class ReAct(Baseline):
         }
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        # Clipping at c cuts the abnormally large activations of unknown images.
         return inputs.energy_of(inputs.features.clip(max=fitted["react_threshold"]))
 
     def check_fitted(self, fitted: Mapping[str, Tensor]) -> None:
@@ -83,6 +84,7 @@ class ASH(_Pruning):
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
         x = inputs.features
+        # The k largest share the sum of all features equally.
         k = self.kept(x.shape[1])
         largest = x.topk(k, dim=1).indices
         level = (x.sum(dim=1, keepdim=True) / k).expand(-1, k)
@@ -105,6 +107,7 @@ class SCALE(_Pruning):
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
         x = inputs.features
+        # s_1 / s_2: the more concentrated the features, the closer to 1.
         largest = x.topk(self.kept(x.shape[1]), dim=1).values
         ratio = x.sum(dim=1, keepdim=True) / largest.sum(dim=1, keepdim=True)
         score = inputs.energy_of(x * ratio.exp())

@@ -73,6 +73,7 @@ class Baselines(nn.Module):
             given: asdict(baseline) for given, baseline in zip(settings, baselines, strict=True)
         }
         self.needs_fit = bool(_needing("training features", baselines))
+        # Fitted tensors in one flat namespace: baselines may share one, and files stay valid.
         for tensor in self._tensors():
             self.register_buffer(tensor, None)
 
@@ -138,6 +139,7 @@ class Baselines(nn.Module):
             _check_labels(labels, classifier.num_classes, names)
         training = TrainingFeatures(features, logits, labels if names else None, classifier)
         with torch.inference_mode(False):
+            # Everything is computed before anything is set: a failure leaves the state as it was.
             fitted: dict[str, Tensor] = {}
             for baseline in baselines:
                 fitted |= baseline.fit(training)
@@ -154,6 +156,7 @@ class Baselines(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Load fitted tensors, whose shapes only the state knows."""
+        # Make room first: strict loading copies into tensors of equal shape.
         device = self._classifier[0].mean.device
         for name in self._tensors():
             value = state_dict.get(prefix + name)
@@ -199,6 +202,7 @@ def check_linear_head(classifier: Classifier, names: Sequence[str]) -> int:
             f"{needing} cannot be computed: the classifier has no linear layer that gives its "
             "logits; leave them out"
         )
+    # A grey image and a ramp: two different inputs at the size that the model takes.
     size, device = classifier.input_size, classifier.mean.device
     ramp = torch.linspace(0, 1, 3 * size * size, device=device).view(1, 3, size, size)
     with torch.autocast(device.type, enabled=False):
@@ -206,6 +210,7 @@ def check_linear_head(classifier: Classifier, names: Sequence[str]) -> int:
         error = math.inf
         if head[0].shape[1] == view.features.shape[1]:
             error = float((linear(view.features, *head) - view.logits).abs().amax())
+    # Rounding of a model in half precision is no reason to refuse it.
     dtype = next(classifier.model.parameters()).dtype
     tolerance = max(1e-3, 4 * torch.finfo(dtype).eps) * float(view.logits.abs().amax())
     if not error <= tolerance:
@@ -264,6 +269,7 @@ def _check_labels(labels: Tensor, classes: int, names: Sequence[str]) -> None:
             f"{needing}: training labels must be whole numbers from 0 to {classes - 1}; {outside} "
             f"of {len(labels)} are not; use a labelled dataset, or leave these scores out"
         )
+    # Every class needs a mean.
     images = torch.bincount(labels.flatten(), minlength=classes)
     missing = (images == 0).nonzero().flatten().tolist()
     if missing:

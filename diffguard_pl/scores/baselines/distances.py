@@ -34,6 +34,7 @@ class KNN(Baseline):
                 f"baselines: knn: K={self.K} must be at most the number of training images, "
                 f"{len(features)}; use more images or a smaller K"
             )
+        # A bank of a million images is kept in the precision of the features.
         dtype = torch.half if features.dtype == torch.half else torch.float
         bank = torch.empty(features.shape, dtype=dtype)
         for part, into in zip(chunks(features), chunks(bank), strict=True):
@@ -104,6 +105,7 @@ class ViM(Baseline):
                 f"baselines: vim: the features of the {len(features)} training images lie within "
                 f"dim={self.dim} principal directions; use more images or a smaller dim"
             )
+        # alpha brings the virtual logit to the scale of the maximum logit.
         alpha = training.logits.double().amax(dim=1).sum().cpu() / norms
         return {
             "vim_origin": origin.float(),
@@ -112,6 +114,7 @@ class ViM(Baseline):
         }
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        # Energy of the logits minus the virtual logit alpha |R^T (x - o)|.
         centred = inputs.features - fitted["vim_origin"]
         virtual_logit = fitted["vim_alpha"] * (centred @ fitted["vim_residual"]).norm(dim=1)
         return inputs.energy_of(inputs.features) - virtual_logit
@@ -139,6 +142,7 @@ class Mahalanobis(Baseline):
 
     def fit(self, training: TrainingFeatures) -> dict[str, Tensor]:
         moments, whitening = training.moments, training.class_whitening
+        # Without any spread within classes there is no direction to measure along.
         if whitening.shape[1] == 0:
             raise InputError(
                 f"baselines: {self.name}: the {len(training.features)} training images equal the "
@@ -151,6 +155,7 @@ class Mahalanobis(Baseline):
         }
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        # In whitened coordinates the Mahalanobis distance is the Euclidean one.
         whitened = (inputs.features - fitted["centre"]) @ fitted["class_whitening"]
         # From differences, not |a|^2 - 2ab + |b|^2: where classes have collapsed, the squares of
         # what is far from the centre would leave nothing of them.
@@ -170,10 +175,12 @@ class RMDS(Mahalanobis):
     tensors = (*Mahalanobis.tensors, "background_whitening")
 
     def fit(self, training: TrainingFeatures) -> dict[str, Tensor]:
+        # T: the covariance of all images, whatever their class.
         background = whiten(training.moments.total() / len(training.features))
         return super().fit(training) | {"background_whitening": background.float()}
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        # (x - m)^T T^+ (x - m), with T^+ = W W^T.
         centred = inputs.features - fitted["centre"]
         background = (centred @ fitted["background_whitening"]).square().sum(dim=1)
         return super().score(inputs, fitted) + background
@@ -195,6 +202,7 @@ def kth_distance(queries: Tensor, bank: Tensor, k: int) -> Tensor:
         part = chunk.float()
         near = queries @ part.T - part.square().sum(dim=1) / 2
         rows = torch.arange(start, start + len(part), device=queries.device)
+        # Keep the k best of those found so far and of this chunk.
         candidates = torch.cat([nearness, near], dim=1)
         nearness, best = candidates.topk(min(k, candidates.shape[1]), dim=1)
         index = torch.cat([index, rows.expand(len(queries), -1)], dim=1).gather(1, best)

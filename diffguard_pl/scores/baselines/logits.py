@@ -55,6 +55,7 @@ class Entropy(Baseline):
     needs = frozenset({"logits"})
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        # entr(p) = -p log p, and 0 at p = 0.
         return -torch.special.entr(inputs.logits.softmax(dim=1)).sum(dim=1)
 
 
@@ -75,5 +76,6 @@ class GEN(Baseline):
     M: int = count(100)
 
     def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        # Ascending order: the M largest come last.
         p = inputs.logits.softmax(dim=1).sort(dim=1).values[:, -self.M :]
         return -(p**self.gamma * (1 - p) ** self.gamma).sum(dim=1)

@@ -54,6 +54,7 @@ class Moments(NamedTuple):
 
     def total(self) -> Tensor:
         """Compute the scatter matrix [D, D] around the mean of all images."""
+        # Total = within classes + between the class means, weighted by the images of each.
         between = self.means - self.mean
         return self.within + (between.T * self.counts) @ between
 
@@ -64,6 +65,7 @@ def whiten(covariance: Tensor) -> Tensor:
     |x W|^2 is the Mahalanobis distance. The cutoff of the rank is that of scipy's ``pinvh``, which
     scikit-learn and hence OpenOOD use.
     """
+    # C = V diag(values) V^T; W = V diag(values)^(-1/2), without the null space.
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] / values[kept].sqrt()
@@ -71,6 +73,7 @@ def whiten(covariance: Tensor) -> Tensor:
 
 def percentile(values: Tensor, percent: float) -> Tensor:
     """Compute ``np.percentile`` of all values in float32, exactly and without a copy of them."""
+    # Linear interpolation between the two neighbouring order statistics.
     place = percent / 100 * (values.numel() - 1)
     low = ranked(values, math.floor(place))
     high = ranked(values, math.ceil(place))
@@ -102,6 +105,7 @@ def ranked(values: Tensor, rank: int) -> float:
 
 def _sortable(values: Tensor) -> Tensor:
     """Map floats to integers [0, 2^32) of the same order: the bits, flipped where negative."""
+    # Negative floats sort in reverse by their bits: flip all but the sign.
     bits = values.float().reshape(-1).view(torch.int32)
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() + (1 << 31)
 
