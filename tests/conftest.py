@@ -9,6 +9,8 @@ import diffguard_pl
 from diffguard_pl import DiffGuard
 from diffguard_pl.commands import calibrate
 
+pytest_plugins = ["helpers.server"]
+
 
 @pytest.fixture(scope="session")
 def digits_ldm() -> DiffGuard:

@@ -1,15 +1,28 @@
-"""State dicts in the layouts of the original checkpoints."""
+"""Checkpoints in the layouts of the original code."""
+
+from pathlib import Path
 
 import torch
 
-from diffguard_pl.backbones import (
-    GuidedDiffusionArchitecture,
-)
+from diffguard_pl.backbones import Backbone, GuidedDiffusionArchitecture
+from helpers.golden import REFERENCE
+
+GDM_FILE = REFERENCE / "gdm_unet.pt"
+LDM_FILE = REFERENCE / "ldm_model.ckpt"
 
 
-def saved(state: object, path) -> str:
+def saved(state: object, path: Path) -> str:
+    """Save an object with ``torch.save``; return the path as a setting."""
     torch.save(state, path)
     return str(path)
+
+
+@torch.no_grad()
+def some_eps(backbone: Backbone) -> torch.Tensor:
+    """Predict the noise of two fixed samples, for the golden files' architectures."""
+    shape = (2, 3, 32, 32) if backbone.is_pixel_space else (2, 3, 16, 16)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return backbone.eps(x, torch.tensor([10, 900]), torch.tensor([1, 2]))
 
 
 def original_state(a: GuidedDiffusionArchitecture) -> dict[str, torch.Tensor]:

@@ -1,15 +1,15 @@
-"""Diffusion models in miniature."""
+"""Diffusion models of diffusers in miniature, inputs for them, and edits of their config files."""
+
+import json
+from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiTTransformer2DModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+from torch import Tensor, nn
 
 
 def dit(**settings) -> DiTTransformer2DModel:
-    """DiT-XL/2 in small: 1000 classes and none, 4 -> 8 channels, here on 8 x 8 latents."""
+    """Build DiT-XL/2 in miniature: 1000 classes and none, 4 -> 8 channels, 8 x 8 latents."""
     torch.manual_seed(0)
     small = {
         "num_attention_heads": 2,
@@ -22,6 +22,7 @@ def dit(**settings) -> DiTTransformer2DModel:
 
 
 def autoencoder(**settings) -> AutoencoderKL:
+    """Build an autoencoder of 4 latent channels that halves the resolution."""
     torch.manual_seed(1)
     blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4}
     kinds = {
@@ -32,7 +33,24 @@ def autoencoder(**settings) -> AutoencoderKL:
 
 
 def ddim(**settings) -> DDIMScheduler:
-    """diffusers' DDIM, made to visit the time steps that ours does: 1, 1 + T // S, ..., with alpha-bar[0] at the end."""
+    """Build diffusers' DDIM with our timesteps 1, 1 + T // S, ... and alpha-bar[0] at the end."""
     return DDIMScheduler(
         **{"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False} | settings
     )
+
+
+def edit_json(path: Path, **settings) -> None:
+    """Change settings of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def samples(*labels: int, size: int = 8, channels: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x [n, channels, size, size], timesteps [n] and labels [n]."""
+    x = torch.randn(len(labels), channels, size, size, generator=torch.Generator().manual_seed(3))
+    return x, torch.linspace(20, 980, len(labels)).long(), torch.tensor(labels)
+
+
+@torch.no_grad()
+def output(network: nn.Module, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return what a network predicts."""
+    return network(x, t, class_labels=y).sample

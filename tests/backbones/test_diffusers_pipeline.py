@@ -1,32 +1,25 @@
-"""Backbones from diffusers folders, against diffusers itself; and what docs/backbones.md says."""
+"""DiffusersPipeline, compared with diffusers itself."""
 
-import inspect
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
-    DiTPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from helpers import ROOT
-from helpers.small_models import autoencoder, ddim, dit
-from safetensors.torch import load_file, save_file
+from helpers.small_models import autoencoder, ddim, dit, edit_json, output, samples
 from torch import Tensor, nn
 
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import DiffusersPipeline, LatentDiffusion
-from diffguard_pl.backbones.diffusers_pipeline import NETWORKS, scheduler_alpha_bar
-from diffguard_pl.backbones.load import load_diffusers
+from diffguard_pl.backbones.diffusers_pipeline import scheduler_alpha_bar
 from diffguard_pl.checkpoints.registry import resolve
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
@@ -34,7 +27,6 @@ from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.ddim import denoise, invert
 from diffguard_pl.diffusion.guidance import GuidanceInputs
 
-PAGE = ROOT / "docs" / "backbones.md"
 PIXEL = {
     "sample_size": 16,
     "block_out_channels": (32, 32),
@@ -56,112 +48,14 @@ def save_pixel(folder: Path, scheduler=None, **settings) -> UNet2DModel:
     return unet
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks are so small that threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> DiTPipeline:
-    return DiTPipeline(dit(), autoencoder(), ddim())
-
-
-@pytest.fixture(scope="module")
-def folder(pipeline, tmp_path_factory) -> Path:
-    """As the repository facebook/DiT-XL-2-256 is."""
-    folder = tmp_path_factory.mktemp("dit")
-    pipeline.save_pretrained(folder)
-    edit(folder / "model_index.json", id2label={"0": "tench, Tinca tinca", "1": "goldfish"})
-    return folder
-
-
-@pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    return shutil.copytree(folder, tmp_path / "copy")
-
-
-def edit(path: Path, **settings) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def rows(*labels: int, size: int = 8, channels: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """x, t and labels of as many rows, at different time steps."""
-    x = torch.randn(len(labels), channels, size, size, generator=torch.Generator().manual_seed(3))
-    return x, torch.linspace(20, 980, len(labels)).long(), torch.tensor(labels)
-
-
-@torch.no_grad()
-def output(network: nn.Module, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-    return network(x, t, class_labels=y).sample
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-def resave(layout: str, place: Path, network: DiTTransformer2DModel) -> None:
-    """The network's folder in another layout that repositories have."""
-    config = json.loads((place / "config.json").read_text())
-    shutil.rmtree(place)
-    if layout == "pickle":
-        network.save_pretrained(place, safe_serialization=False)
-    elif layout == "shards":
-        network.save_pretrained(place, max_shard_size="200KB")
-        assert len(list(place.glob("*.safetensors"))) > 2
-    elif layout == "pickled shards":
-        network.save_pretrained(place, max_shard_size="200KB", safe_serialization=False)
-    elif layout == "half alone":
-        network.half().save_pretrained(place, variant="fp16")
-    elif layout == "variants":
-        network.save_pretrained(place)
-        for variant in ("fp16", "non_ema"):
-            dit(num_layers=1).half().save_pretrained(place, variant=variant)
-        network.save_pretrained(place)
-    elif layout == "positions":
-        network.save_pretrained(place)
-        file = place / "diffusion_pytorch_model.safetensors"
-        save_file(load_file(file) | {"pos_embed.pos_embed": torch.zeros(1, 16, 32)}, file)
-        # as Transformer2DModel, which the published DiT says that it is
-        (place / "config.json").write_text(
-            json.dumps(config | {"_class_name": "Transformer2DModel", "num_vector_embeds": None})
-        )
-
-
-@pytest.mark.parametrize(
-    "layout", ["pickle", "shards", "pickled shards", "half alone", "variants", "positions"]
-)
-def test_every_layout_loads_as_diffusers_loads_it(layout, copy):
-    resave(layout, copy / "transformer", dit())
-    ours = DiffusersPipeline(str(copy)).network
-    how = {
-        "use_safetensors": "pickle" not in layout,
-        "variant": "fp16" if layout == "half alone" else None,
-    }
-    theirs = DiTTransformer2DModel.from_pretrained(copy / "transformer", **how).eval()
-    x, t, y = rows(0, 7, 1000)
-    assert torch.equal(output(ours, x, t, y), output(theirs, x, t, y))
-    assert isinstance(ours, DiTTransformer2DModel)
-    assert {p.dtype for p in ours.parameters()} == {torch.float32}
-    assert not any(tensor.is_meta for tensor in (*ours.parameters(), *ours.buffers()))
-    assert not any(p.requires_grad for p in ours.parameters())
-
-
-def test_attention_by_its_names_of_2022(copy):
-    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    old = {
-        re.sub(r"to_([qkv]|out\.0)", lambda m: names[m[0]], key): tensor
-        for key, tensor in load_file(file).items()
-    }
-    assert any("mid_block.attentions.0.proj_attn.bias" in key for key in old)
-    save_file(old, file)
-    images = torch.rand(1, 3, 16, 16) * 2 - 1
-    with torch.no_grad():
-        expected = autoencoder().encode(images).latent_dist.mode() * 0.18215
-        torch.testing.assert_close(DiffusersPipeline(str(copy)).encode(images), expected)
+SCHEDULERS = [
+    {},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"num_train_timesteps": 400, "beta_end": 0.04},
+    {"trained_betas": [0.001 * k for k in range(1, 101)]},
+    {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
+]
 
 
 def test_a_flat_repository_of_a_pixel_model_as_ddpm_cifar10(tmp_path):
@@ -169,7 +63,7 @@ def test_a_flat_repository_of_a_pixel_model_as_ddpm_cifar10(tmp_path):
     for file in (*(tmp_path / "source/unet").iterdir(), *(tmp_path / "source/scheduler").iterdir()):
         shutil.copy(file, tmp_path)
     backbone = DiffusersPipeline(str(tmp_path), input_size=14, process_method="pad")
-    x, t, y = rows(0, 999, channels=3, size=16)
+    x, t, y = samples(0, 999, channels=3, size=16)
     torch.testing.assert_close(backbone.eps(x, t, y), output(unet, x, t))
     assert (backbone.is_pixel_space, backbone.clip_denoised, backbone.image_size) == (
         True,
@@ -181,12 +75,9 @@ def test_a_flat_repository_of_a_pixel_model_as_ddpm_cifar10(tmp_path):
     assert torch.equal(backbone.decode(backbone.encode(images)), images)
 
 
-# ------------------------------------------------------------------------------------------------ against diffusers
-
-
 def test_eps_is_the_networks_first_channels_and_null_is_a_class_of_its_own(folder, pipeline):
     backbone = DiffusersPipeline(str(folder))
-    x, t, y = rows(0, 999, 1000)
+    x, t, y = samples(0, 999, 1000)
     eps = backbone.eps(x, t, y)
     torch.testing.assert_close(eps, output(pipeline.transformer, x, t, y)[:, :4])
     assert eps.dtype == torch.float32
@@ -207,7 +98,7 @@ def test_eps_is_the_networks_first_channels_and_null_is_a_class_of_its_own(folde
 
 def test_labels_are_never_dropped(folder):
     backbone = DiffusersPipeline(str(folder))
-    x, t, y = rows(*[5] * 64)
+    x, t, y = samples(*[5] * 64)
     x, t = x[:1].expand(64, -1, -1, -1), t[:1].expand(64)
     torch.testing.assert_close(
         backbone.eps(x, t, y), backbone.eps(x[:1], t[:1], y[:1]).expand(64, -1, -1, -1)
@@ -216,7 +107,7 @@ def test_labels_are_never_dropped(folder):
 
 
 def test_latents_are_the_mode_shifted_and_scaled_and_come_back(copy):
-    edit(copy / "vae" / "config.json", shift_factor=0.1, scaling_factor=0.5)
+    edit_json(copy / "vae" / "config.json", shift_factor=0.1, scaling_factor=0.5)
     backbone, vae = DiffusersPipeline(str(copy), input_size=20), autoencoder()
     assert backbone.image_size == 16
     images = torch.rand(2, 3, 20, 20) * 2 - 1
@@ -267,16 +158,6 @@ def test_guided_denoising_step_by_step_as_the_dit_pipeline(folder, pipeline, mon
         torch.testing.assert_close((backbone.decode(x) + 1) / 2, images, atol=1e-5, rtol=1e-5)
 
 
-SCHEDULERS = [
-    {},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    {"beta_schedule": "squaredcos_cap_v2"},
-    {"num_train_timesteps": 400, "beta_end": 0.04},
-    {"trained_betas": [0.001 * k for k in range(1, 101)]},
-    {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
-]
-
-
 @pytest.mark.parametrize(
     "settings", SCHEDULERS, ids=lambda settings: ",".join(settings) or "linear"
 )
@@ -293,7 +174,7 @@ def test_a_step_of_each_prediction_type_is_diffusers(kind, tmp_path):
     unet = save_pixel(tmp_path, scheduler, num_class_embeds=4)
     backbone = DiffusersPipeline(str(tmp_path), null_label=3, clip_denoised=False)
     assert backbone.num_classes == 3
-    x, _, y = rows(0, 2, channels=3, size=16)
+    x, _, y = samples(0, 2, channels=3, size=16)
     scheduler.set_timesteps(8)
     schedule = backbone.schedule(8)
     seen = []
@@ -347,7 +228,7 @@ def speaking(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction"])
 def test_the_same_noise_in_other_words_is_the_same_noise(kind, speaking):
-    x, t, y = rows(0, 0, 0, 0, 0, channels=3, size=16)
+    x, t, y = samples(0, 0, 0, 0, 0, channels=3, size=16)
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     found = speaking(kind, lambda x, t: eps.double()).eps(x, t, y)
     assert ((found - eps).norm() / eps.norm()).item() < 1e-5
@@ -390,7 +271,7 @@ def test_where_there_is_no_signal_and_where_there_is_no_noise(kind, tmp_path):
     betas = [0.0, *[0.02] * 98, 1.0]
     save_pixel(tmp_path, ddim(prediction_type=kind, trained_betas=betas))
     backbone = DiffusersPipeline(str(tmp_path))
-    x, _, y = rows(0, 0, channels=3, size=16)
+    x, _, y = samples(0, 0, channels=3, size=16)
     assert backbone.eps(x, torch.tensor([0, 99]), y).isfinite().all()
     schedule = backbone.schedule(50)
     assert schedule.timesteps[-1] == 99
@@ -401,9 +282,6 @@ def test_where_there_is_no_signal_and_where_there_is_no_noise(kind, tmp_path):
         .isfinite()
         .all()
     )
-
-
-# ------------------------------------------------------------------------------------------------------- the detector
 
 
 def test_a_detector_with_dit_gives_each_image_its_score_whatever_the_batch(folder):
@@ -449,7 +327,7 @@ def test_a_folder_with_a_class_embedding_is_the_latent_diffusion_model(tmp_path)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.equal(ours.encode(images), theirs.encode(images))
     assert torch.equal(ours.decode(ours.encode(images)), theirs.decode(theirs.encode(images)))
-    x, t, y = rows(0, 8, channels=3)
+    x, t, y = samples(0, 8, channels=3)
     assert torch.equal(ours.eps(x, t, y), theirs.eps(x, t, y))
     torch.testing.assert_close(ours.alpha_bar, theirs.alpha_bar)
     assert (ours.null_label, ours.num_classes) == (theirs.null_label, theirs.null_label)
@@ -471,7 +349,7 @@ def test_a_condition_unet_that_takes_class_labels_alone(tmp_path):
     unet = UNet2DConditionModel(**plain, **settings).eval()
     unet.save_pretrained(tmp_path / "unet")
     ddim().save_pretrained(tmp_path / "scheduler")
-    x, t, y = rows(0, 4, channels=3, size=16)
+    x, t, y = samples(0, 4, channels=3, size=16)
     with torch.no_grad():
         expected = unet(x, t, encoder_hidden_states=None, class_labels=y).sample
     torch.testing.assert_close(DiffusersPipeline(str(tmp_path)).eps(x, t, y), expected)
@@ -499,9 +377,6 @@ def test_the_real_dit_has_its_675_million_parameters():
     # diffusers keeps a copy of the time and label embedding in each of the 28 blocks; the paper's 675M has one, and the positions
     assert total == 749_826_464
     assert total - 27 * embedding + positions == 675_129_632
-
-
-# ------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_parts_that_are_missing_are_named(copy):
@@ -564,7 +439,7 @@ def test_an_autoencoder_of_other_latents(copy):
     ],
 )
 def test_what_is_not_supported_is_said_in_one_line(file, settings, said, copy):
-    edit(copy / file, **settings)
+    edit_json(copy / file, **settings)
     with pytest.raises(InputError, match=said) as error:
         DiffusersPipeline(str(copy))
     assert "\n" not in str(error.value)
@@ -573,7 +448,7 @@ def test_what_is_not_supported_is_said_in_one_line(file, settings, said, copy):
 def test_sample_size_is_one_number_of_pixels(tmp_path):
     save_pixel(tmp_path, sample_size=[16, 16])
     assert DiffusersPipeline(str(tmp_path)).image_size == 16
-    edit(tmp_path / "unet" / "config.json", sample_size=[16, 32])
+    edit_json(tmp_path / "unet" / "config.json", sample_size=[16, 32])
     with pytest.raises(InputError, match=r"sample_size .*one number of pixels, not \[16, 32\]"):
         DiffusersPipeline(str(tmp_path))
 
@@ -611,40 +486,12 @@ def test_labels_that_the_network_does_not_know(copy, tmp_path):
     shutil.rmtree(copy / "transformer")
     dit(num_embeds_ada_norm=10).save_pretrained(copy / "transformer")
     backbone = DiffusersPipeline(str(copy))
-    backbone.eps(*rows(0, 10))
+    backbone.eps(*samples(0, 10))
     for label in (207, 11, -1):
         with pytest.raises(InputError, match=rf"label {label} is unknown.*10 classes"):
-            backbone.eps(*rows(3, label))
+            backbone.eps(*samples(3, label))
     with pytest.raises(InputError, match=r"null_label: 11 is unknown.*11 labels"):
         DiffusersPipeline(str(copy), null_label=11)
     save_pixel(tmp_path)
     with pytest.raises(InputError, match=r"null_label: 0 is unknown.*no labels"):
         DiffusersPipeline(str(tmp_path), null_label=0)
-
-
-def test_a_damaged_config_and_a_folder_without_weights(copy):
-    (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"config.json and \*.safetensors or \*.bin"):
-        load_diffusers(NETWORKS, copy / "transformer")
-    (copy / "vae" / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json: missing or not JSON"):
-        load_diffusers("AutoencoderKL", copy / "vae")
-
-
-# ----------------------------------------------------------------------------------------------------- docs/backbones.md
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
-def test_the_code_of_the_page_runs():
-    (code,) = blocks("python")
-    exec(compile(code, str(PAGE), "exec"), {"__name__": "page"})
-
-
-def test_the_settings_of_the_page_are_settings():
-    (text,) = blocks("yaml")
-    backbone = yaml.safe_load(text)["model"]["backbone"]
-    assert backbone["class_path"] == "diffguard_pl.backbones.DiffusersPipeline"
-    inspect.signature(DiffusersPipeline).bind(**backbone["init_args"])
