@@ -1,11 +1,12 @@
-"""Classifier-free guidance by a class-conditional diffusion model, where the classifier looks
-(paper, section 3.2.2).
+"""Classifier-free guidance with distinct semantic guidance (paper, section 3.2.2).
+
+Classifier-free guidance by a class-conditional diffusion model (equation 5; equation 6 of Ho &
+Salimans 2022, with the scale w counted from the unconditional noise):
 
     eps_hat(x_t, y) = eps(x_t, null) + w (eps(x_t, y) - eps(x_t, null))
 
-This is equation 6 of Ho & Salimans (2022), with the scale w counted from the unconditional noise.
-Distinct semantic guidance limits it to the region M that the classifier's decision rests on, its
-Grad-CAM above a cut:
+Distinct semantic guidance limits it to the region M that the classifier's decision rests on, where
+its Grad-CAM is above a cut (equation 8):
 
     eps_hat = M eps_hat(x_t, y) + (1 - M) eps(x_t, null)
 """

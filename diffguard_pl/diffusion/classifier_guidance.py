@@ -1,13 +1,15 @@
-"""Clean-gradient guidance by the classifier under protection (paper, section 3.2.1,
-equations 4 and 7).
+"""Clean-gradient guidance by the classifier under protection (paper, section 3.2.1).
 
-    eps_hat(x_t, y) = eps(x_t) - sqrt(1 - alpha_bar_t) s grad_x_in log p(y | cutouts(x_in))
-    x_in = sqrt(1 - alpha_bar_t) x0hat + (1 - sqrt(1 - alpha_bar_t)) x_t
+Classifier guidance (equation 4; Dhariwal & Nichol 2021, algorithm 2), with the gradient g of a
+classifier that has never seen noise (equation 7):
 
-This is classifier guidance (Dhariwal & Nichol 2021, algorithm 2) for a classifier that has never
-seen noise: it judges x0hat, the clean image that the network predicts from x_t, mixed with x_t. The
-gradient is taken with respect to x_in, so that nothing is ever back-propagated through the
-diffusion network, and x0hat comes from the step's network call.
+    eps_hat(x_t, y) = eps(x_t) - sqrt(1 - alpha_bar_t) s g
+    g = grad_x_in sum log p(y | cutouts of x_in)
+    x_in = f x0hat + (1 - f) x_t,  f = sqrt(1 - alpha_bar_t)
+
+The classifier sees x0hat, the clean image that the network predicts from x_t, mixed with x_t. The
+gradient is taken with respect to x_in, so nothing is ever back-propagated through the diffusion
+network, and x0hat comes from the step's own network call.
 """
 
 from collections.abc import Iterator
@@ -109,8 +111,7 @@ class ClassifierGuidance(Guidance):
         crops: Tensor | None,
         classifier: GuidingClassifier,
     ) -> Tensor:
-        """Return the clean gradient without its scale, grad_x_in sum log p(y | crops of x_in), [n,
-        3, H, W].
+        """Return the clean gradient g [n, 3, H, W], without its scale.
 
         Args:
             x: [n, 3, H, W] states.
@@ -143,8 +144,9 @@ class ClassifierGuidance(Guidance):
 
 
 def crop_and_resize(images: Tensor, crops: Tensor, size: int) -> Tensor:
-    """Return crops that may differ for each image, resized by nearest neighbour exactly as
-    ``interpolate`` does.
+    """Return crops of images, which may differ for each image, resized by nearest neighbour.
+
+    The result is exactly that of ``interpolate``.
 
     Args:
         images: [n, C, H, W].

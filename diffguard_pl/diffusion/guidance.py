@@ -127,15 +127,14 @@ class Guidance(ABC):
         return (scale != 0) & ~self.needs_single_call(scale, masked)
 
     def crops(self, steps: int, image_size: int) -> Tensor | None:
-        """Return the squares that the classifier sees at each denoising step, or None if it sees
-        the whole image.
+        """Return the squares that the classifier sees at each denoising step.
 
         Args:
             steps: Number of denoising steps.
             image_size: Side of x.
 
         Returns:
-            x, y and side of each square, [steps, cutouts, 3].
+            x, y and side of each square, [steps, cutouts, 3]. None: the whole image.
         """
         return None
 
@@ -149,8 +148,7 @@ class Guidance(ABC):
         inputs: GuidanceInputs,
         classifier: GuidingClassifier,
     ) -> Tensor:
-        """Return the noise in x [n + k, C, H, W], guided in the first g rows, with one network
-        call.
+        """Return the noise in x, guided in the first g rows, with one network call.
 
         Args:
             network: Diffusion model.

@@ -1,4 +1,4 @@
-"""Settings of the way to noise and back, and the sampler that they belong to."""
+"""Settings of inversion and denoising, and the guided sampler that follows them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
