@@ -1,6 +1,6 @@
 """Recreate the detector of the web demo: ``python recipes/digits_detector.py``.
 
-Runs ``diffguard-pl calibrate --config digits_ldm`` and removes from the file when and where it ran,
+Runs ``diffguard-pl calibrate`` on the primary score and removes from the file when and where it ran,
 so that ``diffguard_pl/weights/digits_ldm_detector.json`` is the same on every machine. The
 validation digits set the threshold. Twenty seconds on two cores.
 """
@@ -13,7 +13,7 @@ from diffguard_pl import weights
 from diffguard_pl.commands import calibrate
 
 FILE = Path(weights.__file__).parent / "digits_ldm_detector.json"
-OPTIONS = ["--config", "digits_ldm"]
+OPTIONS = ["--config", "digits_ldm", "--model.discrepancies", "[maps]"]
 
 if __name__ == "__main__":
     FILE.unlink(missing_ok=True)
