@@ -1,4 +1,4 @@
-"""The web demo: what it says of an image, what it does not look at, and the page in a browser."""
+"""The web demo: verdicts, refused uploads, the command, and the page in a browser."""
 
 import base64
 import io
@@ -35,14 +35,16 @@ from diffguard_pl.demo.verdict import EMPTY, answer_html, histogram, verdict_htm
 from diffguard_pl.deploy.detector import Detector
 
 READY_IN, SHOWN_IN = 90, 20_000
-"""Seconds and milliseconds, on a machine that does other things, too."""
+"""Seconds and milliseconds, generous for a busy machine."""
 LOOPBACK_ONLY = """
 import os, sys
 
 
 def watch(event, args):
-    if event == "socket.connect" and isinstance(args[1], tuple) and not args[1][0].startswith(("127.", "::1", "localhost")):
-        print("WENT OUT TO", args[1], flush=True)
+    if event != "socket.connect" or not isinstance(args[1], tuple):
+        return
+    if not args[1][0].startswith(("127.", "::1", "localhost")):
+        print("CONNECTED TO", args[1], flush=True)
         os._exit(3)
 
 
@@ -91,7 +93,7 @@ def pictures_of(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(content))) for content in found]
 
 
-# the detector in the package
+# the shipped detector
 
 
 def test_the_shipped_detector_is_what_the_validation_digits_make_of_the_shipped_weights(detector):
@@ -108,26 +110,26 @@ def test_the_shipped_detector_is_what_the_validation_digits_make_of_the_shipped_
     assert takes_digits(detector)
 
 
-# what is said of an image
+# verdicts
 
 
 @pytest.mark.parametrize("name", ["a 2", "a 3", "a 5", "a 8"])
-def test_a_digit_that_the_classifier_knows_is_accepted_as_that(detector, examples, name):
+def test_a_known_digit_is_accepted_under_its_label(detector, examples, name):
     shown = answer_html(detector, examples[name], name)
-    assert text_of(shown).startswith(
-        f"Accepted The classifier predicts {name[-1]} . Reconstructed under that label, the image comes back almost unchanged"
-    )
+    text = text_of(shown)
+    assert text.startswith(f"Accepted The classifier predicts {name[-1]} .")
+    assert "almost unchanged" in text
     assert "dg-accepted" in shown
 
 
 @pytest.mark.parametrize("name", ["a 4", "a 9", "a letter", "a symbol", "a photo"])
-def test_what_it_has_never_seen_is_rejected(detector, examples, name):
+def test_an_unknown_image_is_rejected(detector, examples, name):
     shown = answer_html(detector, examples[name], name)
     assert text_of(shown).startswith("Rejected The classifier predicts")
     assert "0 of 215 known images score no higher 0.0046" in text_of(shown)
 
 
-def test_the_pictures_are_what_the_detector_saw_and_made_of_it(detector, examples):
+def test_the_page_shows_input_reconstruction_and_difference(detector, examples):
     decisions = detector.predict(examples["a 4"])
     seen, made, difference = pictures_of(answer_html(detector, examples["a 4"], "a 4"))
     for picture, tensor in ((seen, decisions.images[0]), (made, decisions.reconstructions[0])):
@@ -136,7 +138,7 @@ def test_the_pictures_are_what_the_detector_saw_and_made_of_it(detector, example
     assert f"{decisions.scores[0]:.4g}" in answer_html(detector, examples["a 4"], "a 4")
 
 
-def test_dark_ink_on_a_light_page_takes_the_invert_box(detector, examples, tmp_path):
+def test_dark_ink_on_a_light_page_is_accepted_with_inverted_colours(detector, examples, tmp_path):
     ImageOps.invert(Image.open(examples["a 3"])).save(tmp_path / "page.png")
     assert text_of(answer_html(detector, tmp_path / "page.png", "page.png")).startswith("Rejected")
     assert answer_html(detector, tmp_path / "page.png", "page.png", invert=True) == answer_html(
@@ -168,7 +170,7 @@ def test_an_unguided_reconstruction_is_shown_and_names_are_text(detector, exampl
 
 
 @pytest.mark.parametrize(("score", "cut"), [(0.5, 0.92), (0.99, 0.92), (-1e6, 0.92), (0.95, 0.95)])
-def test_all_that_is_in_the_histogram_is_within_it(score, cut):
+def test_every_mark_of_the_histogram_is_inside_it(score, cut):
     drawn = histogram(np.linspace(0.9, 0.99, 50), score, cut, "accepted")
     places = [float(place) for place in re.findall(r'(?:x|x1|x2|cx)="([-\d.]+)%"', drawn)]
     assert min(places) >= 0
@@ -179,7 +181,7 @@ def test_all_that_is_in_the_histogram_is_within_it(score, cut):
     ).startswith("<figure")
 
 
-# what is not looked at
+# refused uploads
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,9 @@ def test_all_that_is_in_the_histogram_is_within_it(score, cut):
         (bytes(11 * 2**20), "11.0 MB, more than the limit of 10 MB"),
     ],
 )
-def test_what_is_no_image_or_too_large_is_said_in_a_line(detector, tmp_path, content, said):
+def test_unreadable_and_too_large_uploads_are_refused_in_one_line(
+    detector, tmp_path, content, said
+):
     (tmp_path / "upload").write_bytes(content)
     shown = answer_html(detector, tmp_path / "upload", "my <b>.png")
     assert text_of(shown).startswith("Not processed my &lt;b&gt;.png: ")
@@ -208,9 +212,7 @@ def test_what_is_no_image_or_too_large_is_said_in_a_line(detector, tmp_path, con
     assert "dg-problem" in shown
 
 
-def test_limits_are_those_that_were_given_and_no_pixel_is_decoded_beyond_them(
-    tmp_path, monkeypatch
-):
+def test_images_above_the_limits_are_not_decoded(tmp_path, monkeypatch):
     Image.new("RGB", (300, 200)).save(tmp_path / "image.png")
     assert read_upload(tmp_path / "image.png", "image.png", limits=Limits(1, 0.06)).size == (
         300,
@@ -241,7 +243,7 @@ def test_without_an_image_there_is_no_verdict(detector):
         (["--port", "70000"], "--port 70000"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_a_line(options, said):
+def test_invalid_options_are_refused_in_one_line(options, said):
     with pytest.raises(SystemExit) as stopped:
         command.main(options)
     assert str(stopped.value).startswith(f"error: {said}")
@@ -276,7 +278,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
-    """The demo as a process of its own, which ends should it reach out; Ctrl-C ends it, and leaves nothing."""
+    """The demo as a process that ends if it connects to another machine; Ctrl-C ends it cleanly."""
     pytest.importorskip("gradio", reason="gradio, of the extra demo, is not installed")
     folder = tmp_path_factory.mktemp("server")
     (folder / "sitecustomize.py").write_text(LOOPBACK_ONLY)
@@ -316,7 +318,7 @@ def server(tmp_path_factory) -> Iterator[str]:
             process.kill()
 
 
-def test_the_page_judges_what_is_dropped_and_asks_nobody_else(browser, server, examples, tmp_path):
+def test_the_page_judges_uploads_and_contacts_no_other_server(browser, server, examples, tmp_path):
     files = {
         "broken.png": b"no image",
         "bomb.png": png_of(60000, 60000),
@@ -373,7 +375,7 @@ def test_the_page_judges_what_is_dropped_and_asks_nobody_else(browser, server, e
     page.close()
 
 
-def test_no_call_opens_a_file_or_an_address_of_its_own(server, tmp_path):
+def test_a_call_that_names_another_file_or_an_address_is_refused(server, tmp_path):
     """As Gradio would; the process ends should it go out."""
     Image.new("RGB", (9, 9)).save(tmp_path / "private.png")
     with urllib.request.urlopen(f"{server}/config") as answered:
