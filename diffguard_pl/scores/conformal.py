@@ -167,5 +167,5 @@ def lowest_for_nan(scores: np.ndarray) -> np.ndarray:
     """Return validation scores with NaN below all others, as -inf."""
     scores = np.asarray(scores, dtype=np.float64)
     if len(scores) == 0:
-        raise InputError("validation scores: there are none; calibrate on in-distribution images")
+        raise InputError("validation scores: none given; calibrate on in-distribution images")
     return np.where(np.isnan(scores), -np.inf, scores)

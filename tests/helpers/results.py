@@ -35,13 +35,13 @@ def assert_same(found: Path, expected: Path) -> None:
         }
         for score in header.scores:
             ind, ood = (values[score].to_numpy() for values in of.values())
-            expected = sklearn_figures(ind, ood)
+            expected = sklearn_metrics(ind, ood)
             assert tuple(table.loc[(dataset, score), list(expected._fields)]) == pytest.approx(
                 expected, abs=1e-9
             )
 
 
-def sklearn_figures(ind: np.ndarray, ood: np.ndarray) -> DetectionMetrics:
+def sklearn_metrics(ind: np.ndarray, ood: np.ndarray) -> DetectionMetrics:
     """As the original and as OpenOOD v1.5 compute them."""
     is_ind, both = np.r_[np.ones(len(ind)), np.zeros(len(ood))], np.r_[ind, ood]
     fpr, tpr, _ = sk.roc_curve(is_ind, both, drop_intermediate=False)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.results import sklearn_figures
+from helpers.results import sklearn_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ scores = st.lists(st.floats(-600, 600) | st.integers(-3, 3).map(float), min_size
 
 @given(scores, scores)
 def test_metrics_are_scikit_learns(ind, ood):
-    expected = sklearn_figures(np.array(ind), np.array(ood))
+    expected = sklearn_metrics(np.array(ind), np.array(ood))
     assert detection_metrics(ind, ood) == pytest.approx(expected, abs=1e-12)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.results import sklearn_figures
+from helpers.results import sklearn_metrics
 
 from diffguard_pl import InputError
 from diffguard_pl.metrics.table import ScoreTable, result_rows, sizes
@@ -17,7 +17,7 @@ def test_the_table_holds_every_dataset_and_the_mean_of_a_group():
         ("far", name, score) for name in ("x", "y", "mean") for score in ("a", "b")
     ]
     for k, score in enumerate("ab"):
-        each = [sklearn_figures(values[members == 0, k], values[members == d, k]) for d in (1, 2)]
+        each = [sklearn_metrics(values[members == 0, k], values[members == d, k]) for d in (1, 2)]
         assert rows["far", "x", score] == pytest.approx(each[0], abs=1e-12)
         assert rows["far", "mean", score] == pytest.approx(tuple(np.mean(each, axis=0)), abs=1e-12)
 

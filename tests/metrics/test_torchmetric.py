@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from helpers.results import sklearn_figures
+from helpers.results import sklearn_metrics
 
 from diffguard_pl import InputError, OODMetrics
 from diffguard_pl.metrics.detection import DetectionMetrics, auroc
@@ -21,7 +21,7 @@ def test_large_scores_a_millionth_apart_are_told_apart(centre):
     metric = OODMetrics(["score"], ["ind", "ood"])
     metric.update(torch.cat([ind, ood])[:, None], torch.tensor([0, 0, 1, 1]))
     assert metric.compute()[0].metrics == pytest.approx(
-        sklearn_figures(ind.numpy(), ood.numpy()), abs=1e-12
+        sklearn_metrics(ind.numpy(), ood.numpy()), abs=1e-12
     )
     assert auroc(ind, ood) == 0.75
 
@@ -78,7 +78,7 @@ def _one_rank(
 def test_two_processes_give_the_metrics_of_one(tmp_path):
     generator = np.random.default_rng(1)
     values, members = generator.normal(size=50) * 500, (np.arange(50) % 3 == 0).astype(int)
-    expected = sklearn_figures(values[members == 0], values[members == 1])
+    expected = sklearn_metrics(values[members == 0], values[members == 1])
     mp.spawn(
         _one_rank,
         (2, str(tmp_path / "meeting"), tensor(values), torch.tensor(members), expected),

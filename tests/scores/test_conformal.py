@@ -151,7 +151,7 @@ def test_a_score_that_is_all_but_constant_has_no_scale():
             0.95,
             "validation scores: 20 of 40 are not finite",
         ),
-        (np.zeros(0), 0.95, "validation scores: there are none; calibrate"),
+        (np.zeros(0), 0.95, "validation scores: none given; calibrate"),
     ],
 )
 def test_too_few_or_broken_scores_and_impossible_rates_are_refused(scores, tpr, message):

@@ -26,7 +26,7 @@ def classifier() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     from sklearn.datasets import load_sample_images
 
     china, flower = (
@@ -45,25 +45,25 @@ def seen(classifier: Classifier, images: torch.Tensor) -> Seen:
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_a_nearer_image_scores_higher_and_a_copy_highest(name, classifier, pictures):
+def test_a_nearer_image_scores_higher_and_a_copy_highest(name, classifier, images):
     score = Discrepancies([name])
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
-    near, far = ((pictures + amount * noise).clamp(0, 1) for amount in (0.02, 0.3))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    near, far = ((images + amount * noise).clamp(0, 1) for amount in (0.02, 0.3))
     same, close, apart = (
-        score(seen(classifier, pictures), seen(classifier, x))[name] for x in (pictures, near, far)
+        score(seen(classifier, images), seen(classifier, x))[name] for x in (images, near, far)
     )
     assert (close > apart).float().mean() > 0.8
     assert (same >= close - 1e-6).all()
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_an_image_scores_the_same_whatever_its_batch(name, classifier, pictures):
+def test_an_image_scores_the_same_whatever_its_batch(name, classifier, images):
     score = Discrepancies([name])
-    other = pictures.flip(0)
-    together = score(seen(classifier, pictures), seen(classifier, other))[name]
+    other = images.flip(0)
+    together = score(seen(classifier, images), seen(classifier, other))[name]
     alone = [
         score(seen(classifier, a[None]), seen(classifier, b[None]))[name]
-        for a, b in zip(pictures, other, strict=True)
+        for a, b in zip(images, other, strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-6, rtol=2e-6)
 
@@ -203,13 +203,13 @@ def own(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_discrepancy_by_its_import_path(own, classifier, pictures):
+def test_a_discrepancy_by_its_import_path(own, classifier, images):
     scores = Discrepancies(["maps", "my_scores.looks.sharpness", "my_scores.looks.Weighted"])
     assert scores.names == ["maps", "sharpness", "Weighted"]
     assert scores.needs_classifier
     assert scores.needs_maps
     assert not any(weights.requires_grad for weights in scores.parameters())
-    a, b = seen(classifier, pictures), seen(classifier, pictures.flip(0))
+    a, b = seen(classifier, images), seen(classifier, images.flip(0))
     found = scores(a, b)
     expected = -((a.images - b.images).abs().mean(dim=(2, 3)) @ torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(found["Weighted"], expected)
@@ -253,13 +253,13 @@ def test_an_import_path_given_twice_is_refused(own):
         Discrepancies(["my_scores.looks.sharpness", "my_scores.looks.sharpness"])
 
 
-def test_a_score_of_another_shape_is_refused(own, classifier, pictures):
+def test_a_score_of_another_shape_is_refused(own, classifier, images):
     with pytest.raises(
         InputError,
         match=r"my_scores.looks.mean_of_all returned a tensor \[\], .*6 pairs.*\[N\]",
     ):
         Discrepancies(["my_scores.looks.mean_of_all"])(
-            seen(classifier, pictures), seen(classifier, pictures)
+            seen(classifier, images), seen(classifier, images)
         )
 
 
