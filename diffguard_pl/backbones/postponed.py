@@ -1,23 +1,38 @@
-"""Postpones ``scipy.stats``, which takes as long to import as half of torch, until something uses it.
+"""Postpones ``scipy.stats``, which takes half as long to import as torch, until something uses it.
 
 diffusers imports it for schedulers that are not used here. This module is imported before diffusers.
 """
 
 import sys
-from importlib.util import LazyLoader, find_spec, module_from_spec
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+
+class PostponedModule(ModuleType):
+    """A stand-in in ``sys.modules`` that imports the real module when one of its attributes is used.
+
+    importlib's LazyLoader does not serve: :mod:`inspect` asks every module for its ``__file__``, which
+    would load it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
 
 
 def postpone_import(name: str) -> None:
-    """Register a module that is loaded when one of its attributes is first used."""
+    """Register a stand-in for a module that has not been imported yet."""
     if name in sys.modules:
         return
     spec = find_spec(name)
-    if spec is None or spec.loader is None:
+    if spec is None:
         return
-    spec.loader = LazyLoader(spec.loader)
-    module = module_from_spec(spec)
+    module = PostponedModule(name)
+    module.__file__ = spec.origin
     sys.modules[name] = module
-    spec.loader.exec_module(module)
 
 
 postpone_import("scipy.stats")

@@ -16,11 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .. import test
 from ..errors import InputError
-from . import evaluate, merge
-from .cli import make_new_folder, resolve_configs
-from .errors import one_line_errors
+from .errors import one_line_errors, require
 
 GRACE = 120
 """Seconds between the warning and the end of a job's time; SLURM may be a minute early."""
@@ -96,12 +93,9 @@ def submit(options: argparse.Namespace, args: list[str]) -> None:
     Raises:
         InputError: submitit or SLURM is missing, a setting is wrong, SLURM refuses the job.
     """
-    try:
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-    except ImportError as error:
-        raise InputError(
-            "submitit is not installed: pip install 'diffguard-pl[cluster]'"
-        ) from error
+    require("submitit", extra="cluster")
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     if not options.dry_run and not shutil.which("sbatch"):
         raise InputError(
             "there is no sbatch here; submit from a login node of a SLURM cluster, or see the job with --dry-run"
@@ -176,12 +170,18 @@ def queued(
 
 def run_test(args: list[str]) -> None:
     """One process of a run, in a job."""
-    sys.argv[0] = test.__file__  # so that the record of the run has the command that does the same
+    from .. import test
+    from . import evaluate
+
+    # The record of the run then has the command that does the same.
+    sys.argv[0] = test.__file__
     evaluate.main(args)
 
 
 def put_together(out: str, shards: list[str]) -> None:
     """Put the shards of a run together, in a job."""
+    from . import merge
+
     merge.main([out, *shards])
 
 
@@ -260,12 +260,16 @@ def run_folder(args: list[str], make: bool) -> tuple[Path, bool]:
     """Where the run goes, and whether the folder was made now."""
     if given := resumed(args) or value_of("--trainer.default_root_dir", args):
         return Path(given), False
+    from .cli import make_new_folder, resolve_configs
+
     folder = f"runs/{resolve_configs(args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     return Path(make_new_folder(folder) if make else folder), make
 
 
 def check(args: list[str]) -> None:
     """End the process with one line where the test command would not understand its arguments, before they wait for hours."""
+    from . import evaluate
+
     try:
         with redirect_stdout(io.StringIO()):
             evaluate.main([*args, "--print_config"])

@@ -516,10 +516,9 @@ def test_what_follows_a_run_is_the_same_in_all_job_scripts():
 
 
 def test_without_submitit(monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    monkeypatch.setitem(sys.modules, "submitit.core.utils", None)
+    monkeypatch.setattr("lightning_utilities.core.imports.RequirementCache", lambda _: False)
     with pytest.raises(
-        SystemExit, match=r"error: submitit is not installed: pip install 'diffguard-pl\[cluster\]'"
+        SystemExit, match=r"error: submitit is not installed; pip install 'diffguard-pl\[cluster\]'"
     ):
         main(["--dry-run"])
 
