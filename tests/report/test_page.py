@@ -43,7 +43,7 @@ def test_a_page_of_ten_thousand_images_stays_below_15_mb_and_names_its_sample(tm
     assert len(cards) < 239
     assert {card["dataset"] for card in cards} == set(DATASETS)
     text = " ".join(page.read_text().split())
-    assert re.search(rf"{len(cards)} of 239 images.*9,999", text)
+    assert re.search(rf"{len(cards)} of the 239 images.*9,999", text)
     assert "1,500 of 2,500 letters" in text, "the sample of the scatter plot"
     of_first = [c["confusion"][0] for c in cards if c["dataset"] == cards[0]["dataset"]]
     assert of_first == sorted(of_first, reverse=True), "the most confusing ones are those shown"
