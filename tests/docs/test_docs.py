@@ -1,8 +1,13 @@
-"""The documentation says what is there: messages, pages, configs, modules and code. The site itself is built by `make docs`."""
+"""The pages agree with the program: their Python runs, and what they quote and name exists.
+
+`make docs` builds the site and checks its links.
+"""
 
 import argparse
 import ast
-import importlib.util
+import contextlib
+import importlib
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,40 +19,75 @@ import yaml
 from helpers import ROOT
 from pytorch_lightning.cli import LightningArgumentParser
 
+from diffguard_pl.__main__ import COMMANDS
 from diffguard_pl.commands import calibrate, score
 from diffguard_pl.config import config_names
+from diffguard_pl.deploy.decision_log import COLUMNS
 from diffguard_pl.scores.baselines.collection import find
 from diffguard_pl.scores.baselines.names import BASELINES
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-MADE = {"settings.md", "configs.md"}
-"""Pages that scripts/docs/reference.py makes."""
-OURS = {"mine", "NAME", "CONFIG"}
-"""Configs that stand for the reader's."""
-LITERAL = 8
-"""Letters, at least, that a message has in common with its place in the source."""
+GENERATED = {"settings.md", "configs.md"}  # by scripts/docs/reference.py
+PLACEHOLDERS = {"mine", "NAME", "CONFIG"}  # configs of the reader
+SHORTEST_LITERAL = 8  # letters that a message must share with its place in the source
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def fenced(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+def blocks(path: Path, language: str) -> list[str]:
+    fence = rf"^```{language}\n(.*?)^```$"
+    return re.findall(fence, path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+# ------------------------------------------------------------------------------- behaviour
+
+
+def printed_by(source: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(source, "docs", "exec"), {"__name__": "docs"})
+    return output.getvalue()
+
+
+def test_the_quickstart_prints_what_it_says():
+    (source,) = blocks(DOCS / "quickstart.md", "python")
+    labels, scores = printed_by(source).splitlines()
+    page = (DOCS / "quickstart.md").read_text()
+    assert f"    {labels}\n" in page
+    assert f"    {scores}\n" in page
+
+
+def test_fitted_baselines_run_as_their_page_says():
+    (source,) = blocks(DOCS / "how-to" / "baselines.md", "python")
+    assert printed_by(source).startswith("tensor([-")
+
+
+def test_dataloaders_run_as_their_page_says():
+    (source,) = blocks(DOCS / "how-to" / "own-data.md", "python")
+    first, *_ = printed_by(source).splitlines()
+    dataset, metric = first.rsplit(" maps ", 1)
+    assert dataset == "fours and nines"
+    assert float(metric) > 0.9
+
+
+# ------------------------------------------------------------------------- one case a page
 
 
 @cache
 def messages() -> list[re.Pattern[str]]:
-    """Every text of the source, with `.*` for what is filled in."""
-    sources = [
-        path
-        for folder in ("diffguard_pl", "datamodules", "callbacks")
-        for path in (ROOT / folder).rglob("*.py")
-    ]
-    nodes = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
-    return [re.compile(pattern, re.DOTALL) for pattern in filter(None, map(pattern_of, nodes))]
+    """Return every text of the source, with `.*` for what is filled in."""
+    patterns = []
+    for folder in ("diffguard_pl", "datamodules", "callbacks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                pattern = pattern_of(node)
+                if pattern is not None:
+                    patterns.append(re.compile(pattern, re.DOTALL))
+    return patterns
 
 
 def pattern_of(node: ast.AST) -> str | None:
@@ -57,118 +97,105 @@ def pattern_of(node: ast.AST) -> str | None:
         parts = [node.value]
     else:
         return None
-    if sum(len(part) for part in parts if part) < LITERAL:
+    if sum(len(part) for part in parts if part) < SHORTEST_LITERAL:
         return None
     return "".join(".*" if part is None else re.escape(part) for part in parts)
 
 
-def quoted(pages: list[Path]) -> list[str]:
-    blocks = (block for page in pages for block in fenced(page.read_text(), "console"))
-    return [line for block in blocks for line in block.splitlines()]
+def is_message(line: str) -> bool:
+    texts = (line, line.removeprefix("error: "))
+    return any(pattern.fullmatch(text) for pattern in messages() for text in texts)
 
 
-FAQ = quoted([DOCS / "faq.md"])
-ERRORS = [line for line in quoted(PAGES) if line.startswith("error: ")]
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_what_a_page_names_exists(path: Path):
+    text = path.read_text()
+
+    # Quoted errors are messages of the source.
+    quoted = [line for block in blocks(path, "console") for line in block.splitlines()]
+    if path.name != "faq.md":
+        quoted = [line for line in quoted if line.startswith("error: ")]
+    assert [line for line in quoted if not is_message(line)] == []
+
+    # Configs, commands and scripts.
+    prose = re.sub(r"^```console\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    named = re.findall(r"--config[ =]([\w/]+(?:\.yaml)?)", prose)
+    configs = {config.removesuffix(".yaml") for config in named}
+    assert configs - {"runs/CONFIG/TIME/config"} <= {*config_names(), *PLACEHOLDERS}
+    commands = re.findall(r"(?:^|`|\$ |\| |=\")(?:    )?diffguard-pl ([a-z]+)", prose, re.MULTILINE)
+    assert {*commands} <= COMMANDS.keys()
+    modules = {*re.findall(r"-m (diffguard_pl\.\w+)", prose)}
+    assert modules <= {"diffguard_pl.test"}
+    scripts = re.findall(r"\b((?:examples|recipes|benchmarks|docs/figures)/\w+\.py)\b", prose)
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
 
 
-@pytest.mark.parametrize("line", list(dict.fromkeys([*FAQ, *ERRORS])))
-def test_a_message_of_the_pages_is_one_of_the_source(line):
-    assert any(
-        pattern.fullmatch(text)
-        for pattern in messages()
-        for text in (line, line.removeprefix("error: "))
-    )
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_the_code_of_a_page_is_valid(path: Path):
+    for block in blocks(path, "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffguard_pl"):
+                module = importlib.import_module(node.module)
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                assert not missing, f"{node.module} has no {missing}"
 
 
-def test_the_faq_has_its_messages():
-    assert len(FAQ) >= 20
+# --------------------------------------------------------------------------- complete lists
 
 
 def test_every_page_is_in_the_navigation_once():
     def leaves(entry) -> Iterator[str]:
         if isinstance(entry, str):
             yield entry
-        for part in (
-            entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ()
-        ):
-            yield from leaves(part)
+        elif isinstance(entry, dict):
+            for part in entry.values():
+                yield from leaves(part)
+        else:
+            for part in entry:
+                yield from leaves(part)
 
     listed = list(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(listed) == sorted({page.relative_to(DOCS).as_posix() for page in PAGES} | MADE)
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=name)
-def test_every_config_that_is_named_is_there(path):
-    text = re.sub(r"^```console\n.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    named = {
-        config.removesuffix(".yaml")
-        for config in re.findall(r"--config[ =]([\w/]+(?:\.yaml)?)", text)
-    }
-    assert named - {"runs/CONFIG/TIME/config"} <= {*config_names(), *OURS}
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=name)
-def test_every_module_that_is_run_is_there(path):
-    for module in set(re.findall(r"-m (diffguard_pl\.\w+)", path.read_text())):
-        assert importlib.util.find_spec(module) is not None, module
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=name)
-def test_every_script_that_is_named_is_there(path):
-    for script in set(
-        re.findall(r"\b((?:examples|recipes|benchmarks|tests)/\w+\.py)\b", path.read_text())
-    ):
-        assert (ROOT / script).is_file(), script
-
-
-def test_the_commands_of_a_detector_take_the_options_that_are_listed():
-    page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
-    for part, listed in (
-        ("Calibrate", calibrate_options()),
-        ("Score images", options_of(score._parser())),
-    ):
-        (section,) = re.findall(rf"^## {part}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
-        named = {
-            option
-            for line in section.splitlines()
-            if line.startswith("| `--")
-            for option in re.findall(r"`(--[\w.-]+)", line)
-        }
-        assert named
-        assert named <= listed, named - listed
-
-
-def test_the_fields_of_a_decision_are_listed():
-    page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
-    assert all(f"`{column}`" in page for column in score.COLUMNS if column != "path")
-
-
-def test_baselines_are_listed_with_their_settings():
-    page = (DOCS / "how-to" / "baselines.md").read_text()
-    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    assert list(lines) == list(BASELINES)
-    for baseline in BASELINES:
-        for parameter in fields(find(baseline)):
-            assert f"`{parameter.name}`" in lines[baseline]
-
-
-def calibrate_options() -> set[str]:
-    parser = LightningArgumentParser()
-    calibrate.CalibrateCLI.add_arguments_to_parser(object.__new__(calibrate.CalibrateCLI), parser)
-    return options_of(parser) | {"--trainer.devices"}
+    pages = {page.relative_to(DOCS).as_posix() for page in PAGES}
+    assert sorted(listed) == sorted(pages | GENERATED)
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=name)
-def test_the_python_in_it_can_be_parsed(path):
-    for block in fenced(path.read_text(), "python"):
-        ast.parse(block)
+def options_of_calibrate() -> set[str]:
+    parser = LightningArgumentParser()
+    cli = object.__new__(calibrate.CalibrateCLI)
+    calibrate.CalibrateCLI.add_arguments_to_parser(cli, parser)
+    return options_of(parser) | {"--trainer.devices"}
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=name)
-def test_the_yaml_in_it_can_be_parsed(path):
-    for block in fenced(path.read_text(), "yaml"):
-        assert isinstance(yaml.safe_load(block), dict)
+@pytest.mark.parametrize("section", ["Calibrate", "Score images"])
+def test_the_options_that_are_listed_exist(section: str):
+    options = options_of_calibrate() if section == "Calibrate" else options_of(score._parser())
+    page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    rows = [line for line in text.splitlines() if line.startswith("| `--")]
+    listed = {option for row in rows for option in re.findall(r"`(--[\w.-]+)", row)}
+    assert listed
+    assert listed <= options
+
+
+def test_the_fields_of_a_decision_are_listed():
+    page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
+    assert [column for column in COLUMNS if column != "path" and f"`{column}`" not in page] == []
+
+
+def test_baselines_are_listed_with_their_settings():
+    page = (DOCS / "how-to" / "baselines.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(BASELINES)
+    for baseline in BASELINES:
+        for setting in fields(find(baseline)):
+            assert f"`{setting.name}`" in rows[baseline]
+
+
+def test_the_faq_quotes_its_errors():
+    assert sum(len(block.splitlines()) for block in blocks(DOCS / "faq.md", "console")) >= 20
