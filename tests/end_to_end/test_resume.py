@@ -1,5 +1,6 @@
 """A run that is interrupted, at any time and by whatever, and goes on."""
 
+import itertools
 import json
 import os
 import random
@@ -58,6 +59,17 @@ def finished(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def ended(child: int, or_when: Callable[[], bool]) -> int | None:
+    """Wait until a process ends, and return its status, or until a condition holds."""
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if or_when():
+            return None
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(begin, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -98,35 +110,25 @@ def assert_same(found: Path, expected: Path) -> None:
 def test_a_run_that_is_killed_again_and_again_ends_with_the_table_of_an_undisturbed_one(
     begin, undisturbed, tmp_path
 ):
-    chance, kills, left = random.Random(time.time_ns()), 0, 0
-    while True:
-        before = part_files(tmp_path / "run")
-        child = begin(
-            tmp_path,
-            *(
-                ["--resume", "run"]
-                if before
-                else [*SMALL, *QUIET, "--trainer.default_root_dir", "run"]
-            ),
-        )
-        time.sleep(chance.uniform(0.05, 1.6))
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert os.waitstatus_to_exitcode(status) == 0, log(tmp_path).read_text()
+    run = tmp_path / "run"
+    first = [*SMALL, *QUIET, "--trainer.default_root_dir", "run"]
+    # kill at the start, and after one to three more parts; in a fixed order
+    moments = [0, 1, 2, 3]
+    random.Random(0).shuffle(moments)
+    for kills, more in enumerate(itertools.cycle(moments)):  # noqa: B007  read after the loop
+        before = part_files(run)
+        child = begin(tmp_path, *(["--resume", "run"] if before else first))
+        status = ended(child, or_when=lambda: len(part_files(run)) >= len(before) + more)  # noqa: B023
+        if status is not None:
+            assert status == 0, log(tmp_path).read_text()
             break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        kills += 1
-        for part in part_files(tmp_path / "run"):
-            read_scores(tmp_path / "run", only=[part])  # whole
-        now = len(part_files(tmp_path / "run"))
-        assert now >= len(before)
-        left = left + 1 if now == len(before) else 0
-        if left > 8:  # on a machine so slow that 1.6 seconds are never enough
-            assert finished(begin(tmp_path, "--resume", "run")) == 0
-            break
+        for part in part_files(run):
+            read_scores(run, only=[part])  # no part is half written
+        assert set(before) <= set(part_files(run))
     assert kills > 1
-    assert_same(tmp_path / "run", undisturbed)
+    assert_same(run, undisturbed)
 
 
 def test_what_is_missing_is_computed_and_nothing_else(begin, broken_off, undisturbed):
