@@ -1,4 +1,4 @@
-"""The contract of data modules: what commands and callbacks may rely on, also with a foreign data module."""
+"""The contract of data modules, which a foreign data module fulfils by an adapter."""
 
 import subprocess
 import sys

@@ -2,18 +2,22 @@
 
 import random
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
+from torch.utils.data import Dataset
 
 from diffguard_pl.datamodules.openood import CIFAR, IMAGENET, PUBLISHED
+from diffguard_pl.datamodules.reading import Prepared, standard_transform
 
 
 @cache
 def photographs() -> list[Image.Image]:
-    """Six photographs, 300 to 640 pixels wide: a temple, a flower, an astronaut, coffee, a cat, a rocket."""
+    """Return six photographs: a temple, a flower, an astronaut, coffee, a cat, a rocket."""
     of_skimage = (
         skimage.data.astronaut(),
         skimage.data.coffee(),
@@ -24,7 +28,7 @@ def photographs() -> list[Image.Image]:
 
 
 def save(folder: Path, names: list[str], side: int = 280) -> None:
-    """Images under these names, a different one for every name: a digit where digits belong, else a crop of a photograph."""
+    """Write a different image under each name: a digit for MNIST and SVHN, else a photograph."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +42,7 @@ def save(folder: Path, names: list[str], side: int = 280) -> None:
 
 
 def digit(name: str) -> Image.Image:
-    """A drawn digit, grey and 28 pixels wide, as MNIST's are."""
+    """Return a drawn digit, grey and 28 pixels wide like those of MNIST."""
     chosen = random.Random(name)
     canvas = Image.new("L", (28, 28))
     ImageDraw.Draw(canvas).text(
@@ -48,7 +52,7 @@ def digit(name: str) -> Image.Image:
 
 
 def names_of(archive: str, n: int) -> list[str]:
-    """File names as OpenOOD's archives have them."""
+    """Return file names as in OpenOOD's archives."""
     patterns = {
         "imagenet_1k": "val/ILSVRC2012_val_{:08}.JPEG",
         "species_sub": "protists/{:05} (copy).jpg",
@@ -64,7 +68,7 @@ def names_of(archive: str, n: int) -> list[str]:
 
 
 def openood(root: Path, benchmark: str, groups: dict, ind: tuple[str, str], n: int) -> None:
-    """``n`` images of each set of a benchmark, with its lists."""
+    """Write ``n`` images of each dataset of a benchmark, and its lists."""
     lists = root / "benchmark_imglist" / benchmark
     lists.mkdir(parents=True, exist_ok=True)
     entries = {"ind": ind} | {
@@ -84,14 +88,86 @@ def openood(root: Path, benchmark: str, groups: dict, ind: tuple[str, str], n: i
 
 
 def imagenet(root: Path, n: int = 4) -> Path:
-    """Both ImageNet benchmarks, as OpenOOD's download script leaves them."""
+    """Write both ImageNet benchmarks as OpenOOD's download script does."""
     for groups in IMAGENET.values():
         openood(root, "imagenet", groups, ("test_imagenet.txt", "imagenet_1k"), n)
     return root
 
 
 def cifar(root: Path, n: int = 4) -> Path:
-    """Both CIFAR benchmarks."""
+    """Write both CIFAR benchmarks."""
     for name, groups in CIFAR.items():
         openood(root, name, groups, (f"test_{name}.txt", name), n)
     return root
+
+
+def encoded(picture: Image.Image, format_: str, **options: object) -> bytes:
+    """Return an image as the content of a file."""
+    buffer = BytesIO()
+    picture.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def unreadable_files(folder: Path) -> dict[str, str]:
+    """Write files that are not images, and return a pattern of the error of each."""
+    picture = photographs()[3]
+    bomb = b"P6 30000 30000 255\n" + bytes(100)
+    floats = BytesIO()
+    np.save(floats, np.zeros(3))
+    contents = {
+        "truncated.jpg": (encoded(picture, "JPEG")[:9000], "truncated"),
+        "truncated.png": (encoded(picture, "PNG")[:9000], "truncated|broken|Truncated"),
+        "text.jpg": (b"<html>404</html>", "not an image that Pillow can read"),
+        "empty.png": (b"", "not an image that Pillow can read"),
+        "bomb.ppm": (bomb, "too many pixels: .*900000000"),
+        "array.png": (floats.getvalue(), "not an image that Pillow can read"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: said for name, (_, said) in contents.items()}
+
+
+def prepared(source: Dataset, in_distribution: bool = True) -> Prepared:
+    """Return a source as 32 px images."""
+    return Prepared(source, standard_transform(36, 32), "mine", in_distribution)
+
+
+MIXED = """
+base: digits_ldm
+model:
+  steps: 2
+  discrepancies: [l2]
+data:
+  class_path: OODDataModule
+  init_args:
+    image_size: 16
+    resize: null
+    batch_size: 4
+    num_workers: 2
+    ind:
+      mine: {class_path: ImageList, init_args: {file: FOLDER/list.txt, root: FOLDER}}
+    ood:
+      near:
+        folder: {class_path: ImageDirectory, init_args: {root: FOLDER}}
+      strange:
+        noise:
+          class_path: torchvision.datasets.FakeData
+          init_args: {size: 5, image_size: [3, 20, 20]}
+        broken: {class_path: ImageDirectory, init_args: {root: FOLDER/broken}}
+"""
+
+
+def mixed(folder: Path) -> Path:
+    """Return a config of four sources with 13 unreadable images of 30.
+
+    Args:
+        folder: Folder to write the config and the images to.
+    """
+    images = folder / "images"
+    save(images, [f"{i}.jpg" for i in range(6)])
+    (images / "broken").mkdir()
+    unreadable_files(images / "broken")
+    lines = [f"{i}.jpg {i}\n" for i in range(6)] + ["gone.jpg 1\n"]
+    (images / "list.txt").write_text("".join(lines))
+    (folder / "mine.yaml").write_text(MIXED.replace("FOLDER", str(images)))
+    return folder / "mine.yaml"

@@ -1,0 +1,203 @@
+"""diffguard-pl data: images that a config needs, and where to get them."""
+
+import http.server
+import re
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from helpers import layouts
+
+from diffguard_pl.commands import data as data_command
+from diffguard_pl.config import load_data
+from diffguard_pl.datamodules import presence
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return layouts.cifar(layouts.imagenet(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    return layouts.mixed(tmp_path)
+
+
+def test_check_lists_complete_datasets(root, capsys):
+    data_command.main(["check", "gdm", "--data.root", str(root)])
+    said = capsys.readouterr().out
+    for name in ("imagenet", "species", "inaturalist", "openimage_o", "imagenet_o"):
+        assert name in said
+    assert "get it" not in said
+
+
+def test_check_names_what_is_missing_and_where_to_get_it(tmp_path, capsys):
+    layouts.imagenet(tmp_path)
+    for name in layouts.names_of("species_sub", 4):
+        (tmp_path / "images_largescale" / name).unlink()
+    (tmp_path / "benchmark_imglist" / "imagenet" / "test_imagenet_o.txt").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        data_command.main(["check", "ldm", "--data.root", str(tmp_path)])
+    assert exit_.value.code == 1
+    said = capsys.readouterr().out
+    assert (
+        "species: missing "
+        + str(tmp_path / "images_largescale" / "species_sub" / "protists" / "00000 (copy).jpg")
+        in said
+    )
+    assert "and 1 more" in said
+    assert "diffguard-pl data prepare ldm" in said
+    assert "https://drive.google.com/file/d/1-JCxDx__iFMExkYRMylnGJYTPvyuX6aq/view" in said
+    assert "imagenet_o: image list" in said
+
+
+def test_check_counts_custom_sources(config, capsys):
+    with pytest.raises(SystemExit):
+        data_command.main(["check", str(config)])
+    said = capsys.readouterr().out
+    assert "gone.jpg" in said
+    assert "noise" in said
+    with pytest.raises(SystemExit, match="OpenOOD publishes none"):
+        data_command.main(["prepare", str(config)])
+
+
+def test_check_counts_calibration_and_training_images_on_request(root, config, tmp_path, capsys):
+    data_command.main(["check", "gdm", "--calibration", "--data.root", str(root)])
+    said = capsys.readouterr().out
+    assert "data.calibration" in said
+    assert "data.train" not in said
+
+    layouts.imagenet(tmp_path)
+    for name in (
+        (tmp_path / "benchmark_imglist" / "imagenet" / "train_imagenet.txt")
+        .read_text()
+        .splitlines()
+    ):
+        (tmp_path / "images_largescale" / name.split()[0]).unlink()
+    with pytest.raises(SystemExit):
+        data_command.main(["check", "gdm", "--train", "--data.root", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "data.train: missing" in said
+    assert (
+        f"get it from https://image-net.org -> {tmp_path / 'images_largescale' / 'imagenet_1k'}"
+        in said
+    )
+    with pytest.raises(
+        SystemExit,
+        match=r"--train: data.train is not set.*source of training images",
+    ):
+        data_command.main(["check", str(config), "--train"])
+
+
+def test_check_takes_overlays_and_a_single_name(root, capsys):
+    data_command.main(
+        ["check", "gdm", "small/gdm", "--data.root", str(root), "--data.only", "species"]
+    )
+    assert "inaturalist" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["gdm", "--data.only", "[specis]"], r"unknown data.only 'specis'; choose from: species, "),
+        (["gdm", "--data.rot", "/x"], r"unknown setting rot; did you mean root\?"),
+        (["gdm", "--data.limit", "abc"], r"data.limit: Expected a <class 'int'>"),
+        (["gmd"], r"unknown config 'gmd'"),
+        (
+            ["gdm", "--data", "OODDataModul"],
+            r"class for data OODDataModul; did you mean OODDataModule\?",
+        ),
+        (["small/gdm"], r"config small/gdm: "),
+    ],
+)
+def test_a_mistake_in_check_is_one_line(args, said):
+    with pytest.raises(SystemExit) as exit_:
+        data_command.main(["check", *args])
+    assert "\n" not in exit_.value.code
+    assert re.search(said, exit_.value.code)
+
+
+@pytest.fixture
+def drive(tmp_path, monkeypatch):
+    """A server with OpenOOD's archives; yields what was asked of it."""
+    from diffguard_pl.datamodules.openood import IMAGE_LISTS, PUBLISHED
+
+    whole = layouts.imagenet(tmp_path / "whole")
+    served, asked = tmp_path / "served", []
+    served.mkdir()
+    for drive_id, folder in [
+        (IMAGE_LISTS.drive, "."),
+        *[(p.drive, p.folder) for p in PUBLISHED.values()],
+    ]:
+        if (whole / folder).is_dir():
+            with zipfile.ZipFile(served / drive_id, "w") as archive:
+                for file in sorted(
+                    (whole / folder / ("benchmark_imglist" if folder == "." else "")).rglob("*.*")
+                ):
+                    archive.write(file, file.relative_to(whole / folder))
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(served))
+
+        def do_GET(self) -> None:
+            asked.append(self.path.lstrip("/"))
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(
+        presence,
+        "google_drive",
+        lambda drive_id: f"http://127.0.0.1:{server.server_port}/{drive_id}",
+    )
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_prepare_downloads_only_what_is_missing(drive, tmp_path, capsys):
+    from diffguard_pl.datamodules.openood import IMAGE_LISTS, PUBLISHED
+
+    target = tmp_path / "data"
+    data_command.main(["prepare", "gdm", "--data.root", str(target)])
+    wanted = [
+        PUBLISHED[name].drive
+        for name in ("imagenet_1k", "species_sub", "inaturalist", "openimage_o", "imagenet_o")
+    ]
+    assert sorted(set(drive)) == sorted([IMAGE_LISTS.drive, *wanted])
+    assert "get it" not in capsys.readouterr().out
+    assert not list(target.rglob("*.zip"))
+    hashes = (target / "downloads.sha256").read_text().splitlines()
+    assert len(hashes) == 6
+    data = load_data(["gdm"], [f"--data.root={target}", "--data.num_workers=0"])
+    assert "image" in data.datasets()["species"][0]
+
+    drive.clear()
+    (target / "images_largescale" / "ninco").mkdir()
+    (target / "images_largescale" / layouts.names_of("species_sub", 1)[0]).unlink()
+    data_command.main(["prepare", "gdm", "--data.root", str(target)])
+    assert set(drive) == {PUBLISHED["species_sub"].drive}
+
+    drive.clear()
+    (target / "images_largescale" / training_image(target)).unlink()
+    with pytest.raises(SystemExit):  # OpenOOD does not publish it
+        data_command.main(["prepare", "gdm", "--train", "--data.root", str(target)])
+    assert not drive
+
+
+def training_image(root: Path) -> str:
+    """The first one of OpenOOD's list."""
+    return (root / "benchmark_imglist" / "imagenet" / "train_imagenet.txt").read_text().split()[0]
+
+
+def test_prepare_rejects_an_archive_that_has_changed(drive, tmp_path):
+    target = tmp_path / "data"
+    target.mkdir()
+    (target / "downloads.sha256").write_text(f"{'0' * 64}  benchmark_imglist.zip\n")
+    with pytest.raises(SystemExit, match=r"error: .*0000"):
+        data_command.main(["prepare", "gdm", "--data.root", str(target)])
