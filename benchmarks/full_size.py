@@ -1,7 +1,9 @@
-"""The published models at their real size, with random weights: files in the original layouts, converted, loaded and run.
+"""The published models at full size with random weights: saved, converted, loaded and run.
 
-Shows that the conversion copes with 2 GB files, what a converted copy saves, and how long one network row takes on this machine.
-``python benchmarks/full_size.py`` prints a table; needs about 8 GB of disk (in $TMPDIR) and of memory, and no network.
+Files are written in the original layouts. Shows that the conversion handles 2 GB files, what a
+converted copy saves, and how long one evaluation of the network takes on this machine.
+``python benchmarks/full_size.py`` prints a table; it needs about 8 GB of disk (in $TMPDIR) and of
+memory, and no network.
 """
 
 import re
@@ -23,106 +25,97 @@ from diffguard_pl.backbones import (
     LatentDiffusionArchitecture,
     PixelDiffusion,
 )
-from diffguard_pl.backbones.convert_guided_diffusion import _places
+from diffguard_pl.backbones.convert_guided_diffusion import unet_module_names
 from diffguard_pl.backbones.save_converted import save_converted
+from diffguard_pl.checkpoints.architectures import Architecture
 from diffguard_pl.checkpoints.converted import converted_or_original
 
-ARCHITECTURE: Any = {
-    PixelDiffusion: GuidedDiffusionArchitecture(),
-    LatentDiffusion: LatentDiffusionArchitecture(),
-}
+GDM = GuidedDiffusionArchitecture()
+LDM = LatentDiffusionArchitecture()
 GDM_PARAMETERS = 552_814_086
-"""Of 256x256_diffusion_uncond.pt."""
+"""Number of parameters of 256x256_diffusion_uncond.pt."""
 
 
 def main() -> None:
     warnings.filterwarnings("ignore", ".*random weights.*")
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
-        columns = [measure(LatentDiffusion, latent_file, Path(folder) / "ldm.ckpt")]
-        columns += [measure(PixelDiffusion, pixel_file, Path(folder) / "gdm.pt")]
-    print(
-        f"| {torch.get_num_threads()} threads, torch {torch.__version__} | LDM (cin256-v2) | GDM (256x256_diffusion_uncond) |"
-    )
+        ldm = measure(LatentDiffusion, LDM, save_latent, Path(folder) / "ldm.ckpt")
+        gdm = measure(PixelDiffusion, GDM, save_pixel, Path(folder) / "gdm.pt")
+    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"| {threads} | LDM (cin256-v2) | GDM (256x256_diffusion_uncond) |")
     print("|---|---:|---:|")
-    for what in columns[0]:
-        print(f"| {what} | {columns[0][what]} | {columns[1][what]} |")
+    for quantity, value in ldm.items():
+        print(f"| {quantity} | {value} | {gdm[quantity]} |")
 
 
-def measure(kind: Any, write: Callable, path: Path) -> dict[str, str]:
-    """What it takes to make, save, load, convert and run a model: a column of the table."""
+def measure(kind: Any, architecture: Architecture, save: Callable, path: Path) -> dict[str, str]:
+    """Create, save, load, convert and run a model; return one column of the table."""
     seconds: dict[str, float] = {}
 
-    def timed(what: str, function: Callable, *args: Any) -> Any:
-        print(f"{path.name}: {what} ...", file=sys.stderr)
+    def timed(step: str, function: Callable, *args: Any) -> Any:
+        print(f"{path.name}: {step} ...", file=sys.stderr)
         start = time.perf_counter()
         result = function(*args)
-        seconds[what] = time.perf_counter() - start
+        seconds[step] = time.perf_counter() - start
         return result
 
     random = timed("make random weights", kind, "random")
-    parameters = {
-        name: sum(p.numel() for p in module.parameters())
-        for name, module in random.named_children()
-    }
+    parameters = {}
+    for name, module in random.named_children():
+        parameters[name] = sum(parameter.numel() for parameter in module.parameters())
     assert kind is LatentDiffusion or parameters == {"unet": GDM_PARAMETERS}, parameters
-    timed("save, original layout", write, random, path)
+
+    # The copy is found by the file's name, and holds the same weights.
+    timed("save, original layout", save, random, path)
     timed("load the original", kind, str(path))
     copy = timed("convert", save_converted, path)
     backbone = timed("load the converted copy", kind, str(path))
-    assert converted_or_original(path, ARCHITECTURE[kind]) == copy
+    assert converted_or_original(path, architecture) == copy
     loaded = backbone.state_dict()
     assert all(torch.equal(tensor, loaded[key]) for key, tensor in random.state_dict().items())
     del random, loaded
+
     images = torch.linspace(-1, 1, 3 * 256 * 256).view(1, 3, 256, 256)
     x = timed("encode", backbone.encode, images)
-    eps = timed("one network row", backbone.eps, x, torch.tensor([500]), torch.tensor([0]))
+    eps = timed("one NFE", backbone.eps, x, torch.tensor([500]), torch.tensor([0]))
     decoded = timed("decode", backbone.decode, x)
     assert eps.shape == x.shape
     assert eps.isfinite().all()
     assert eps.std() > 0
     assert decoded.shape == images.shape
-    size = path.stat().st_size
+
+    counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    column = {"parameters": counts, "file": f"{path.stat().st_size / 1e9:.2f} GB"}
+    for step, value in seconds.items():
+        column[f"{step}, s"] = f"{value:.2f}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        {
-            "parameters": ", ".join(f"{name} {count:,}" for name, count in parameters.items()),
-            "file": f"{size / 1e9:.2f} GB",
-        }
-        | {f"{what}, s": f"{value:.2f}" for what, value in seconds.items()}
-        | {"peak resident memory so far": f"{peak / 1e9:.1f} GB"}
-    )
+    column["peak resident memory so far"] = f"{peak / 1e9:.1f} GB"
+    return column
 
 
-# ------------------------------------------------------------------------------------------------------- original layouts
+# ---- original layouts
 
 
-def pixel_file(backbone: PixelDiffusion, path: Path) -> None:
-    """Save as guided-diffusion does."""
-    a = ARCHITECTURE[PixelDiffusion]
-    torch.save(
-        original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention_levels),
-        path,
-    )
+def save_pixel(backbone: PixelDiffusion, path: Path) -> None:
+    """Save a model as guided-diffusion does."""
+    torch.save(original_unet(backbone.unet, GDM), path)
 
 
-def latent_file(backbone: LatentDiffusion, path: Path) -> None:
-    """Save as CompVis' Lightning module does."""
-    a = ARCHITECTURE[LatentDiffusion]
-    unet = original_unet(backbone.unet, len(a.channel_mult), a.num_res_blocks, a.attention_levels)
-    state = {f"model.diffusion_model.{key}": tensor for key, tensor in unet.items()}
-    state |= {
-        f"first_stage_model.{key}": t
-        for key, t in original_first_stage(backbone.first_stage, len(a.first_stage.ch_mult)).items()
-    }
+def save_latent(backbone: LatentDiffusion, path: Path) -> None:
+    """Save a model as CompVis' Lightning module does."""
+    state = {}
+    for key, tensor in original_unet(backbone.unet, LDM).items():
+        state[f"model.diffusion_model.{key}"] = tensor
+    levels = len(LDM.first_stage.ch_mult)
+    for key, tensor in original_first_stage(backbone.first_stage, levels).items():
+        state[f"first_stage_model.{key}"] = tensor
     state["cond_stage_model.embedding.weight"] = backbone.embedding.weight
-    torch.save(
-        {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2", "state_dict": state},
-        path,
-    )
+    lightning = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "1.4.2"}
+    torch.save(lightning | {"state_dict": state}, path)
 
 
-UNET = {
+LAYERS = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -131,39 +124,40 @@ UNET = {
     "conv_shortcut": "skip_connection",
     "group_norm": "norm",
 }
+"""diffusers' name -> original name of the layers inside a block."""
 
 
-def original_unet(
-    unet: nn.Module, levels: int, res_blocks: int, attention: list[bool]
-) -> dict[str, Tensor]:
-    """The weights of a diffusers UNet under the keys of guided-diffusion and latent-diffusion: what convert.py undoes."""
-    places = {new: old for old, new in _places(levels, res_blocks, attention)}
+def original_unet(unet: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """Return the weights of a diffusers UNet under the original keys: the inverse conversion."""
+    original_names = {new: old for old, new in unet_module_names(architecture).items()}
     state: dict[str, Tensor] = {}
     for key, tensor in unet.state_dict().items():
-        module = next(new for new in places if key.startswith(f"{new}."))
-        old, inside = places[module], key.removeprefix(f"{module}.")
-        name, _, kind = inside.rpartition(".")
-        if name in ("to_q", "to_k", "to_v"):
-            heads = unet.get_submodule(module).heads
-            parts = [
-                unet.get_submodule(f"{module}.{n}").state_dict()[kind]
-                for n in ("to_q", "to_k", "to_v")
-            ]
-            qkv = torch.stack(
-                [part.view(heads, -1, *part.shape[1:]) for part in parts], dim=1
-            ).flatten(0, 2)
-            state[f"{old}.qkv.{kind}"] = qkv[..., None] if kind == "weight" else qkv
-        elif name == "conv":
-            state[f"{old}.{'op' if module.startswith('down') else 'conv'}.{kind}"] = tensor
-        elif name == "to_out.0":
-            state[f"{old}.proj_out.{kind}"] = tensor[..., None] if kind == "weight" else tensor
+        block = next(name for name in original_names if key.startswith(f"{name}."))
+        original = original_names[block]
+        layer, _, kind = key.removeprefix(f"{block}.").rpartition(".")
+        if layer in ("to_q", "to_k", "to_v"):
+            # q, k and v of each head side by side, in one 1-d convolution
+            attention = unet.get_submodule(block)
+            parts = []
+            for name in ("to_q", "to_k", "to_v"):
+                part = attention.get_submodule(name).state_dict()[kind]
+                parts.append(part.view(attention.heads, -1, *part.shape[1:]))
+            qkv = torch.stack(parts, dim=1).flatten(0, 2)
+            state[f"{original}.qkv.{kind}"] = qkv[..., None] if kind == "weight" else qkv
+        elif layer == "conv":
+            name = "op" if block.startswith("down") else "conv"
+            state[f"{original}.{name}.{kind}"] = tensor
+        elif layer == "to_out.0":
+            tensor = tensor[..., None] if kind == "weight" else tensor
+            state[f"{original}.proj_out.{kind}"] = tensor
         else:
-            state[".".join(filter(None, (old, UNET.get(name, name), kind)))] = tensor
+            parts = [original, LAYERS.get(layer, layer), kind]
+            state[".".join(filter(None, parts))] = tensor
     return state
 
 
 def original_first_stage(first_stage: nn.Module, levels: int) -> dict[str, Tensor]:
-    """The weights of diffusers' VQModel under CompVis' keys."""
+    """Return the weights of diffusers' VQModel under CompVis' keys."""
     rules: list[tuple[str, Any]] = [
         (r"down_blocks\.", "down."),
         (r"up_blocks\.(\d+)", lambda m: f"up.{levels - 1 - int(m[1])}"),

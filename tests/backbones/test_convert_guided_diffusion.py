@@ -41,11 +41,12 @@ def test_every_flag_of_guided_diffusion_converts(flags, tmp_path):
     assert sum(p.numel() for p in backbone.unet.parameters()) == sum(
         t.numel() for t in state.values()
     )
-    eps = backbone.eps(
-        torch.randn(3, 3, 32, 32), torch.tensor([0, 500, 999]), torch.tensor([0, 3, 6])
-    )
-    assert eps.shape == (3, 3, 32, 32)
-    assert eps.isfinite().all()
+    # samples of other classes and timesteps do not influence each other
+    x, t, y = torch.randn(3, 3, 32, 32), torch.tensor([0, 500, 999]), torch.tensor([0, 3, 6])
+    eps = backbone.eps(x, t, y)
+    for i in range(3):
+        alone = backbone.eps(x[i : i + 1], t[i : i + 1], y[i : i + 1])
+        torch.testing.assert_close(eps[i : i + 1], alone, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.skipif(
@@ -110,16 +111,26 @@ def test_a_pixel_checkpoint_given_to_the_latent_backbone_and_the_other_way_round
         PixelDiffusion(str(LDM_FILE), GDM_ARCHITECTURE)
 
 
-def test_hosts_are_diffusers_modules_and_frozen():
-    pixel, latent = (
-        PixelDiffusion(str(GDM_FILE), GDM_ARCHITECTURE),
-        LatentDiffusion(str(LDM_FILE), LDM_ARCHITECTURE),
-    )
+def test_networks_are_diffusers_modules_and_frozen():
+    pixel = PixelDiffusion(str(GDM_FILE), GDM_ARCHITECTURE)
+    latent = LatentDiffusion(str(LDM_FILE), LDM_ARCHITECTURE)
     assert isinstance(pixel.unet, UNet2DModel)
     assert isinstance(latent.unet, UNet2DConditionModel)
     assert isinstance(latent.first_stage, VQModel)
-    assert not any(p.requires_grad for backbone in (pixel, latent) for p in backbone.parameters())
-    assert len(dict(unet_module_names(GDM_ARCHITECTURE))) == 20
+    for backbone in (pixel, latent):
+        assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_each_module_of_the_unet_has_one_name_in_either_layout():
+    unet = build_guided_diffusion(GDM_ARCHITECTURE)
+    names = unet_module_names(GDM_ARCHITECTURE)
+    modules = dict(unet.named_modules())
+    absent = {new for new in names.values() if new not in modules}
+    # without classes there is no class embedding
+    assert absent == {"class_embedding"} - set(modules)
+    assert len(set(names.values())) == len(names)
+    inside = tuple(f"{new}." for new in names.values())
+    assert all(key.startswith(inside) for key in unet.state_dict())
 
 
 @pytest.mark.parametrize(

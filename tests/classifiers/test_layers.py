@@ -107,8 +107,9 @@ def test_a_small_vision_transformer_looks_before_its_last_attention():
     nn.init.normal_(vit.heads.head.weight)
     classifier = Classifier(vit, input_size=28)
     assert classifier.cam_layer == "encoder.layers.encoder_layer_0.ln_1"
-    view, cam = classifier.view_with_cam(torch.rand(2, 3, 28, 28))
-    assert view.features.shape == (2, 32)
+    images = torch.rand(2, 3, 28, 28)
+    view, cam = classifier.view_with_cam(images)
+    torch.testing.assert_close(vit.heads.head(view.features), view.logits)
     assert [m.shape for m in view.maps] == [(2, 32, 4, 4)]
     assert (cam.amax((1, 2, 3)) > 0.99).all()
     assert (

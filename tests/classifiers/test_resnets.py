@@ -65,12 +65,13 @@ def test_a_checkpoint_of_openoods_cifar_network(prefix, tmp_path):
     assert cam.shape == (2, 1, 64, 64)
 
 
-def test_its_own_keys_load_too():
-    a, b = ResNet18_32x32(), ResNet18_32x32()
-    state = a.state_dict()
-    b.load_state_dict(state)
-    assert list(state) == list(b.state_dict())
-    assert torch.equal(a.layer2[0].downsample[0].weight, b.layer2[0].downsample[0].weight)
+def test_a_checkpoint_under_torchvisions_keys(tmp_path):
+    state, images = openood_state(10), torch.rand(2, 3, 32, 32)
+    renamed = {key.replace("shortcut", "downsample"): tensor for key, tensor in state.items()}
+    torch.save(renamed, tmp_path / "net.pth")
+    classifier = Classifier(ResNet18_32x32(), str(tmp_path / "net.pth"))
+    expected = by_hand(state, (images - classifier.mean) / classifier.std)
+    torch.testing.assert_close(classifier(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_it_brings_the_preprocessing_of_its_data():
