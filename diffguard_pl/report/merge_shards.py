@@ -23,7 +23,8 @@ def merge_shards(out: Path, shards: Sequence[Path]) -> None:
         shards: Folders of the shards.
 
     Raises:
-        InputError: a shard is missing, is unfinished, or belongs to another run; ``out`` has scores.
+        InputError: A shard is missing or unfinished, or belongs to another run; ``out`` has
+            scores.
     """
     if part_files(out):
         raise InputError(

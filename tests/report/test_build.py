@@ -1,8 +1,6 @@
 """Files of a run's report."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 from helpers.report_runs import make_plain_run, make_run
@@ -73,15 +71,3 @@ def test_images_without_a_score_are_neither_most_nor_least_mismatched(tmp_path):
     scores = sorted(run.table.of(1)[2:, 0])
     assert captions["most mismatched"] == [f"{value:.3f}" for value in scores[:6]]
     assert captions["least mismatched"] == [f"{value:.3f}" for value in scores[:-7:-1]]
-
-
-def test_a_report_needs_neither_torch_nor_pyplot(built_run):
-    """Importing torch alone costs as much as a whole report."""
-    script = (
-        "import sys; from diffguard_pl.commands.report import main; main(sys.argv[1:]); "
-        "heavy = {'torch', 'scipy', 'pytorch_lightning', 'matplotlib.pyplot'}; "
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", script, str(built_run)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.splitlines()[-1] == "[]"
