@@ -21,22 +21,6 @@ from .errors import one_line_errors, require
 
 GRACE = 120
 """Seconds between the warning and the end of a job's time; SLURM may be a minute early."""
-AFTERWARDS = r"""
-status=$?
-# why: scripts/slurm/diffguard.sbatch
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
-told=$(scontrol show job "$job")
-[[ $told =~ EndTime=([0-9T:-]+) ]] && end=$(date -d "${BASH_REMATCH[1]}" +%s)
-left=$((${end:-9999999999} - $(date +%s)))
-if [[ $told = *JobState=RUNNING* && $status =~ ^(138|140|143)$ ]]; then
-    if [[ $told = *PreemptTime=[0-9]* || ($status != 143 && $left -gt 180) ]]; then
-        scontrol requeue "$job"
-    elif [ $status != 143 ]; then
-        echo "error: the time of the job was nearly up before the run began; give it --time=$((SECONDS / 60 + 5)) or more" >&2
-    fi
-fi
-exit $status
-""".strip().splitlines()
 
 
 def main(args: list[str] | None = None) -> None:
@@ -209,7 +193,7 @@ def job(options: argparse.Namespace) -> dict[str, Any]:
             f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{options.cpus}}}",
         ],
         "srun_args": ["--kill-on-bad-exit=1", "--open-mode=append"],
-        "teardown": AFTERWARDS,
+        "teardown": [f"{shlex.quote(sys.executable)} -m diffguard_pl.runs.after_job $?"],
         "additional_parameters": {"requeue": True}
         | {name: value or True for name, value in more.items()},
     }

@@ -86,6 +86,14 @@ class GracefulTermination:
             raise StopRequested(signum)
 
 
+def slurm_job_name() -> str | None:
+    """Return the number of the current SLURM job, or ARRAY_TASK; None outside a SLURM job."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def requeue_slurm_job() -> str | None:
     """Requeue the current SLURM job.
 
@@ -95,10 +103,9 @@ def requeue_slurm_job() -> str | None:
     Raises:
         OSError, subprocess.SubprocessError: SLURM refused.
     """
-    job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
-    if job is None:
+    name = slurm_job_name()
+    if name is None:
         return None
-    name = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
     command = ["scontrol", "requeue", name]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return name

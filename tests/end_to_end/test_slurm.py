@@ -21,7 +21,7 @@ import pytest
 from helpers import ROOT
 from helpers.results import assert_same
 
-from diffguard_pl.commands.submit import AFTERWARDS, main, minutes
+from diffguard_pl.commands.submit import main, minutes
 from diffguard_pl.runs.store import part_files, read_scores
 
 SCRIPTS = ROOT / "scripts" / "slurm"
@@ -508,11 +508,6 @@ def test_a_mistake_is_answered_in_one_line_before_anything_is_queued(
     (line,) = [line for line in message.splitlines() if line]
     assert re.search(said, line)
     assert not list(tmp_path.iterdir())
-
-
-def test_what_follows_a_run_is_the_same_in_all_job_scripts():
-    for name in ("diffguard.sbatch", "diffguard_array.sbatch"):
-        assert "\n".join(AFTERWARDS[2:]) in (SCRIPTS / name).read_text()
 
 
 def test_without_submitit(monkeypatch):
