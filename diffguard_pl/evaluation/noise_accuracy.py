@@ -5,7 +5,7 @@ accuracy on the noisy image x_t itself and on the clean image x0hat that the dif
 predicts from it, each on the whole image and on crops.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -18,24 +18,11 @@ from ..diffguard import DiffGuard
 from ..diffusion.classifier_guidance import crop_sequence
 from ..diffusion.ddim import Level, predict_x0
 from ..errors import InputError
+from ..metrics.noise_accuracy import NoiseAccuracy
 from .transfer import Finished
 
 VARIANTS = ("x_t", "x_t_cutouts", "x0hat", "x0hat_cutouts")
 """What the classifier is shown."""
-
-
-class Point(NamedTuple):
-    """Accuracy of the classifier at one step of the schedule.
-
-    Attributes:
-        step: Index of the step, from the cleanest on.
-        timestep: Timestep of the diffusion model.
-        accuracy: Accuracy in [0, 1] by variant; NaN without labels.
-    """
-
-    step: int
-    timestep: int
-    accuracy: dict[str, float]
 
 
 class Analysis:
@@ -88,7 +75,7 @@ class NoiseAccuracyModule(pl.LightningModule):
         self.accuracy = MetricCollection(
             {name: MeanMetric() for name in names}, compute_groups=False
         )
-        self.points: list[Point] = []
+        self.points: list[NoiseAccuracy] = []
         """The result, of all ranks."""
 
     def test_dataloader(self) -> dict[str, Any]:
@@ -115,7 +102,7 @@ class NoiseAccuracyModule(pl.LightningModule):
                 for variant in VARIANTS
             }
             timestep = int(self.diffguard.schedule.timesteps[index])
-            self.points.append(Point(index, timestep, accuracy))
+            self.points.append(NoiseAccuracy(index, timestep, accuracy))
 
     def _measure(self, images: Tensor, labels: Tensor, indices: Tensor) -> None:
         """Update the accuracies with images [N, 3, H, W] in [0, 1]."""

@@ -3,17 +3,12 @@
 :mod:`diffguard_pl.evaluation.noise_accuracy` computes it.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..metrics.noise_accuracy import NoiseAccuracy
 from ..runs.files import atomic_write
-
-if TYPE_CHECKING:
-    from ..evaluation.noise_accuracy import Point
 
 STYLES = {
     "x_t": ("$x_t$", "o", "#9a9aa0"),
@@ -24,7 +19,7 @@ STYLES = {
 """Name, marker and colour of each variant in the plot."""
 
 
-def write_noise_accuracy(points: Sequence[Point], path: Path) -> None:
+def write_noise_accuracy(points: Sequence[NoiseAccuracy], path: Path) -> None:
     """Write the accuracies as CSV, one line per step, fractions in [0, 1].
 
     Raises:
@@ -38,7 +33,7 @@ def write_noise_accuracy(points: Sequence[Point], path: Path) -> None:
             writer.writerow([point.step, point.timestep, *accuracies])
 
 
-def draw_noise_accuracy(points: Sequence[Point], dataset: str, path: Path) -> None:
+def draw_noise_accuracy(points: Sequence[NoiseAccuracy], dataset: str, path: Path) -> None:
     """Draw the accuracies as a PNG, one line per variant.
 
     Raises:

@@ -22,8 +22,6 @@ from .files import atomic_write
 if TYPE_CHECKING:  # commands that only read a record do without torch
     from torch import nn
 
-    from ..diffguard import DiffGuard
-
 RECORD_FILE, CONFIG_FILE = "run.json", "config.yaml"
 PACKAGES = (
     "diffguard-pl",
@@ -157,14 +155,14 @@ def weights_hash(module: "nn.Module") -> str | None:
     return digest.hexdigest()
 
 
-def weights_hashes(diffguard: "DiffGuard") -> dict[str, str]:
+def weights_hashes(diffguard: "nn.Module") -> dict[str, str]:
     """Return the hash of each part of a DiffGuard that has weights, by the name of the part."""
-    hashes = {
-        "classifier": weights_hash(diffguard.classifier),
-        "backbone": weights_hash(diffguard.backbone),
-        "discrepancies": weights_hash(diffguard.discrepancies),
-    }
-    return {name: found for name, found in hashes.items() if found}
+    hashes = {}
+    for name in ("classifier", "backbone", "discrepancies"):
+        found = weights_hash(diffguard.get_submodule(name))
+        if found:
+            hashes[name] = found
+    return hashes
 
 
 def slurm_job_id() -> str | None:
