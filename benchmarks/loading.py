@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py
 
-Pictures are crops of scikit-learn's photographs at the size of ImageNet's (500 x 375, quality 90), read as ``configs/gdm.yaml`` and
-``configs/ldm.yaml`` read them. Compare with the images/s of ``throughput.py``: loading has to be faster, and it works ahead, while
-the device computes.
+Pictures are crops of scikit-learn's photographs at the size of ImageNet's (500 x 375, quality 90),
+read as ``configs/gdm.yaml`` and ``configs/ldm.yaml`` read them. Compare with the images/s of
+``throughput.py``: loading has to be faster, and it works ahead, while the device computes.
 """
 
 import tempfile

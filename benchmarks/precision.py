@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py [--limit N] [--precision 32 bf16-mixed ...]
 
-runs the digits benchmark, both pipelines, in every precision of ``--trainer.precision``, in processes of their own, and prints a
-table. ``drift``: of the headline score, median over all images of the absolute difference to float32, in units of the score's
-standard deviation over all images.
+runs the digits benchmark, both pipelines, in every precision of ``--trainer.precision``, in
+processes of their own, and prints a table. ``drift``: of the headline score, median over all images
+of the absolute difference to float32, in units of the score's standard deviation over all images.
 """
 
 import argparse

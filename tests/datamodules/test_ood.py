@@ -176,7 +176,7 @@ def test_an_invalid_setting_is_one_line_of_the_command(args, said, config, tmp_p
         (
             "ImageDirectory",
             "ImageDirectry",
-            "unknown source of images ImageDirectry; did you mean ImageDirectory? choose from: ClassFolders",
+            "unknown source of images ImageDirectry; did you mean ImageDirectory?",
         ),
         (
             "root:",
@@ -237,10 +237,10 @@ def test_a_run_stops_after_an_in_distribution_set_of_which_nothing_could_be_used
 
 
 def test_a_dataset_may_have_fewer_images_than_devices(config, tmp_path):
-
     (tmp_path / "images" / "list.txt").write_text("0.jpg 1\n")
-    command = [sys.executable, "-m", "diffguard_pl.test", "--config", str(config), "--data.only", "noise", "--data.limit", "3",
-               "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]  # fmt: skip
+    command = [sys.executable, "-m", "diffguard_pl.test", "--config", str(config)]
+    command += ["--data.only", "noise", "--data.limit", "3", "--trainer.devices", "2"]
+    command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = scores_of(tmp_path / "run")

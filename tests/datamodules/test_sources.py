@@ -18,7 +18,8 @@ def pictures(tmp_path) -> Path:
 
 def test_an_image_list_of_openood_is_read(pictures):
     (pictures / "list.txt").write_text(
-        "\ufeff# a comment\n\na.jpg 7\nb.png -1\nsub folder/c d.jpg   {'label': 5, 'sub': [1, 2]}\n",
+        "\ufeff# a comment\n\na.jpg 7\nb.png -1\n"
+        "sub folder/c d.jpg   {'label': 5, 'sub': [1, 2]}\n",
         encoding="utf-8",
     )
     source = ImageList(str(pictures / "list.txt"), str(pictures))
