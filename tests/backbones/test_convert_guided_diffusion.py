@@ -51,7 +51,7 @@ def test_every_flag_of_guided_diffusion_converts(flags, tmp_path):
 
 @pytest.mark.skipif(
     not importlib.util.find_spec("guided_diffusion"),
-    reason="guided_diffusion is on no registry; the golden files stand in where it is not installed",
+    reason="guided_diffusion is on no registry; golden files stand in for it",
 )
 @pytest.mark.parametrize("flags", VARIANTS, ids=lambda flags: ",".join(flags) or "plain")
 def test_pixel_unet_as_guided_diffusion(flags, tmp_path):

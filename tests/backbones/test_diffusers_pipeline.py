@@ -186,8 +186,8 @@ def test_a_step_of_each_prediction_type_is_diffusers(kind, tmp_path):
         x = ours
 
 
-class Says(nn.Module):
-    """Puts what a network says of the noise into other words: of the picture, or of the velocity."""
+class Predicts(nn.Module):
+    """A network that converts a given noise to another prediction type: x0 or velocity."""
 
     def __init__(self, eps, kind: str, alpha_bar: Tensor):
         super().__init__()
@@ -215,12 +215,12 @@ def _before(alpha_bar: Tensor) -> Tensor:
 
 @pytest.fixture
 def speaking(tmp_path):
-    """A pixel backbone whose network says a given noise in the words of a prediction type."""
+    """Builds a pixel backbone whose network predicts a given noise as a prediction type."""
     save_pixel(tmp_path)
 
     def make(kind: str, eps) -> DiffusersPipeline:
         backbone = DiffusersPipeline(str(tmp_path), prediction_type=kind, clip_denoised=False)
-        backbone.network = Says(eps, kind, backbone.alpha_bar)
+        backbone.network = Predicts(eps, kind, backbone.alpha_bar)
         return backbone
 
     return make
@@ -236,7 +236,7 @@ def test_the_same_noise_in_other_words_is_the_same_noise(kind, speaking):
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_inversion_and_denoising_bring_the_image_back(kind, speaking):
-    """Of standard normal pictures, for which the best noise is known: sqrt(1 - alpha-bar) x. The more steps, the closer."""
+    """For standard normal images the best noise is known: sqrt(1 - alpha-bar) x."""
     alpha_bar = speaking(kind, None).alpha_bar
     backbone = speaking(kind, lambda x, t: (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1) * x.double())
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(6))

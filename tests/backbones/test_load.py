@@ -138,7 +138,8 @@ torch.ones(1).sum()
 before = own()
 with torch.device("meta"):
     module = torch.nn.Linear(4000, 3000)
-weights = {name: OriginalTensor(name, tensor) for name, tensor in load_tensors(Path(sys.argv[1])).items()}
+tensors = load_tensors(Path(sys.argv[1]))
+weights = {name: OriginalTensor(name, tensor) for name, tensor in tensors.items()}
 module = load_converted(module, weights, Path(sys.argv[1]), {})
 for parameter in module.parameters():
     parameter.max()

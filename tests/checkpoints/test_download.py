@@ -141,7 +141,7 @@ def test_a_web_page_in_place_of_a_file_is_refused(server, tmp_path, monkeypatch)
     said = refusal(google_drive("XYZ"), tmp_path, "a.bin")
     assert "quota" in said
     assert (
-        f"https://drive.google.com/file/d/XYZ/view in a browser and save the file as {tmp_path}/a.bin"
+        f"drive.google.com/file/d/XYZ/view in a browser and save the file as {tmp_path}/a.bin"
         in said
     )
     assert leftovers(tmp_path) == []

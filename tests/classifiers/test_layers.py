@@ -17,7 +17,7 @@ from diffguard_pl.scores.discrepancies import Seen, maps
 
 
 class Net(NamedTuple):
-    """What is known of an architecture: its Grad-CAM layer and how to fold that, its head, and the features' width."""
+    """Grad-CAM layer of a network, how to fold its output, its heads, and the width of features."""
 
     cam_layer: str
     fold: Callable[[Tensor], Tensor]
@@ -121,7 +121,7 @@ def test_a_small_vision_transformer_looks_before_its_last_attention():
 
 
 class TwoHeads(nn.Module):
-    """Works in place on its feature maps, and runs an auxiliary head of the same width after the one that gives the logits."""
+    """A network that works in place on its feature maps, with an auxiliary head of equal width."""
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,7 @@ from diffguard_pl.classifiers.resnets import ResNet18_32x32
 
 
 def openood_state(num_classes: int) -> dict[str, Tensor]:
-    """Random weights under OpenOOD's keys, with running statistics that are not those of a new network."""
+    """Return random weights and running statistics under OpenOOD's keys."""
     generator = torch.Generator().manual_seed(5)
     state = ResNet18_32x32(num_classes).state_dict()
     for key, tensor in state.items():
@@ -24,8 +24,11 @@ def openood_state(num_classes: int) -> dict[str, Tensor]:
 
 
 def by_hand(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The logits of a CIFAR ResNet-18 (He et al. 2016): a 3x3 stem without pooling, four stages of two blocks, all but the first
-    of the stages halving the picture."""
+    """Compute the logits of a CIFAR ResNet-18 (He et al. 2016).
+
+    A 3x3 stem without pooling, then four stages of two blocks, of which all but the first halve the
+    resolution.
+    """
 
     def norm(name: str, x: Tensor) -> Tensor:
         return batch_norm(
