@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from diffguard_pl.errors import InputError
 from diffguard_pl.names import CALIBRATION
 
-from .reading import collate
+from .reading import ImagePreparation, collate
 from .sources import ImageFiles
 
 
@@ -72,7 +72,7 @@ class OODData(LightningDataModule, ABC):
         self.limit, self.train_limit = limit, train_limit
         self.groups: dict[str, str] = {}
         self.class_names: list[str] | None = None
-        self.preparation: dict[str, Any] | None = None
+        self.preparation: ImagePreparation | None = None
         self.done: dict[str, set[int]] = {}
         self.shard = (0, 1)
         self.calibrates = self.only_calibration = False

@@ -1,6 +1,7 @@
 """One in-distribution dataset against any number of out-of-distribution datasets."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -9,7 +10,7 @@ from diffguard_pl.errors import InputError, choose
 from diffguard_pl.names import CALIBRATION, IND
 
 from .base import OODData, contents_of
-from .reading import Prepared, standard_transform
+from .reading import ImagePreparation, Prepared
 from .sources import ClassFolders, ImageFiles
 
 
@@ -70,13 +71,10 @@ class OODDataModule(OODData):
         extra = {"train": train, CALIBRATION: calibration}
         _check_lengths(self._sources | {name: s for name, s in extra.items() if s is not None})
         self._keep([only] if isinstance(only, str) else only)
-        self.transform = standard_transform(resize or image_size, image_size, interpolation)
-        self.preparation = {
-            "image_size": image_size,
-            "resize": resize or image_size,
-            "interpolation": interpolation,
-            "upright": _is_upright(calibration),
-        }
+        # Sources apply EXIF orientation themselves; a detector does as the calibration source.
+        upright = _is_upright(calibration)
+        preparation = ImagePreparation(image_size, resize or image_size, interpolation, upright)
+        self.preparation, self.transform = preparation, preparation.transform
 
     def _keep(self, only: list[str] | None) -> None:
         """Leave out the out-of-distribution datasets that are not to be run."""
@@ -108,7 +106,8 @@ class OODDataModule(OODData):
         if not isinstance(self.train, ImageFiles) or self.preparation is None:
             return None
         where = {"root": str(self.train.root), "limit": self.train_limit}
-        return contents_of(self.train) | where | self.preparation | {"upright": self.train.upright}
+        preparation = asdict(self.preparation) | {"upright": self.train.upright}
+        return contents_of(self.train) | where | preparation
 
     def folder_names(self) -> list[str]:
         for source in (self._sources[self.ind_name], self.train):
