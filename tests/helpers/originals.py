@@ -26,7 +26,7 @@ def some_eps(backbone: Backbone) -> torch.Tensor:
 
 
 def original_state(a: GuidedDiffusionArchitecture) -> dict[str, torch.Tensor]:
-    """Return random weights with guided-diffusion's keys and shapes, as its UNet's code has them."""
+    """Return random weights with guided-diffusion's keys and shapes, as in its UNet's code."""
     generator = torch.Generator().manual_seed(0)
     state: dict[str, torch.Tensor] = {}
 
