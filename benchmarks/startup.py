@@ -3,7 +3,7 @@
     python benchmarks/startup.py
 
 Each line is the median over fresh processes of user plus system CPU seconds. The unit makes the numbers
-comparable between machines; goals are those of CONTRIBUTING.md.
+comparable between machines.
 """
 
 import argparse
