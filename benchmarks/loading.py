@@ -1,4 +1,4 @@
-"""Can the loaders keep up? JPEG files decoded, resized and cropped a second, by the number of workers.
+"""Throughput of the dataloaders: JPEG files decoded, resized and cropped per second.
 
     python benchmarks/loading.py
 

@@ -1,10 +1,10 @@
-"""What a lower precision changes: AUROC of every data set, and how far the score of an image moves.
+"""Effect of lower precision: AUROC of every dataset, and how much the scores of images change.
 
     python benchmarks/precision.py [--limit N] [--precision 32 bf16-mixed ...]
 
-runs the digits benchmark, both pipelines, in every precision of ``--trainer.precision``, in
-processes of their own, and prints a table. ``drift``: of the headline score, median over all images
-of the absolute difference to float32, in units of the score's standard deviation over all images.
+runs the digits benchmark with both pipelines in each precision of ``--trainer.precision``, each in
+a process of its own, and prints a table. Drift: median change of the primary score relative to the
+first precision, in units of the score's standard deviation over all images.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import torch
 
 from diffguard_pl.runs.store import read_scores
 
-CPU_HALF = "[{class_path: pytorch_lightning.plugins.precision.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}]"
-"""Lightning itself takes bf16 in its place on a CPU."""
+# On a CPU Lightning replaces 16-mixed by bf16-mixed, unless the plugin is given.
+MIXED_PRECISION = "pytorch_lightning.plugins.precision.MixedPrecision"
+CPU_HALF = f"[{{class_path: {MIXED_PRECISION}, init_args: {{precision: 16-mixed, device: cpu}}}}]"
 PRECISIONS = {
     "32": ["--trainer.precision", "32"],
     "32, TF32": ["--trainer.precision", "32", "--model.tf32", "true"],
@@ -37,7 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--limit", default="null", help="images of each set; half precision is slow on a CPU"
+        "--limit", default="null", help="images of each dataset; half precision is slow on a CPU"
     )
     parser.add_argument("--config", nargs="+", default=["digits_gdm", "digits_ldm"])
     parser.add_argument(
@@ -45,12 +46,13 @@ def main() -> None:
         nargs="+",
         choices=list(PRECISIONS),
         default=list(PRECISIONS),
-        help="the first is the measure",
+        help="the first one is the reference",
     )
     args = parser.parse_args()
     limit = args.limit
     print(
-        "| pipeline | precision | AUROC near / photos / letters | drift of the score | images whose stop moved |"
+        "| pipeline | precision | AUROC near / photos / letters | drift of the score | images "
+        "whose stop index changed |"
     )
     print("|---|---|---|---:|---:|")
     for config in args.config:
@@ -89,7 +91,8 @@ def main() -> None:
                 moved = int((frame["stop_index"] != exact["stop_index"]).sum())
                 figures = " / ".join(f"{100 * value:.2f}" for value in rows["auroc"])
                 print(
-                    f"| {config} `{score}` | {precision} | {figures} | {drift:.1e} | {moved} of {len(frame)} |",
+                    f"| {config} `{score}` | {precision} | {figures} | {drift:.1e} | {moved} of "
+                    f"{len(frame)} |",
                     flush=True,
                 )
 

@@ -1,4 +1,4 @@
-"""Which image files of a dataset are present, where the missing ones come from, and downloading OpenOOD's."""
+"""Presence of image files, sources of the missing ones, and downloads from OpenOOD."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +73,7 @@ def browser_link(published: PublishedSet) -> str:
 
 
 def download_published(sources: Mapping[str, Any]) -> None:
-    """Download what OpenOOD publishes of these sources and is missing: image lists first, then each archive once.
+    """Download the missing files that OpenOOD publishes: image lists first, then each archive.
 
     Raises:
         InputError: OpenOOD publishes none of them, or a download failed.
@@ -81,7 +81,8 @@ def download_published(sources: Mapping[str, Any]) -> None:
     published = [source for source in sources.values() if isinstance(source, PublishedList)]
     if not published:
         raise InputError(
-            "data: OpenOOD publishes none of these datasets; `diffguard-pl data check` says what each needs"
+            "data: OpenOOD publishes none of these datasets; `diffguard-pl data check` says what "
+            "each needs"
         )
     if any(not source.file.exists() for source in published):
         _download("benchmark_imglist", IMAGE_LISTS, published[0].data_root)
@@ -97,8 +98,9 @@ def download_published(sources: Mapping[str, Any]) -> None:
 def _download(name: str, published: PublishedSet, root: Path) -> None:
     """Fetch an archive, unpack it as OpenOOD does, and remove it.
 
-    OpenOOD publishes no hashes. That of the first download is kept in ``downloads.sha256``, in the format
-    of ``sha256sum``, so that a group can pin its data. Checksums inside the archive are verified always.
+    OpenOOD publishes no hashes. The hash of the first download is kept in ``downloads.sha256``, in
+    the format of ``sha256sum``, so that a group can pin its data. Checksums inside the archive are
+    always verified.
     """
     import pooch
 

@@ -18,9 +18,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
-    """Set whether float32 products and convolutions use TF32 on a GPU, and restore both switches after the block.
+    """Set whether float32 products and convolutions use TF32; restore the switches afterwards.
 
-    TF32 rounds the factors to 10 bits of mantissa and is several times as fast. The switches are global to the process.
+    TF32 rounds the factors to 10 bits of mantissa and is several times as fast on a GPU. The
+    switches are global to the process.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32

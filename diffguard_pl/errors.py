@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Invalid setting, file or image. The message is one line, ``SETTING: problem; remedy``, which commands print alone."""
+    """Invalid setting, file or image; its message is one line, ``SETTING: problem; remedy``."""
 
 
 def choose(kind: str, name: str, available: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Random choices that depend on an image alone, not on the run, the batch or the device that computes it."""
+"""Random choices that depend on the image alone, not on the run, the batch or the device."""
 
 import random
 

@@ -1,6 +1,6 @@
 """Recreate the detector of the web demo: ``python recipes/digits_detector.py``.
 
-Runs ``diffguard-pl calibrate`` on the primary score and removes from the file when and where it ran,
+Runs ``diffguard-pl calibrate`` on the primary score and removes time and place from the file,
 so that ``diffguard_pl/weights/digits_ldm_detector.json`` is the same on every machine. The
 validation digits set the threshold. Twenty seconds on two cores.
 """

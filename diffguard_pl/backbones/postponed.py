@@ -1,6 +1,6 @@
 """Postpones ``scipy.stats``, which takes half as long to import as torch, until something uses it.
 
-diffusers imports it for schedulers that are not used here. This module is imported before diffusers.
+diffusers imports it for schedulers that are not used here. This module is imported first.
 """
 
 import sys
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class PostponedModule(ModuleType):
-    """A stand-in in ``sys.modules`` that imports the real module when one of its attributes is used.
+    """Stand-in in ``sys.modules`` that imports the real module when an attribute is used.
 
-    importlib's LazyLoader does not serve: :mod:`inspect` asks every module for its ``__file__``, which
-    would load it.
+    importlib's LazyLoader does not serve: :mod:`inspect` asks every module for its ``__file__``,
+    which would load it.
     """
 
     def __getattr__(self, name: str) -> Any:

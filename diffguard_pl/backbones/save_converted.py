@@ -1,6 +1,6 @@
-"""Converting a checkpoint: written once as diffusers modules in safetensors, which hold no pickle.
+"""Conversion of an original checkpoint to diffusers modules in safetensors, without pickles.
 
-Whoever names the checkpoint then gets that copy, for as long as file and architecture stay the same.
+The copy is used in place of the checkpoint as long as file and architecture stay the same.
 """
 
 import json
@@ -42,9 +42,9 @@ def save_converted(
     Args:
         checkpoint: Guided-diffusion or latent-diffusion file, or anything else that
             :func:`~diffguard_pl.checkpoints.registry.resolve` takes.
-        out: Folder to write; a copy in it is replaced. Defaults to where the copy is found by itself.
-        architecture: YAML or JSON file with the settings of the architecture. Defaults to those known
-            for the name of the checkpoint, or the family's defaults.
+        out: Folder to write; a copy in it is replaced. Defaults to where the copy is looked for.
+        architecture: YAML or JSON file with the settings of the architecture. Defaults to those
+            known for the name of the checkpoint, or the family's defaults.
 
     Returns:
         The folder.

@@ -134,7 +134,7 @@ class NoiseAccuracyModule(pl.LightningModule):
         return torch.randn(x.shape[1:], generator=generator).to(x)
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify images [N, 3, H, W] as a whole, and by the mean over the same crops at every step; [N, classes] each."""
+        """Return logits [N, classes] of whole images, and their mean over the step's crops."""
         classifier, side = self.diffguard.classifier, images.shape[-1]
         size = self.analysis.cutout_size or round(side * 7 / 8)
         crops = next(crop_sequence(side, self.analysis.cutouts, size, self.analysis.seed))

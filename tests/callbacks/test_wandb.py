@@ -1,4 +1,4 @@
-"""Experiment trackers: the files of W&B and TensorBoard are read back, servers are real sockets on this machine."""
+"""Experiment trackers: W&B and TensorBoard files are read back; servers are real sockets."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def pieces(folder: Path) -> list[Path]:
 
 
 def history(found: list[pb.Record]) -> dict[str, object]:
-    """Logged values; what a value is made of under names of its own, such as ``reconstructions/path``."""
+    """Return logged values; parts of a value have names such as ``reconstructions/path``."""
     items = [item for record in found if record.HasField("history") for item in record.history.item]
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
@@ -430,7 +430,8 @@ def test_tensorboard_gets_figures_histograms_and_pictures(settings, tmp_path):
 def test_without_a_logger_there_is_nothing_and_wandb_is_not_imported(settings, tmp_path):
     run(tmp_path / "r", False, settings)
     assert not (tmp_path / "r" / "wandb").exists()
-    code = "import sys, diffguard_pl.test, diffguard_pl.callbacks.reconstructions; sys.exit('wandb' in sys.modules)"
+    modules = "diffguard_pl.test, diffguard_pl.callbacks.reconstructions"
+    code = f"import sys, {modules}; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Every shipped experiment runs: data and diffusion models in miniature; classifier, distances and layouts are real."""
+"""Every shipped experiment runs, with small data and diffusion models and the real classifier."""
 
 import csv
 import math
@@ -38,7 +38,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def torch_home(tmp_path_factory) -> Path:
-    """What torchvision and piq would download, at full size, with random weights; layers that nobody asks are one number each."""
+    """Provide what torchvision and piq would download, with random weights."""
     folder = tmp_path_factory.mktemp("torch")
     (folder / "hub" / "checkpoints").mkdir(parents=True)
     with torch.random.fork_rng():
@@ -257,9 +257,12 @@ def test_dit_on_a_small_model_in_the_layout_of_the_published_one(run, tmp_path):
     from helpers.small_models import autoencoder, ddim, dit
 
     DiTPipeline(dit(), autoencoder(), ddim()).save_pretrained(tmp_path / "dit")
-    rows = run("--config", "dit", "--model.backbone.checkpoint", "dit", "--model.classifier.input_size", "64", "--model.steps", "5",
-               "--data.image_size", "16", "--data.resize", "16", "--data.batch_size", "1", "--data.num_workers", "0",
-               "--model.discrepancies", "[dists, ssim, l2]")  # fmt: skip
+    rows = run(
+        "--config", "dit", "--model.backbone.checkpoint", "dit", "--model.steps", "5",
+        "--model.classifier.input_size", "64", "--model.discrepancies", "[dists, ssim, l2]",
+        "--data.image_size", "16", "--data.resize", "16", "--data.batch_size", "1",
+        "--data.num_workers", "0",
+    )  # fmt: skip
     assert len(rows) == 10
     assert all(math.isfinite(float(row["dists"])) for row in rows)
 

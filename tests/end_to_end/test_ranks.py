@@ -22,7 +22,8 @@ from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.runs import lock as owner
 from diffguard_pl.runs.store import part_files, read_scores
 
-SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.slots", "4", "--model.steps", "5", "--pictures.count", "3",
+SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.slots", "4",
+         "--model.steps", "5", "--pictures.count", "3",
          "--scores.every", "0", "--page.enabled", "false", "--trainer.accelerator", "cpu",
          "--trainer.default_root_dir", "run"]  # fmt: skip
 GDM = ["--config", "digits_gdm", "--model.steps", "20"]
@@ -37,8 +38,15 @@ def started(
     folder.mkdir(parents=True, exist_ok=True)
     config, args = (args[:2], args[2:]) if args[:1] == ("--config",) else ((), args)
     command = [sys.executable, "-m", *launcher, "diffguard_pl.test", *config, *SMALL, *args]
-    with subprocess.Popen(command, cwd=folder, env=os.environ | {"NO_COLOR": "1"} | environment, text=True, start_new_session=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"NO_COLOR": "1"} | environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         try:
             yield process
         finally:

@@ -21,7 +21,8 @@ from diffguard_pl.commands.evaluate import main
 from diffguard_pl.runs import record
 from diffguard_pl.runs.store import part_files, read_scores
 
-SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.slots", "8", "--model.steps", "5", "--pictures.count", "3",
+SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.slots", "8",
+         "--model.steps", "5", "--pictures.count", "3",
          "--scores.every", "0"]  # fmt: skip
 QUIET = ["--page.enabled", "false"]
 
@@ -159,8 +160,8 @@ def test_a_run_goes_on_with_another_number_of_devices(broken_off, undisturbed):
     )
     assert done.returncode == 0, done.stderr
     assert (
-        f"{len(read_scores(broken_off, only=part_files(broken_off)[:4])[0])} images have results already"
-        in done.stdout
+        f"{len(read_scores(broken_off, only=part_files(broken_off)[:4])[0])} images have results "
+        f"already" in done.stdout
     )
     assert (
         len({part.name.split("-")[2] for part in part_files(broken_off)}) == 2
@@ -286,7 +287,7 @@ def test_a_requeued_job_with_a_folder_of_its_own_choice(
     assert_same(broken_off, undisturbed)
 
 
-# ------------------------------------------------------------------------------------------------------------------ disks
+# -------------------------------------------------------------------------------------------- disks
 
 
 def test_a_full_or_read_only_disk_is_told_in_one_line_and_what_was_written_stays_good(

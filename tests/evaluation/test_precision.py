@@ -90,8 +90,10 @@ def test_states_levels_and_scores_are_float32(family, mixed):
         torch.float32
     }
     assert {d.reconstructions.dtype for d in (detection, engine)} == {torch.float32}
-    error = (detection.reconstructions - ((golden.tensors["recon"] + 1) / 2).clamp(0, 1).view_as(detection.reconstructions)
-             if family == "ldm" else detection.reconstructions - ((golden.tensors["recon"][:, 0] + 1) / 2).clamp(0, 1))  # fmt: skip
+    expected = (golden.tensors["recon"] + 1) / 2
+    if family == "gdm":
+        expected = expected[:, 0]
+    error = detection.reconstructions - expected.clamp(0, 1).view_as(detection.reconstructions)
     assert error.abs().median() < 0.05
 
 
@@ -115,7 +117,7 @@ def test_discrepancies_do_not_feel_autocast(dtype):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-# ----------------------------------------------------------------------------------------------------------------- compiled
+# ----------------------------------------------------------------------------------------- compiled
 
 
 @pytest.fixture
