@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py
 
-Each line is the median over fresh processes of user plus system CPU seconds. The unit makes the numbers
-comparable between machines.
+Each line is the median over fresh processes of user plus system CPU seconds. The unit makes the
+numbers comparable between machines.
 """
 
 import argparse
@@ -36,7 +36,7 @@ HELP = {
 
 
 def cpu_seconds(args: list[str], folder: Path) -> float:
-    """Run Python with these arguments in a process of its own; return its user and system CPU seconds."""
+    """Run Python with these arguments in a new process; return its user and system CPU seconds."""
     process = os.fork()
     if process == 0:
         os.chdir(folder)

@@ -13,7 +13,7 @@ class ReportPage(pl.Callback):
     """Draws ``pictures.png``, ``plots.png`` and ``report.html`` from the files of the run.
 
     Args:
-        enabled: Whether to do so. ``diffguard-pl report RUN_DIR`` does the same later.
+        enabled: Whether to draw them. ``diffguard-pl report RUN_DIR`` does the same later.
     """
 
     def __init__(self, enabled: bool = True):

@@ -1,6 +1,7 @@
 """DiffGuard: training-free, diffusion-based out-of-distribution detection (Gao et al., ICCV 2023).
 
-Names are imported on first use: torch, Lightning and diffusers take seconds, and ``--help`` needs none of them.
+Names are imported on first use: torch, Lightning and diffusers take seconds, and ``--help`` needs
+none of them.
 """
 
 from importlib import import_module

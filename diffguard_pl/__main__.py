@@ -1,4 +1,4 @@
-"""The command line: ``diffguard-pl COMMAND ...``, which is ``python -m diffguard_pl COMMAND ...``."""
+"""The command line: ``diffguard-pl COMMAND``, the same as ``python -m diffguard_pl COMMAND``."""
 
 import difflib
 import sys
@@ -8,17 +8,20 @@ from . import __version__
 
 COMMANDS = {
     "test": "Evaluate DiffGuard on in-distribution and OOD datasets.",
-    "calibrate": "Calibrate a threshold on in-distribution images and write a detector file.",
+    "calibrate": "Calibrate a threshold on in-distribution images; write a detector file.",
     "score": "Accept or reject images with a detector file.",
     "demo": "Serve a web page to try a detector.",
     "report": "Rebuild the report page of a run, or compare runs.",
-    "analyze": "Measure how well the classifier sees through noise (Fig. 2 of the paper).",
+    "analyze": "Measure the classifier's accuracy on noisy images (Fig. 2 of the paper).",
     "submit": "Submit a test to a SLURM cluster.",
-    "merge": "Merge the shards of a run and report.",
-    "data": "Check which datasets are present, and download the published ones.",
+    "merge": "Merge the shards of a run and build its report.",
+    "data": "Check which datasets are present, or download the published ones.",
     "checkpoints": "List, fetch and convert checkpoints.",
 }
-"""Each command and its line in ``--help``. Its code is ``commands/COMMAND.py``, that of ``test`` is ``commands/evaluate.py``."""
+"""Each command and its line in ``--help``.
+
+Its code is in ``commands/COMMAND.py``, that of ``test`` in ``commands/evaluate.py``.
+"""
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Configs: finding them by name, and building a DiffGuard or a data module from one.
 
-jsonargparse and Lightning are imported where they are needed, so that a detector file loads without Lightning.
+jsonargparse and Lightning are imported where they are needed, so that a detector file loads without
+Lightning.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .config_errors import parser_errors
+from .config_errors import import_classes, parser_errors
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .diffguard import DiffGuard
 
 EVALUATION_SETTINGS = ("oracle", "fusion", "cascade", "tf32")
-"""Settings of ``model`` that concern an evaluation (``DiffGuardModule``) and not the method (``DiffGuard``)."""
+"""Settings of ``model`` that only an evaluation (``DiffGuardModule``) has, not ``DiffGuard``."""
 
 
 def config_names() -> list[str]:
@@ -38,7 +39,7 @@ def config_name(path: Path) -> str:
 
 
 def find_config(name: str | Path) -> Path:
-    """Find a config file by its path or by the name of a shipped config, with or without ``.yaml``.
+    """Find a config file by path or by the name of a shipped config, with or without ``.yaml``.
 
     Raises:
         InputError: neither exists; the message lists the shipped configs.
@@ -52,7 +53,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def with_bases(name: str | Path) -> list[Path]:
-    """List the files of a config: those it builds on through ``base``, outermost first, then itself.
+    """List the files of a config: its bases, outermost first, then itself.
 
     Args:
         name: Path or name of a config. Its ``base`` is a name, or a path relative to its folder.
@@ -150,6 +151,7 @@ def _model_parser() -> "ArgumentParser":
 
     from .diffguard import DiffGuard
 
+    import_classes("model.guidance")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffGuard, "model")
     return parser
@@ -160,7 +162,7 @@ def _method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sections(configs: Sequence[str | Path], name: str) -> list[dict[str, Any]]:
-    """Read one section of configs and of those they build on, in the order in which they override."""
+    """Read one section of configs and their bases; later ones override earlier ones."""
     files = [file for config in configs for file in with_bases(config)]
     sections = [content[name] for content in map(read, files) if name in content]
     if not sections:
@@ -174,7 +176,7 @@ def _build(
     sections: Sequence[Mapping[str, Any]],
     flags: Sequence[str] = (),
 ) -> Any:
-    """Instantiate what a parser's argument ``name`` describes, from sections that override each other."""
+    """Instantiate a parser's argument ``name``; later sections override earlier ones."""
     settings = None
     for section in sections:
         settings = parser.parse_object({name: section}, settings)

@@ -1,6 +1,7 @@
 """A parser's errors in one line. Only this file interprets the prose of argparse and jsonargparse.
 
-`EXPLANATIONS` maps patterns of their messages to our lines. A message that none matches is shown as it is.
+`EXPLANATIONS` maps patterns of their messages to our lines. A message that matches none is shown
+unchanged.
 """
 
 import difflib
@@ -23,7 +24,7 @@ CLASSES = {
     "model.backbone": ("diffguard_pl.backbones.base.Backbone", "diffguard_pl.backbones"),
     "data": ("pytorch_lightning.LightningDataModule", "diffguard_pl.datamodules"),
 }
-"""Settings that name a class: its base class, then the modules that hold the classes of this package."""
+"""Settings that name a class: its base class, then the modules with the package's classes."""
 
 SOURCES = ("ImageList", "ImageDirectory", "ClassFolders", "HuggingFaceImages")
 """Classes of image sources, which share no base class."""
@@ -71,7 +72,7 @@ def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") ->
     Args:
         kind: What the name should be the name of.
         name: The unknown name.
-        available: Known names. If there are none, the class that would define them has not been given yet.
+        available: Known names; empty if the class that defines them has not been given yet.
         parent: Dotted prefix of the names, such as ``model.``.
     """
     available = sorted(available)
@@ -82,8 +83,18 @@ def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") ->
     return f"unknown {kind} {parent}{name}{hint} choose from: {', '.join(available)}"
 
 
+def import_classes(setting: str) -> None:
+    """Import the package's classes for a setting, so that they may be named without their module.
+
+    Args:
+        setting: Key of `CLASSES`.
+    """
+    for module in CLASSES[setting][1:]:
+        import_module(module)
+
+
 def subclasses(base: type) -> list[type]:
-    """List the classes that may be named where one of class ``base`` is needed, of those imported."""
+    """List the imported classes that may be named where an instance of ``base`` is needed."""
     is_hidden = inspect.isabstract(base) or base.__name__.startswith("_")
     found = [] if is_hidden else [base]
     below: list[type] = type.__subclasses__(base)
@@ -103,9 +114,8 @@ def _source(found: re.Match[str], _: Collection[str]) -> str:
 
 def _class(found: re.Match[str], _: Collection[str]) -> str:
     setting, name = found.groups()
-    base_path, *modules = CLASSES[setting]
-    for module in modules:
-        import_module(module)
+    import_classes(setting)
+    base_path = CLASSES[setting][0]
     base_module, _, base_name = base_path.rpartition(".")
     base = getattr(import_module(base_module), base_name)
     names = {known.__name__ for known in subclasses(base)} - {"LightningDataModule"}
@@ -117,7 +127,7 @@ def _class_not_given(found: re.Match[str], _: Collection[str]) -> str:
 
 
 def _setting(found: re.Match[str], settings: Collection[str]) -> str | None:
-    """Answer an unknown setting with its siblings: those below the longest known part of its name."""
+    """Answer an unknown setting with the settings below the longest known part of its name."""
     if not settings:
         return None
     key = ".".join(found.groups())
@@ -148,7 +158,9 @@ def _wrong_value(found: re.Match[str], _: Collection[str]) -> str:
 
 EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] = {
     # a setting that a class inside a setting does not have
-    r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted": _setting_of_class,
+    r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted": (
+        _setting_of_class
+    ),
     # a class that does not exist
     r"key \"(?:ind|ood|train|calibration)\": .*?import path string: ?'?([\w.]+)": _source,
     r"key \"(model\.guidance|model\.backbone|data)\":.*?import path string: ?'?([\w.]+)": _class,
@@ -163,7 +175,7 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] 
     r"^(.*)Errors: (- .*?)(?: Given value|$)": _first_error,
     r"key .*Expected a <class '(\w+)'>\. Got value: (.*)$": _wrong_value,
 }
-"""Pattern of a message, its white space as single spaces, and the function that makes our line of it."""
+"""Maps the pattern of a message, with single spaces, to the function that writes our line."""
 
 
 def _settings_of_class(class_path: str) -> list[str]:

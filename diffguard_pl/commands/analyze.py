@@ -1,4 +1,4 @@
-"""The command ``diffguard-pl analyze``: how well the classifier sees through noise (Fig. 2 of the paper)."""
+"""The command ``diffguard-pl analyze``: the classifier's accuracy on noisy images (Fig. 2)."""
 
 import math
 from pathlib import Path
@@ -20,6 +20,7 @@ class AnalyzeCLI(RunCLI):
     """The settings of a test, with those of the analysis in place of the callbacks'."""
 
     save_config = None
+    description = "Measure the classifier's accuracy on noisy images (Fig. 2 of the paper)."
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Analysis, "analysis")
@@ -39,7 +40,8 @@ def main(args: list[str] | None = None) -> None:
             return
         if module.count == 0:
             raise InputError(
-                f"{module.dataset}: none of its {module.left_out} images could be used; see `diffguard-pl data check`"
+                f"{module.dataset}: none of its {module.left_out} images could be used; "
+                "see `diffguard-pl data check`"
             )
         if any(math.isnan(value) for point in module.points for value in point.accuracy.values()):
             raise InputError(

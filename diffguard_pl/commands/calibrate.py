@@ -1,8 +1,8 @@
 """The command ``diffguard-pl calibrate``: from a config to a detector file.
 
 It scores in-distribution validation images, the data module's ``calibration`` dataset, and writes
-``detector.json`` with the threshold that they set. Scores are kept as those of a test are, so that a
-calibration can be interrupted, resumed, and run on many devices.
+``detector.json`` with the threshold that they set. Scores are stored like those of a test, so that
+a calibration can be interrupted, resumed, and run on many devices.
 """
 
 import os
@@ -30,6 +30,8 @@ FILE = "detector.json"
 class CalibrateCLI(RunCLI):
     """The settings of a test without pictures, table and page, and those of the threshold."""
 
+    description = "Calibrate a threshold on in-distribution images; write a detector file."
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--tpr",
@@ -40,7 +42,7 @@ class CalibrateCLI(RunCLI):
         parser.add_argument(
             "--score",
             type=str | None,
-            help="Score to threshold. Defaults to cascade, else fusion, else the first discrepancy.",
+            help="Deciding score. Defaults to cascade, else fusion, else the first discrepancy.",
         )
         parser.add_argument(
             "--out",
@@ -50,7 +52,7 @@ class CalibrateCLI(RunCLI):
         parser.add_argument(
             "--resume",
             type=str | None,
-            help="Folder of a calibration: compute what it lacks, and nothing else.",
+            help="Folder of a calibration to resume; computes only what is missing.",
         )
         parser.add_argument("--shard", type=str | None, help="Not supported by a calibration.")
         parser.add_lightning_class_args(RunProgress, "progress")
@@ -67,7 +69,8 @@ class CalibrateCLI(RunCLI):
         check_tpr(self.tpr)
         if self.config.model.oracle != "none":
             raise InputError(
-                f"model.oracle={self.config.model.oracle}: a detector has no true labels; set it to none"
+                f"model.oracle={self.config.model.oracle}: a detector has no true labels; "
+                "set it to none"
             )
         super().before_instantiate_classes()
 
@@ -115,8 +118,8 @@ def describe(score: str, threshold: Threshold) -> list[str]:
     return [
         f"{score} below {threshold.value:.6g} is rejected, from {threshold.images} in-distribution "
         f"validation images (95 % interval {threshold.low:.6g} to {threshold.high:.6g})",
-        f"at most {rejected:.3g} % of in-distribution images are rejected on average over calibrations; "
-        f"by this one, {low:.1f} to {high:.1f} % (95 % interval)",
+        f"at most {rejected:.3g} % of in-distribution images are rejected on average over "
+        f"calibrations; by this one, {low:.1f} to {high:.1f} % (95 % interval)",
     ]
 
 

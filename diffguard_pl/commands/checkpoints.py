@@ -39,18 +39,20 @@ def parser() -> argparse.ArgumentParser:
         prog="diffguard-pl checkpoints", description="List, fetch and convert checkpoints."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | fetch | convert")
-    actions.add_parser("list", help="list the published checkpoints, and which are in the cache")
+    actions.add_parser(
+        "list", help="list the published checkpoints and which of them are in the cache"
+    )
     fetch = actions.add_parser("fetch", help="download checkpoints into the cache")
     fetch.add_argument("name", nargs="+", help="name from the list, URL, or hf://owner/name")
     convert = actions.add_parser(
         "convert", help="write a checkpoint as diffusers modules in safetensors"
     )
-    convert.add_argument("checkpoint", help="file, or anything that can be fetched")
+    convert.add_argument("checkpoint", help="file, or a name as for fetch")
     convert.add_argument(
         "out",
         nargs="?",
         type=Path,
-        help="folder to write (default: in the cache, where the checkpoint's name finds it)",
+        help="folder to write (default: the cache, where the checkpoint's name finds it)",
     )
     convert.add_argument(
         "--architecture",

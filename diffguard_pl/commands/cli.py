@@ -34,7 +34,7 @@ from ..callbacks import (
     WandbRun,
 )
 from ..config import config_name, config_names, find_config, with_bases
-from ..config_errors import explain, parser_errors
+from ..config_errors import explain, import_classes, parser_errors
 from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
 from ..errors import InputError
@@ -82,12 +82,15 @@ def command_line(
             ``test`` to ``runs/COMMAND/CONFIG/``.
     """
     resolved, run_name = resolve_configs(sys.argv[1:] if args is None else args)
-    # Lightning starts the processes of further devices with sys.argv: the command's name stays in front.
+    # Lightning starts the processes of further devices with sys.argv, which begins with the name of
+    # the command unless the process runs `python -m diffguard_pl.test`.
     sys.argv[1:] = [*(sys.argv[1:2] if sys.argv[1:2] == [command] else []), *resolved]
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    import_data_modules()  # configs name their classes without the package
+    # Configs and flags may name these classes without their modules.
+    import_data_modules()
+    import_classes("model.guidance")
     return kind(
         DiffGuardModule,
         LightningDataModule,
@@ -100,6 +103,7 @@ def command_line(
         seed_everything_default=100,
         save_config_callback=kind.save_config,
         trainer_defaults=TRAINER_DEFAULTS | {"callbacks": callbacks},
+        parser_kwargs={"prog": f"diffguard-pl {command}", "description": kind.description},
     )
 
 
@@ -107,8 +111,8 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], str]:
     """Replace the names of configs by the paths of their files, each after those that it builds on.
 
     Args:
-        args: Arguments of the command. ``--resume FOLDER`` stands for the config of that run; without
-            any config, the default one is inserted.
+        args: Arguments of the command. ``--resume FOLDER`` stands for the config of that run;
+            without any config, the default one is inserted.
 
     Returns:
         The arguments, and the name of the first config.
@@ -160,7 +164,7 @@ def saved_config(folder: str) -> Path:
 
 
 def make_new_folder(path: str) -> str:
-    """Make a folder of this name, or with ``-2``, ``-3``, ... if other runs began in the same second."""
+    """Make a folder of this name, with ``-2``, ``-3``, ... if another run has just taken it."""
     for number in itertools.count(1):
         name = path if number == 1 else f"{path}-{number}"
         with suppress(FileExistsError):
@@ -190,6 +194,7 @@ class RunCLI(LightningCLI):
     """
 
     save_config: type[RunRecord] | None = RunRecord
+    description = "Evaluate DiffGuard on in-distribution and OOD datasets."
 
     def __init__(self, *args: Any, runs: str, run_name: str, **kwargs: Any):
         self.runs = f"{runs}/{run_name}"
@@ -202,7 +207,7 @@ class RunCLI(LightningCLI):
             "-c",
             "--config",
             action=ActionConfigFile,
-            help="Path or name of a config; a later one overrides.",
+            help="Path or name of a config; later ones override earlier ones.",
         )
         # Only config files have it, and resolve_configs follows it.
         parser.add_argument("--base", type=str | None, help=SUPPRESS)
@@ -212,12 +217,12 @@ class RunCLI(LightningCLI):
         parser.add_argument(
             "--resume",
             type=str | None,
-            help="Folder of a run: compute what it lacks, and nothing else.",
+            help="Folder of a run to resume; computes only what is missing.",
         )
         parser.add_argument(
             "--shard",
             type=str | None,
-            help="I/N, with I from 0: every N-th image, from the I-th on (docs/cluster.md).",
+            help="I/N with I from 0: use only every N-th image, from the I-th on.",
         )
         parser.add_lightning_class_args(RunProgress, "progress")
         # Pictures before scores: an image that has a score has its picture, too.
@@ -241,7 +246,10 @@ class RunCLI(LightningCLI):
             self.check_resumable()
 
     def choose_folder(self, resume: str | None) -> None:
-        """Set ``folder``, ``resumed`` (the run has begun there), and ``is_new_folder`` (to be made).
+        """Set ``folder``, ``resumed`` and ``is_new_folder``.
+
+        ``resumed`` is whether the run has begun in the folder, ``is_new_folder`` whether the folder
+        is still to be made.
 
         Args:
             resume: Folder that ``--resume`` names.
@@ -270,19 +278,20 @@ class RunCLI(LightningCLI):
         self.resumed, self.is_new_folder = False, True
 
     def check_resumable(self) -> None:
-        """Raise an `InputError` where further scores would differ from those that the run began with."""
+        """Raise an `InputError` where further scores would differ from the run's earlier ones."""
         begun = record.read_record(self.folder).get("config")
         if begun is None:
             begun = yaml.safe_load(saved_config(self.folder).read_text())
         settings = self.settings()
         if why := record.first_difference(begun, settings):
             raise InputError(
-                f"run {self.folder}: cannot be resumed: {why}; undo the change, or begin another run"
+                f"run {self.folder}: cannot be resumed: {why}; undo the change, or begin another "
+                "run"
             )
         if settings["trainer"]["limit_test_batches"] is not None:
             raise InputError(
-                f"run {self.folder}: cannot be resumed with trainer.limit_test_batches, whose images depend "
-                "on what was computed before; use data.limit"
+                f"run {self.folder}: cannot be resumed with trainer.limit_test_batches, whose "
+                "images depend on what was computed before; use data.limit"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -322,7 +331,7 @@ class RunCLI(LightningCLI):
         return trainer
 
     def _check_same_folder(self, resume: str, given: str | None) -> None:
-        """Raise an `InputError` if ``--resume`` and ``trainer.default_root_dir`` name two folders."""
+        """Raise an `InputError` if ``--resume`` and ``trainer.default_root_dir`` contradict."""
         if given is None or Path(given).resolve() == Path(resume).resolve():
             return
         saved = yaml.safe_load(saved_config(resume).read_text())

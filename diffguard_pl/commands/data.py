@@ -1,4 +1,4 @@
-"""The command ``diffguard-pl data``: which images a config needs, and getting those that OpenOOD publishes."""
+"""The command ``diffguard-pl data``: checks for the images of a config, or downloads them."""
 
 import argparse
 import sys
@@ -16,9 +16,9 @@ NAMED = 3
 """Number of missing files of a dataset that are named."""
 FURTHER_SOURCES = {
     "calibration": "in-distribution validation images to calibrate on",
-    "train": "training images that baselines are fitted on",
+    "train": "training images that baselines are fitted to",
 }
-"""Settings of a data module that name images which a plain test does not need, and what these are."""
+"""Settings of a data module for images that a plain test does not need, with a description."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -43,10 +43,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diffguard-pl data",
         description="Check which images of a config are present, or download those that OpenOOD "
-        "publishes. Settings of data may follow: --data.root /datasets --data.only [species].",
+        "publishes. Settings of the data module may follow, such as --data.root /datasets "
+        "--data.only [species].",
     )
     parser.add_argument("action", choices=["check", "prepare"])
-    parser.add_argument("config", nargs="+", help="path or name of a config; a later one overrides")
+    parser.add_argument(
+        "config", nargs="+", help="path or name of a config; later ones override earlier ones"
+    )
     for name, what in FURTHER_SOURCES.items():
         parser.add_argument(f"--{name}", action="store_true", help=f"include {what}")
     return parser
@@ -88,7 +91,7 @@ def show(
     found: Mapping[str, "Presence"],
     groups: Mapping[str, str],
 ) -> None:
-    """Print a table of what is present, then what each incomplete dataset lacks and where to get it."""
+    """Print a table of the datasets, then what is missing and where to get it."""
     from rich.console import Console
     from rich.table import Table
 

@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on (default: %(default)s, this machine only)",
     )
-    parser.add_argument("--port", type=int, help=f"default: the first free one from {PORTS[0]}")
+    parser.add_argument(
+        "--port", type=int, help=f"port to listen on (default: the first free one from {PORTS[0]})"
+    )
     parser.add_argument(
         "--max-mb",
         type=float,

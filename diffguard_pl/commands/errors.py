@@ -1,4 +1,7 @@
-"""How commands end: errors in one line, exit statuses, and a stop that can be resumed. Nothing here imports torch."""
+"""How commands end: errors in one line, exit statuses, and interruptions that can be resumed.
+
+Nothing here imports torch.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +13,10 @@ from ..errors import InputError
 from ..runs.signals import REQUEUE_SIGNALS, StopRequested, requeue_slurm_job
 
 LEFT_OUT = 3
-"""Exit status of a run that is complete except for unusable images. 1 is an error, 2 a mistake in the arguments."""
+"""Exit status of a run that is complete except for unusable images.
+
+1 is an error, 2 means invalid arguments.
+"""
 
 
 @contextmanager
@@ -41,7 +47,7 @@ def _known_error(error: Exception) -> str | None:
 
 
 def end_of_stopped_run(stopped: StopRequested, folder: str, command: str) -> NoReturn:
-    """Requeue a SLURM job that was warned, say how to resume the run, and end with the signal's status.
+    """Requeue a SLURM job that was warned, print how to resume, and exit with the signal's status.
 
     Args:
         stopped: The signal.

@@ -1,4 +1,4 @@
-"""The command ``diffguard-pl merge OUT SHARD...``: merges the shards of a run, and reports."""
+"""The command ``diffguard-pl merge OUT SHARD...``: merges the shards of a run."""
 
 import argparse
 from pathlib import Path
@@ -14,9 +14,9 @@ def main(args: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="diffguard-pl merge",
-        description="Merge the shards of a run (test --shard I/N), and report.",
+        description="Merge the shards of a run (test --shard I/N) and build its report.",
     )
-    parser.add_argument("out", type=Path, help="folder of the whole run, which is created")
+    parser.add_argument("out", type=Path, help="folder of the merged run, which is created")
     parser.add_argument("shard", type=Path, nargs="+", help="folder of a shard")
     given = parser.parse_args(args)
 

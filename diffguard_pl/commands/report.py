@@ -1,6 +1,6 @@
-"""``diffguard-pl report RUN [MORE_RUNS]``: rebuilds the report of a run, or compares runs.
+"""The command ``diffguard-pl report RUN...``: rebuilds the report of a run, or compares runs.
 
-Reads the folders of the runs alone, and needs neither models nor data.
+It reads the folders of the runs and needs neither models nor data.
 """
 
 import argparse
@@ -10,7 +10,11 @@ from pathlib import Path
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command with the given arguments, or those of the command line."""
+    """Report on runs.
+
+    Args:
+        args: Arguments of the command. Defaults to those of the process.
+    """
     parser = argparse.ArgumentParser(
         prog="diffguard-pl report",
         description="Rebuild the report of each run, and compare the runs if there are several.",
@@ -21,7 +25,8 @@ def main(args: list[str] | None = None) -> None:
         type=Path,
         default=Path("comparison.html"),
         metavar="FILE.html",
-        help="page of the comparison; its table goes next to it as .csv (default: %(default)s)",
+        help="page of the comparison; its table is written next to it as .csv "
+        "(default: %(default)s)",
     )
     given = parser.parse_args(args)
 

@@ -1,13 +1,12 @@
-"""The submit command: ``diffguard-pl submit --config ldm.yaml --nodes 2 --gpus 8``.
+"""The command ``diffguard-pl submit --config ldm --nodes 2 --gpus 8``.
 
-Puts a run into the queue of a SLURM cluster, through submitit. Arguments that are not its own go to ``diffguard_pl.test``.
-The folder of the run is chosen at once; the job's log and submitit's files are in its ``slurm/``. With ``--shards`` the run is
-a job array, and another job puts the shards together.
+It submits a test to a SLURM cluster through submitit. The folder of the run is chosen at once; the
+job's log and submitit's files go to its ``slurm/``. With ``--shards`` the run is a job array, and
+another job merges the shards.
 """
 
 import argparse
 import io
-import re
 import shlex
 import shutil
 import sys
@@ -17,210 +16,225 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..runs.slurm import batch_file, executor, job_parameters
 from .errors import one_line_errors, require
 
-GRACE = 120
-"""Seconds between the warning and the end of a job's time; SLURM may be a minute early."""
+MERGE_MINUTES = 60
 
 
 def main(args: list[str] | None = None) -> None:
-    """Submit as the command line says."""
-    options, rest = parsed(sys.argv[1:] if args is None else args)
+    """Submit a test.
+
+    Args:
+        args: Arguments of the command. Defaults to those of the process.
+    """
+    given, test_args = parser().parse_known_args(args)
     with one_line_errors():
-        submit(options, rest)
+        submit(given, test_args)
 
 
-def parsed(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What is ours, and what is the test command's."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command. Arguments that it does not know are those of the test."""
     parser = argparse.ArgumentParser(
         prog="diffguard-pl submit",
-        description="Run a test on a SLURM cluster. Any other argument goes to python -m diffguard_pl.test.",
+        description="Submit a test to a SLURM cluster. All other arguments are those of "
+        "diffguard-pl test.",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument(
-        "--gpus", type=int, default=1, help="of each node, one process each; 0: on CPUs"
+    add = parser.add_argument
+    add("--nodes", type=int, default=1, help="number of nodes (default: %(default)s)")
+    add(
+        "--gpus",
+        type=int,
+        default=1,
+        help="GPUs per node, with one process each; 0 to run on CPUs (default: %(default)s)",
     )
-    parser.add_argument(
-        "--tasks", type=int, default=1, help="processes of each node where there are no GPUs"
+    add(
+        "--tasks",
+        type=int,
+        default=1,
+        help="processes per node if --gpus is 0 (default: %(default)s)",
     )
-    parser.add_argument("--cpus", type=int, default=8, help="of each process")
-    parser.add_argument(
+    add("--cpus", type=int, default=8, help="CPU cores per process (default: %(default)s)")
+    add(
         "--time",
         default="24:00:00",
-        help="as sbatch has it: MINUTES, HOURS:MINUTES:SECONDS, DAYS-HOURS, ...",
+        help="time limit as for sbatch: MINUTES, HOURS:MINUTES:SECONDS, DAYS-HOURS, ... "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--partition", help="the cluster's own choice if not given")
-    parser.add_argument("--account", help="the same")
-    parser.add_argument(
+    add("--partition", help="partition (default: the cluster's)")
+    add("--account", help="account to charge (default: the cluster's)")
+    add(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="any other of sbatch's, e.g. mem=64G",
+        help="any other option of sbatch, e.g. mem=64G; may be repeated",
     )
-    parser.add_argument(
+    add(
         "--shards",
         type=int,
-        help="a job array of so many jobs of --nodes and --gpus each, put together at the end",
+        help="split the run into a job array of this size, each job with --nodes and --gpus, and "
+        "merge the results",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the batch file, and do nothing"
-    )
-    return parser.parse_known_args(args)
+    add("--dry-run", action="store_true", help="print the batch file and submit nothing")
+    return parser
 
 
-def submit(options: argparse.Namespace, args: list[str]) -> None:
-    """Put a run into the queue, or print what would be.
+def submit(given: argparse.Namespace, test_args: list[str]) -> None:
+    """Submit a test, or print its batch file.
+
+    Args:
+        given: Parsed arguments of the command.
+        test_args: Arguments of the test.
 
     Raises:
-        InputError: submitit or SLURM is missing, a setting is wrong, SLURM refuses the job.
+        InputError: submitit or SLURM is missing, a setting is wrong, or SLURM refuses the job.
     """
     require("submitit", extra="cluster")
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    if not options.dry_run and not shutil.which("sbatch"):
-        raise InputError(
-            "there is no sbatch here; submit from a login node of a SLURM cluster, or see the job with --dry-run"
-        )
-    if options.shards is not None and (options.shards < 1 or resumed(args)):
-        raise InputError(
-            "shards: expected 1 or more, and no --resume; the shards of a run are resumed one by one"
-        )
-    check(args)
-    parameters, args = job(options), on_devices(options, args)
-    folder, made = run_folder(args, make=not options.dry_run)
-    commands = [args if resumed(args) else [*args, "--trainer.default_root_dir", str(folder)]]
-    if options.shards:
-        commands = [
-            [
-                *args,
-                "--shard",
-                f"{i}/{options.shards}",
-                "--trainer.default_root_dir",
-                str(folder / str(i)),
-            ]
-            for i in range(options.shards)
-        ]
-    if options.dry_run:
-        print(batch_file(folder, parameters, options.shards))
+    _check(given, test_args)
+    parameters = job_parameters(
+        given.nodes,
+        given.gpus,
+        given.tasks,
+        given.cpus,
+        given.time,
+        given.partition,
+        given.account,
+        given.sbatch,
+    )
+    test_args = _with_devices(given, test_args)
+    folder, is_new = _run_folder(test_args, make=not given.dry_run)
+    commands = _commands(folder, test_args, given.shards)
+    if given.dry_run:
+        print(batch_file(folder, parameters, given.shards))
         for command in commands:
             print(f"# {shlex.join(['python', '-m', 'diffguard_pl.test', *command])}")
         return
     try:
-        with redirect_stderr(io.StringIO()):  # submitit prints there what its exception says
-            described = queued(folder, parameters, commands, options)
+        # submitit prints to standard error what its exception says
+        with redirect_stderr(io.StringIO()):
+            if given.shards:
+                summary = _queue_array(folder, parameters, commands)
+            else:
+                summary = _queue_job(folder, parameters, commands[0])
     except (FailedJobError, FailedSubmissionError) as error:
-        if made:
+        if is_new:
             shutil.rmtree(folder)
         raise InputError(f"SLURM refused the job: {' '.join(str(error).split())}") from error
-    print(described)
+    print(summary)
 
 
-def queued(
-    folder: Path, parameters: dict[str, Any], commands: list[list[str]], options: argparse.Namespace
-) -> str:
-    """Submit the commands as one job or as an array with a job to put it together; what to tell."""
-    if not options.shards:
-        job = executor(folder, parameters).submit(run_test, commands[0])
-        return f"job {job.job_id}\nlog: {shown(job.paths.stdout)}\nrun: {folder}"
-    jobs = executor(folder, parameters).map_array(run_test, commands)
-    array = jobs[0].job_id.partition("_")[0]
-    places = {
-        name: value
-        for name, value in parameters.items()
-        if name in ("partition", "account", "additional_parameters")
-    }
-    # not afterok: a shard of which images were left out ends with status 3, and what is not complete will be refused
-    after = {
-        "job_name": "diffguard-merge",
-        "dependency": f"afterany:{array}",
-        "time": 60,
-        "stderr_to_stdout": True,
-    }
-    last = executor(folder, places | after).submit(
-        put_together, str(folder), [str(folder / str(i)) for i in range(options.shards)]
-    )
-    lines = [f"job {array}, an array of {len(jobs)}, and {last.job_id}, which puts it together"]
-    return "\n".join(
-        [
-            *lines,
-            f"log: {shown(jobs[0].paths.stdout)}, ..., {shown(last.paths.stdout)}",
-            f"run: {folder}",
-        ]
-    )
-
-
-def run_test(args: list[str]) -> None:
-    """One process of a run, in a job."""
+def run_test(test_args: list[str]) -> None:
+    """Run one process of a test, inside a job."""
     from .. import test
     from . import evaluate
 
-    # The record of the run then has the command that does the same.
+    # The record of the run then names the command that does the same without a cluster.
     sys.argv[0] = test.__file__
-    evaluate.main(args)
+    evaluate.main(test_args)
 
 
-def put_together(out: str, shards: list[str]) -> None:
-    """Put the shards of a run together, in a job."""
+def merge_shards(out: str, shards: list[str]) -> None:
+    """Merge the shards of a run, inside a job."""
     from . import merge
 
     merge.main([out, *shards])
 
 
-def job(options: argparse.Namespace) -> dict[str, Any]:
-    """The job in submitit's terms."""
-    tasks, time = options.gpus or options.tasks, minutes(options.time)
-    if time <= GRACE // 60 + 2:
+def _check(given: argparse.Namespace, test_args: list[str]) -> None:
+    """Check the arguments, and those of the test, before they wait in a queue for hours."""
+    if not given.dry_run and not shutil.which("sbatch"):
         raise InputError(
-            f"time={options.time}: the job would be told to stop before it begins; give it {GRACE // 60 + 3} minutes or more"
+            "sbatch not found; submit from a login node of a SLURM cluster, or show the job with "
+            "--dry-run"
         )
-    more = dict(part.partition("=")[::2] for part in options.sbatch)
-    parameters = {
-        "job_name": "diffguard",
-        "nodes": options.nodes,
-        "ntasks_per_node": tasks,
-        "gpus_per_node": options.gpus or None,
-        "cpus_per_task": options.cpus,
-        "time": time,
-        "partition": options.partition,
-        "account": options.account,
-        "signal_delay_s": GRACE,
+    if given.shards is not None and given.shards < 1:
+        raise InputError(f"--shards {given.shards}: must be at least 1")
+    if given.shards is not None and _value_of("--resume", test_args):
+        raise InputError("--shards: cannot be combined with --resume; resume each shard by itself")
+
+    from . import evaluate
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            evaluate.main([*test_args, "--print_config"])
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
+def _with_devices(given: argparse.Namespace, test_args: list[str]) -> list[str]:
+    """Return the arguments of the test with the trainer's settings that follow from the job."""
+    accelerator = "gpu" if given.gpus else "cpu"
+    processes = str(given.gpus or given.tasks)
+    return [
+        *("--trainer.accelerator", accelerator),
+        *test_args,
+        *("--trainer.devices", processes),
+        *("--trainer.num_nodes", str(given.nodes)),
+    ]
+
+
+def _run_folder(test_args: list[str], make: bool) -> tuple[Path, bool]:
+    """Return the folder of the run, and whether it has just been made."""
+    given = _value_of("--resume", test_args) or _value_of("--trainer.default_root_dir", test_args)
+    if given:
+        return Path(given), False
+    from .cli import make_new_folder, resolve_configs
+
+    folder = f"runs/{resolve_configs(test_args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return Path(make_new_folder(folder) if make else folder), make
+
+
+def _commands(folder: Path, test_args: list[str], shards: int | None) -> list[list[str]]:
+    """Return the arguments of each test: one, or one for each shard."""
+    if shards:
+        return [
+            [
+                *test_args,
+                *("--shard", f"{i}/{shards}"),
+                *("--trainer.default_root_dir", str(folder / str(i))),
+            ]
+            for i in range(shards)
+        ]
+    if _value_of("--resume", test_args):
+        return [test_args]
+    return [[*test_args, "--trainer.default_root_dir", str(folder)]]
+
+
+def _queue_job(folder: Path, parameters: dict[str, Any], command: list[str]) -> str:
+    """Submit a test as one job, and describe the job."""
+    job = executor(folder, parameters).submit(run_test, command)
+    return f"job {job.job_id}\nlog: {_relative(job.paths.stdout)}\nrun: {folder}"
+
+
+def _queue_array(folder: Path, parameters: dict[str, Any], commands: list[list[str]]) -> str:
+    """Submit shards as a job array and a job that merges them, and describe the jobs."""
+    jobs = executor(folder, parameters).map_array(run_test, commands)
+    array = jobs[0].job_id.partition("_")[0]
+    kept = ("partition", "account", "additional_parameters")
+    merge_parameters = {name: parameters[name] for name in kept if name in parameters} | {
+        "job_name": "diffguard-merge",
+        # Not afterok: a shard with unusable images ends with status 3. The merge itself refuses
+        # incomplete shards.
+        "dependency": f"afterany:{array}",
+        "time": MERGE_MINUTES,
         "stderr_to_stdout": True,
-        "setup": [
-            f"export SRUN_CPUS_PER_TASK={options.cpus}",
-            f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{options.cpus}}}",
-        ],
-        "srun_args": ["--kill-on-bad-exit=1", "--open-mode=append"],
-        "teardown": [f"{shlex.quote(sys.executable)} -m diffguard_pl.runs.after_job $?"],
-        "additional_parameters": {"requeue": True}
-        | {name: value or True for name, value in more.items()},
     }
-    return {name: value for name, value in parameters.items() if value is not None}
+    shards = [str(folder / str(i)) for i in range(len(commands))]
+    merge = executor(folder, merge_parameters).submit(merge_shards, str(folder), shards)
+    return (
+        f"job {array}, an array of {len(jobs)}, and job {merge.job_id}, which merges them\n"
+        f"log: {_relative(jobs[0].paths.stdout)}, ..., {_relative(merge.paths.stdout)}\n"
+        f"run: {folder}"
+    )
 
 
-def minutes(time: str) -> int:
-    """A time limit as sbatch has it, in minutes, rounded up."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
-    if not found:
-        raise InputError(
-            f"time={time}: expected MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS or DAYS-HOURS:MINUTES"
-        )
-    days, *parts = found.groups()
-    first, second, third = (int(part or 0) for part in parts)
-    if days is None and parts[2] is None:
-        return first + (second > 0)
-    return int(days or 0) * 1440 + first * 60 + second + (third > 0)
-
-
-def resumed(args: list[str]) -> str | None:
-    """The folder that the run is to go on in."""
-    return value_of("--resume", args)
-
-
-def value_of(name: str, args: list[str]) -> str | None:
-    """What an argument of the test command is given, the last time."""
+def _value_of(name: str, args: list[str]) -> str | None:
+    """Return the last value of an option, written as ``NAME VALUE`` or ``NAME=VALUE``."""
     found = None
     for i, word in enumerate(args):
         option, equals, value = word.partition("=")
@@ -229,57 +243,6 @@ def value_of(name: str, args: list[str]) -> str | None:
     return found
 
 
-def on_devices(options: argparse.Namespace, args: list[str]) -> list[str]:
-    """The arguments with those that follow from the job."""
-    devices = [
-        "--trainer.devices",
-        str(options.gpus or options.tasks),
-        "--trainer.num_nodes",
-        str(options.nodes),
-    ]
-    return ["--trainer.accelerator", "gpu" if options.gpus else "cpu", *args, *devices]
-
-
-def run_folder(args: list[str], make: bool) -> tuple[Path, bool]:
-    """Where the run goes, and whether the folder was made now."""
-    if given := resumed(args) or value_of("--trainer.default_root_dir", args):
-        return Path(given), False
-    from .cli import make_new_folder, resolve_configs
-
-    folder = f"runs/{resolve_configs(args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return Path(make_new_folder(folder) if make else folder), make
-
-
-def check(args: list[str]) -> None:
-    """End the process with one line where the test command would not understand its arguments, before they wait for hours."""
-    from . import evaluate
-
-    try:
-        with redirect_stdout(io.StringIO()):
-            evaluate.main([*args, "--print_config"])
-    except SystemExit as ended:
-        if ended.code:
-            raise
-
-
-def executor(folder: Path, parameters: dict[str, Any]) -> Any:
-    """submitit's, which keeps its files and the logs in the run's folder."""
-    import submitit
-
-    made = submitit.SlurmExecutor(folder / "slurm")
-    made.update_parameters(**parameters)
-    return made
-
-
-def batch_file(folder: Path, parameters: dict[str, Any], shards: int | None) -> str:
-    """What sbatch would get; SLURM itself need not be there."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    place = (folder / "slurm").absolute()
-    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(place)])
-    return _make_sbatch_string(command, place, map_count=shards, **parameters)
-
-
-def shown(path: Path) -> str:
-    """Relative to the working directory, where it is below it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def _relative(path: Path) -> Path:
+    """Return a path relative to the working directory, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

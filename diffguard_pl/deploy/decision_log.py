@@ -9,13 +9,17 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .decisions import Decision, Decisions
 
 COLUMNS = (
     "path",
@@ -39,6 +43,43 @@ def printable(path: str) -> str:
 def as_json(line: Mapping[str, Any]) -> str:
     """Return one line of JSON, without the NaN that many readers of JSON reject."""
     return json.dumps(line, allow_nan=False)
+
+
+def decision_lines(
+    batch: Mapping[str, Any], decisions: "Decisions | None"
+) -> dict[int, dict[str, Any]]:
+    """Return the lines of a batch by the index of their images, in ascending order.
+
+    Args:
+        batch: Batch as of :func:`~diffguard_pl.datamodules.reading.collate`.
+        decisions: Decisions on its readable images; None if it has none.
+    """
+    lines = {
+        item["index"]: {"path": item["path"], "error": item["error"]}
+        for item in batch["unreadable"]
+    }
+    for index, path, decision in zip(batch["index"], batch["path"], decisions or (), strict=True):
+        lines[int(index)] = {"path": path} | _decision_fields(decision)
+    return {index: lines[index] for index in sorted(lines)}
+
+
+def _decision_fields(decision: "Decision") -> dict[str, Any]:
+    """Return the fields of a decision. JSON lacks NaN and infinity: they become null and a note."""
+    score, p_value = decision.score, decision.p_value
+    has_score = math.isfinite(score)
+    fields = {
+        "decision": "accept" if decision.accepted else "reject",
+        "label": decision.label,
+        "class": decision.label_name,
+        "score": score if has_score else None,
+        "p_value": p_value if has_score and math.isfinite(p_value) else None,
+        "diffused": decision.diffused,
+    }
+    if math.isnan(score):
+        fields["note"] = "its score is not a number"
+    elif not has_score:
+        fields["note"] = f"its score is {score}"
+    return fields
 
 
 class DecisionLog:

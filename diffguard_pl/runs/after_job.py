@@ -1,10 +1,14 @@
 """What a SLURM job does after its processes: ``python -m diffguard_pl.runs.after_job STATUS``.
 
-``--signal`` and ``scancel`` signal the processes, not the shell of the job. Warned processes requeue the
-job themselves. Two cases are left: they were still loading their libraries and did not listen (status 138
-or 140), or SLURM preempts the job and has sent SIGTERM (143) because its partition grants a GraceTime; a
-job that ends within it would not be requeued. A job that is warned of the end of its time while it loads
-(SLURM may be a minute early) would be requeued for ever, so it is not.
+``--signal`` and ``scancel`` signal the processes, not the shell of the job. Warned processes
+requeue the job themselves. Two cases remain:
+
+- The processes were still importing libraries, so that the signal killed them (status 138 or 140).
+- SLURM preempts the job and has sent SIGTERM (143) because its partition has a GraceTime. SLURM
+  does not requeue a job that ends within it.
+
+A job that is warned of its time limit while it imports (SLURM may be a minute early) is not
+requeued: it would be so for ever.
 """
 
 import re
@@ -24,22 +28,22 @@ SECONDS_LEFT = 180
 def main(status: int) -> None:
     """Requeue this job if its processes could not, and exit with their status."""
     if status in (*KILLED_BY_WARNING, KILLED_BY_SIGTERM):
-        told = subprocess.run(
+        shown = subprocess.run(
             ["scontrol", "show", "job", slurm_job_name() or ""], capture_output=True, text=True
         ).stdout
-        if re.search(r"JobState=RUNNING\b", told):
-            _requeue_or_explain(status, told)
+        if re.search(r"JobState=RUNNING\b", shown):
+            _requeue_or_explain(status, shown)
     sys.exit(status)
 
 
-def _requeue_or_explain(status: int, told: str) -> None:
-    is_preempted = re.search(r"PreemptTime=[0-9]", told) is not None
+def _requeue_or_explain(status: int, shown: str) -> None:
+    is_preempted = re.search(r"PreemptTime=[0-9]", shown) is not None
     was_warned = status in KILLED_BY_WARNING
-    left = _seconds_until(told, "EndTime")
+    left = _seconds_until(shown, "EndTime")
     if is_preempted or (was_warned and left > SECONDS_LEFT):
         requeue_slurm_job()
     elif was_warned:
-        minutes = int(-_seconds_until(told, "StartTime") / 60) + 5
+        minutes = int(-_seconds_until(shown, "StartTime") / 60) + 5
         print(
             "error: the time of the job was nearly up before the run began; give it "
             f"--time={minutes} or more",
@@ -47,9 +51,9 @@ def _requeue_or_explain(status: int, told: str) -> None:
         )
 
 
-def _seconds_until(told: str, name: str) -> float:
+def _seconds_until(shown: str, name: str) -> float:
     """Return the seconds until a time that scontrol shows; infinity if it is unknown."""
-    found = re.search(rf"\b{name}=(\d[0-9T:-]+)", told)
+    found = re.search(rf"\b{name}=(\d[0-9T:-]+)", shown)
     if not found:
         return float("inf")
     return (datetime.fromisoformat(found[1]) - datetime.now()).total_seconds()

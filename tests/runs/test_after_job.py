@@ -1,4 +1,7 @@
-"""What a SLURM job does after its processes; the scheduler is a stand-in, the real one is in tests/end_to_end."""
+"""What a SLURM job does after its processes, with a stand-in for scontrol.
+
+tests/end_to_end/test_slurm.py runs it on a real cluster.
+"""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,7 +13,7 @@ from diffguard_pl.runs import after_job
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """A stand-in for scontrol that shows a job; returns a function that sets it up, and the calls."""
+    """Set up a stand-in for scontrol that shows a job; the file that it returns lists the calls."""
     calls = tmp_path / "calls"
     calls.touch()
 

@@ -1,0 +1,120 @@
+"""Paths of images to decide on: files, folders, and standard input as its lines arrive."""
+
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import InputError
+
+GROUP_SECONDS = 0.05
+"""Lines that arrive within this time of the first one are decided on together."""
+GROUP_BYTES = 1 << 20
+"""Number of bytes at which a group is complete, which is also the limit of a line."""
+READ_BYTES = 1 << 16
+
+
+def image_paths(names: Sequence[str]) -> Iterator[dict[str, str | None]]:
+    """Yield the paths of images in groups, in the given order, each path once.
+
+    Args:
+        names: Files, folders (for all images below them), or ``-`` for standard input, which has
+            one path per line.
+
+    Yields:
+        Each path with the reason why it cannot be read; None where nothing is known against it. All
+        paths form one group, except on standard input: there a group is what has arrived by the
+        time it is requested.
+
+    Raises:
+        InputError: There is no image at all, or standard input cannot be read.
+    """
+    known: set[str] = set()
+    group: dict[str, str | None] = {}
+    problem = "-: standard input is empty; give it the paths of images, one per line"
+
+    def take_group() -> dict[str, str | None]:
+        new = {path: reason for path, reason in group.items() if path not in known}
+        known.update(new)
+        group.clear()
+        return new
+
+    for name in names:
+        if name == "-":
+            # What was named before must not wait for standard input.
+            yield take_group()
+            for lines in arriving_lines():
+                group |= dict.fromkeys(map(os.fsdecode, lines))
+                yield take_group()
+        elif os.path.isdir(name):  # unlike Path.is_dir, False for a name that is too long
+            try:
+                group |= dict.fromkeys(_images_below(name))
+            except InputError as error:
+                problem = str(error)
+                group[name] = problem
+        else:
+            group[name] = None
+    if not known and all(group.values()):
+        raise InputError(problem)
+    yield take_group()
+
+
+def arriving_lines() -> Iterator[list[bytes]]:
+    """Yield the non-empty lines of standard input, as many at a time as are available.
+
+    Reads the descriptor itself: Python's buffer would hold lines back until it is full.
+
+    Raises:
+        InputError: Standard input is closed, or a line is longer than `GROUP_BYTES`.
+    """
+    try:
+        source = sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError) as error:
+        raise InputError(
+            "-: standard input is closed; give it the paths of images, one per line"
+        ) from error
+    incomplete, has_ended = b"", False
+    while not has_ended:
+        received, has_ended = _receive(source)
+        received = incomplete + received
+        # The last line waits for its end, unless the input ends without one.
+        if has_ended:
+            complete, incomplete = received, b""
+        else:
+            complete, _, incomplete = received.rpartition(b"\n")
+        if len(incomplete) > GROUP_BYTES:
+            raise InputError(
+                f"-: standard input has a line of more than {GROUP_BYTES:,} bytes; give it the "
+                "paths of images, one per line"
+            )
+        lines = [line.rstrip(b"\r") for line in complete.split(b"\n") if line.strip()]
+        if lines:
+            yield lines
+
+
+def _receive(source: int) -> tuple[bytes, bool]:
+    """Wait for bytes; return those that arrive together, and whether the input has ended."""
+    select.select([source], [], [])
+    received = os.read(source, READ_BYTES)
+    has_ended = not received
+    # A deadline, not a pause: under a steady stream there would never be a pause.
+    deadline = time.monotonic() + GROUP_SECONDS
+    while not has_ended and len(received) < GROUP_BYTES:
+        seconds_left = max(0, deadline - time.monotonic())
+        if not select.select([source], [], [], seconds_left)[0]:
+            break
+        more = os.read(source, READ_BYTES)
+        received += more
+        has_ended = not more
+    return received, has_ended
+
+
+def _images_below(folder: str) -> list[str]:
+    """Return the paths of all images below a folder, beginning with the folder as it was given."""
+    from ..datamodules.sources import ImageDirectory
+
+    # An absolute path: the class would expand a leading ~.
+    images = ImageDirectory(os.path.abspath(folder), follow_links=True)
+    return [str(Path(folder) / entry.path) for entry in images.entries]
