@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,13 +114,6 @@ def test_an_output_is_checked_before_the_detector_is_loaded(run, tmp_path, optio
     assert target in message
     assert "nothere" not in message
     assert "--resume" not in message
-
-
-def test_a_closed_standard_input_is_reported_in_one_line(file):
-    command = f"{sys.executable} -m diffguard_pl score --detector {file} - <&-"
-    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
-    (line,) = ended.stderr.splitlines()
-    assert (ended.returncode, line.startswith("error: -: ")) == (1, True)
 
 
 # Pictures

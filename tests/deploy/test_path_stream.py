@@ -44,6 +44,12 @@ def test_input_without_paths_is_refused(give_input, content, message):
         list(image_paths(["-"]))
 
 
+def test_a_closed_standard_input_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python sets it after `<&-`
+    with pytest.raises(InputError, match=r"-: .*closed"):
+        list(image_paths(["-"]))
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no images"):
         list(image_paths([str(tmp_path)]))
