@@ -136,7 +136,7 @@ class Counts:
         if self.unreadable:
             text += f", {self.unreadable} could not be read"
         if earlier:
-            text += f"; {earlier} of them earlier"
+            text += f"; {earlier} of these in earlier runs"
         return text
 
 
@@ -147,26 +147,29 @@ def score(given: argparse.Namespace) -> Counts:
         given: Parsed arguments of the command.
 
     Raises:
-        InputError: An argument is invalid, or an output cannot be written. No image has been
-            scored by then, unless a disk filled up.
+        InputError: An argument is invalid, or an output cannot be written.
     """
     _check_arguments(given)
-    # Outputs are opened before the detector is loaded, which takes long.
+    # Open the outputs first: loading the detector takes seconds.
     pictures = DecisionPictures(given.pictures) if given.pictures else None
     with ExitStack() as stack:
         log = None
         if given.out:
             log = stack.enter_context(closing(DecisionLog(given.out, given.resume)))
         detector = _load_detector(given)
+        # From here on the log holds the decisions of this detector, those of earlier runs included.
         if log:
             log.begin(_hash_of_detector(given.detector), detector.tpr)
         earlier = log.paths if log else set()
         counts = Counts(len(earlier), log.rejected, log.unreadable) if log else Counts()
 
+        # Paths on standard input arrive in groups, so that the number of images is not yet known.
         show_progress = stack.enter_context(_progress())
         decided = expected = 0
         for group in image_paths(given.image):
-            paths = {path: why for path, why in group.items() if printable(path) not in earlier}
+            paths = {
+                path: reason for path, reason in group.items() if printable(path) not in earlier
+            }
             expected += len(paths)
             show_progress(decided, expected)
             for lines in _decide(detector, paths, pictures, given):

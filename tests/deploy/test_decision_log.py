@@ -54,14 +54,14 @@ def test_earlier_lines_count(run, tmp_path, name):
     assert run(*strange, *options).status == 4
     scored = run(*strange, *options, "--resume")
     assert scored.status == 4
-    assert "0 accepted, 1 rejected; 1 of them" in scored.message
+    assert "0 accepted, 1 rejected; 1 of these" in scored.message
 
     options = ["--out", str(tmp_path / f"missing_{name}"), "--fail-on-ood"]
     known = saved(digits("test").images[:1], tmp_path, "digit")
     assert run("missing.png", *options).status == 3
     scored = run("missing.png", *known, *options, "--resume")
     assert scored.status == 3
-    assert "1 accepted, 0 rejected, 1 could not be read; 1 of them" in scored.message
+    assert "1 accepted, 0 rejected, 1 could not be read; 1 of these" in scored.message
 
 
 def test_a_line_that_was_cut_off_within_a_name_is_dropped(run, tmp_path):
@@ -94,7 +94,7 @@ def test_a_path_may_contain_any_bytes(run, tmp_path, name):
     before = out.read_bytes()
     scored = run(*paths, *options, "--resume")
     assert scored.status == 0
-    assert "8 accepted, 0 rejected; 7 of them" in scored.message
+    assert "8 accepted, 0 rejected; 7 of these" in scored.message
     assert out.read_bytes().startswith(before)
     lines = read(out)
     escaped = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
