@@ -8,7 +8,7 @@ requeue the job themselves. Two cases remain:
   does not requeue a job that ends within it.
 
 A job that is warned of its time limit while it imports (SLURM may be a minute early) is not
-requeued: it would be so for ever.
+requeued: it would be warned again, and requeued without end.
 """
 
 import re
@@ -45,7 +45,7 @@ def _requeue_or_explain(status: int, shown: str) -> None:
     elif was_warned:
         minutes = int(-_seconds_until(shown, "StartTime") / 60) + 5
         print(
-            "error: the time of the job was nearly up before the run began; give it "
+            "error: time limit: nearly reached before the run began; give the job "
             f"--time={minutes} or more",
             file=sys.stderr,
         )

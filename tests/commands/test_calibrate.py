@@ -113,31 +113,24 @@ def test_an_interrupted_calibration_is_resumed(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
-        (["--tpr", "1.5"], "tpr: 1.5 must be above 0 and below 1"),
-        (
-            ["--tpr", "0.999"],
-            "tpr: 0.999 needs at least 999 in-distribution validation images, not 215",
-        ),
+        (["--tpr", "1.5"], "tpr: 1.5 must be"),
+        (["--tpr", "0.999"], "tpr: 0.999 needs at least 999"),
         (["--score", "dists"], "unknown score 'dists'; choose from: maps, kl, msp"),
         (["--model.oracle", "ind"], "model.oracle=ind: "),
         (["--shard", "0/2"], "shard: "),
         (["--data.class_path", "OODDataModule"], "calibration"),
     ],
 )
-def test_invalid_settings_are_refused_in_one_line(args, said, tmp_path):
+def test_invalid_settings_are_refused_in_one_line(args, message, tmp_path):
     if "OODDataModule" in args:
         source = {"class_path": "ImageDirectory", "init_args": {"root": str(tmp_path)}}
         saved(digits("test").images[:2], tmp_path, "a")
         args = [
-            *args,
-            "--data.image_size",
-            "16",
-            "--data.ind",
-            json.dumps({"a": source}),
-            "--data.ood",
-            json.dumps({"far": {"b": source}}),
+            *(*args, "--data.image_size", "16"),
+            *("--data.ind", json.dumps({"a": source})),
+            *("--data.ood", json.dumps({"far": {"b": source}})),
         ]
     with pytest.raises(SystemExit) as ended:
         calibrate.main(
@@ -150,7 +143,7 @@ def test_invalid_settings_are_refused_in_one_line(args, said, tmp_path):
                 str(tmp_path / "run"),
             ]
         )
-    assert said in str(ended.value)
+    assert message in str(ended.value)
 
 
 def test_a_precision_that_detectors_lack_is_refused(tmp_path):
@@ -168,39 +161,25 @@ def test_a_precision_that_detectors_lack_is_refused(tmp_path):
         )
 
 
-def test_none_of_the_calibration_images_can_be_read(tmp_path):
+def test_calibration_images_that_are_all_unreadable_are_reported(tmp_path):
     (tmp_path / "bad").mkdir()
     for i in range(30):
         (tmp_path / "bad" / f"{i}.png").write_text("x")
     source = {"class_path": "ImageDirectory", "init_args": {"root": str(tmp_path / "bad")}}
-    own = [
-        "--data.class_path",
-        "OODDataModule",
-        "--data.image_size",
-        "16",
-        "--data.resize",
-        "16",
-        "--data.num_workers",
-        "0",
+    settings = [
+        *("--data.class_path", "OODDataModule", "--data.num_workers", "0"),
+        *("--data.image_size", "16", "--data.resize", "16"),
+        *("--data.ind", json.dumps({"a": source})),
+        *("--data.ood", json.dumps({"far": {"b": source}})),
+        *("--data.calibration", json.dumps(source)),
     ]
-    own += [
-        "--data.ind",
-        json.dumps({"a": source}),
-        "--data.ood",
-        json.dumps({"far": {"b": source}}),
-        "--data.calibration",
-        json.dumps(source),
-    ]
-    with pytest.raises(
-        SystemExit,
-        match=r"calibration: none of its 30 images could be used; the first, 0\.png: not an image",
-    ):
+    with pytest.raises(SystemExit, match=r"calibration: .*30 images.*0\.png.*not an image"):
         calibrate.main(
             [
                 "--config",
                 "digits_ldm",
                 *STEPS,
-                *own,
+                *settings,
                 "--trainer.default_root_dir",
                 str(tmp_path / "run"),
             ]
@@ -209,11 +188,11 @@ def test_none_of_the_calibration_images_can_be_read(tmp_path):
 
 def test_an_existing_detector_file_is_not_overwritten(file, tmp_path):
     (tmp_path / "d.json").write_text("mine")
-    for out, said in (
-        (tmp_path / "d.json", "exists already; remove it"),
+    for out, message in (
+        (tmp_path / "d.json", "exists already"),
         ("/proc/nothing/d.json", "cannot be written"),
     ):
-        with pytest.raises(SystemExit, match=said):
+        with pytest.raises(SystemExit, match=message):
             calibrate.main(
                 [
                     "--config",
