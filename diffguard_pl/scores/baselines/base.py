@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 from ...classifiers.classifier import Classifier
 from ...errors import InputError, choose
@@ -93,7 +92,7 @@ class Baseline:
     tensors: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any] | None) -> Self:
+    def from_settings(cls, settings: Mapping[str, Any] | None) -> "Baseline":
         """Build the baseline from hyper-parameters by name; those absent or None are the defaults.
 
         Raises:
@@ -115,7 +114,7 @@ class Baseline:
                 values[name] = _checked(cls.name, name, value, known[name].metadata)
         return cls(**values)
 
-    def for_width(self, width: int) -> Self:
+    def for_width(self, width: int) -> "Baseline":
         """Check the hyper-parameters, and set those that depend on D, for features [N, D].
 
         Called for baselines that need the head.
