@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from .page import ReportPage
     from .pictures import PictureWriter
     from .progress import RunProgress
-    from .reconstructions import ReconstructionLogger, RunLogger
     from .record import RunRecord
     from .scores import ScoreWriter
     from .stop import GracefulStop
     from .table import MetricsTable
     from .throughput import ThroughputMonitor
+    from .trackers import ReconstructionLogger, RunLogger
     from .trajectory import TrajectoryLogger
     from .wandb_run import WandbRun
 
@@ -37,7 +37,7 @@ MODULES = {
     "page": ["ReportPage"],
     "pictures": ["PictureWriter"],
     "progress": ["RunProgress"],
-    "reconstructions": ["ReconstructionLogger", "RunLogger"],
+    "trackers": ["ReconstructionLogger", "RunLogger"],
     "record": ["RunRecord"],
     "scores": ["ScoreWriter"],
     "stop": ["GracefulStop"],

@@ -15,7 +15,7 @@ from .sources import ClassFolders, ImageFiles
 
 
 class OODDataModule(OODData):
-    """Data from any sources: one in-distribution dataset, and the others in the order of groups.
+    """Data from any sources: one in-distribution dataset, then the others, group by group.
 
     A source of images is any torch dataset: ``ImageList``, ``ImageDirectory``, ``ClassFolders`` and
         ``HuggingFaceImages`` of
@@ -27,8 +27,8 @@ class OODDataModule(OODData):
         ood: Names and sources of the out-of-distribution datasets, by group (``near``, ``far``, or
             any other name).
         image_size: Side of the images that DiffGuard gets: the ``input_size`` of its backbone.
-        resize: Length of the short side before ``image_size`` is cropped from the centre. Defaults
-            to ``image_size`` if null.
+        resize: Length of the short side, from whose centre ``image_size`` is cropped. Null:
+            ``image_size``.
         interpolation: Interpolation of the resize, ``bilinear`` or ``bicubic``.
         batch_size: Number of images per batch.
         num_workers: Number of processes that read images.
@@ -71,7 +71,8 @@ class OODDataModule(OODData):
         extra = {"train": train, CALIBRATION: calibration}
         _check_lengths(self._sources | {name: s for name, s in extra.items() if s is not None})
         self._keep([only] if isinstance(only, str) else only)
-        # Sources apply EXIF orientation themselves; a detector does as the calibration source.
+        # Sources apply EXIF orientation themselves; a detector copies the calibration source's
+        # setting.
         upright = _is_upright(calibration)
         preparation = ImagePreparation(image_size, resize or image_size, interpolation, upright)
         self.preparation, self.transform = preparation, preparation.transform

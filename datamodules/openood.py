@@ -1,8 +1,8 @@
 """The benchmarks of OpenOOD, in the folders and lists of its download script.
 
-    ROOT/benchmark_imglist/imagenet/test_ninco.txt       which images, relative to the folder of
-    images ROOT/images_largescale/ninco/...                     ImageNet-sized images;
-    images_classic/ has the small ones, and Textures
+    ROOT/benchmark_imglist/imagenet/test_ninco.txt    list of images, relative to the next folder
+    ROOT/images_largescale/ninco/...                  ImageNet-sized images
+    ROOT/images_classic/...                           small images, and Textures
 
 https://github.com/Jingkang50/OpenOOD, ``scripts/download``.
 """

@@ -4,8 +4,8 @@ The method has four stages: classify an image, invert it to noise, reconstruct i
 under the predicted label, and compare. An in-distribution image comes back nearly unchanged; an
 out-of-distribution image comes back as something else, a semantic mismatch.
 
-Its formulas are in :mod:`.diffusion`, a file each: the DDIM step, clean-gradient guidance with
-adaptive early stop (section 3.2.1), classifier-free guidance with distinct semantic guidance
+Its formulas are in :mod:`.diffusion`, one file each: the DDIM step, clean-gradient guidance and
+adaptive early stop (section 3.2.1), and classifier-free guidance with distinct semantic guidance
 (section 3.2.2). :mod:`.engine.reference` runs the stages in plain loops, one after the other;
 :mod:`.engine.engine` does the same in full batches.
 
@@ -47,26 +47,26 @@ class DiffGuard(nn.Module):
         backbone: Diffusion model.
         guidance: Guidance of the reconstruction towards the label.
         steps: Number of DDIM steps.
-        discrepancies: Discrepancies to compare by: names, or import paths of other functions. The
+        discrepancies: Discrepancies to compare by: names, or import paths of your own. The
             first is the primary score.
         compare_to: Reference of the comparison: ``input``, or ``unguided`` for a second
             reconstruction without guidance (the original's ``uncond_aux``).
         early_stop_steps: Number of last inversion steps to skip.
         skip_first_steps: Number of first denoising steps to skip. Ignored where
             ``forback_skip_diff`` is set.
-        skip_last_steps: Number of last denoising steps to skip, which remove little noise.
+        skip_last_steps: Number of the last denoising steps to skip, which remove little noise.
         early_stop: Adaptive early stop: stop inverting an image when a similarity to the input
-            falls below its threshold. Any of psnr (in dB of the original's scale), dists and lpips
+            falls below its threshold. Any of psnr (in dB on the original's scale), dists and lpips
             (both 1 - distance). Defaults to none.
-        forback_skip_diff: Number of steps above the stop index at which denoising starts. 0: it
-            starts at the top of the schedule.
-        slots: Batch size of the diffusion model, which is filled with images across batches. Scores
-            do not depend on it.
+        forback_skip_diff: Offset d of the first denoising step: its index is that of the last
+            inversion step + d - 1. 0: denoising starts at the top of the schedule.
+        slots: Batch size of the diffusion model, which is filled from successive batches of images.
+            Scores depend on it by rounding only.
         compile: Whether to compile the diffusion model (``torch.compile``) for batches of
-            ``slots``; pays for long runs.
-        baselines: Scores of the classifier alone, at no extra cost: names of
-            :data:`~diffguard_pl.scores.baselines.names.BASELINES`, or settings by name, such as
-            ``{knn: {K: 50}}``.
+            ``slots``; pays off in long runs.
+        baselines: Scores of the classifier alone, from its pass in stage 1 (odin needs two more):
+            names of :data:`~diffguard_pl.scores.baselines.names.BASELINES`, or settings by name,
+            such as ``{knn: {K: 50}}``.
 
     Attributes:
         sampling: Settings of the DDIM steps.
@@ -138,7 +138,7 @@ class DiffGuard(nn.Module):
             labels: [N] oracle labels. Negative ones, or None, stand for the predicted class.
 
         Raises:
-            InputError: The images have another shape or range, or contain NaN.
+            InputError: The images have the wrong shape or range, or contain NaN.
         """
         # The stream calls the stages below, with full batches of the diffusion model.
         stream = self.stream()
@@ -152,7 +152,7 @@ class DiffGuard(nn.Module):
         Args:
             before_pass: Called before each pass of the diffusion model.
         """
-        self.eval()  # a classifier from outside may have been set to training mode since
+        self.eval()  # the caller may have put the classifier in training mode
         return Stream(self, before_pass)
 
     # ------------------------------------------------------------------------ the four stages
@@ -165,7 +165,7 @@ class DiffGuard(nn.Module):
             labels: [N] oracle labels. Negative ones, or None, stand for the predicted class.
 
         Returns:
-            Labels and, if the guidance uses it, Grad-CAM from the same pass of the classifier.
+            Labels, the classifier's view, baseline scores and, if the guidance uses it, Grad-CAM.
         """
         self.check(images)
         if labels is not None and (labels >= self.classifier.num_classes).any():
@@ -203,7 +203,9 @@ class DiffGuard(nn.Module):
     def reconstruct(
         self, inversion: Inversion, prediction: Prediction, callback: StepCallback | None = None
     ) -> Reconstruction:
-        """Stage 3: denoise with DDIM under the label and, if compared to, without guidance.
+        """Stage 3: denoise with DDIM under the label.
+
+        With ``compare_to: unguided``, images are also denoised without guidance.
 
         :meth:`forward` does the same in full batches of the diffusion model.
 
@@ -258,12 +260,16 @@ class DiffGuard(nn.Module):
     # ------------------------------------------------------------------- what the stages need
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return x [N, C, h, w], what is diffused of images [N, 3, H, W] in [0, 1]."""
+        """Return x [N, C, h, w], the pixels or latents to diffuse.
+
+        Args:
+            images: [N, 3, H, W] in [0, 1].
+        """
         dtype = torch.promote_types(self.backbone.dtype, torch.float32)
         return self.backbone.encode(images * 2 - 1).to(dtype)
 
     def decode(self, x: Tensor) -> Reconstruction:
-        """Return the images of x [N, C, h, w], or [2N, C, h, w] with the unguided ones behind."""
+        """Return the images of x [N, C, h, w], or [2N, C, h, w] with the unguided ones last."""
         images = ((at_least_float32(self.backbone.decode(x)) + 1) / 2).clamp(0, 1)
         if not self.sampling.with_unguided:
             return Reconstruction(images, None)
@@ -278,7 +284,7 @@ class DiffGuard(nn.Module):
         return cam > cut if cut >= 0 else cam < -cut
 
     def latent_mask(self, prediction: Prediction, x: Tensor) -> Tensor | None:
-        """Return :meth:`mask` in the size of x [N, C, h, w], bool [N, 1, h, w]."""
+        """Return :meth:`mask` at the size of x [N, C, h, w], bool [N, 1, h, w]."""
         mask = self.mask(prediction)
         if mask is None:
             return None
@@ -332,7 +338,7 @@ class DiffGuard(nn.Module):
 
     @property
     def score_names(self) -> list[str]:
-        """Names of the discrepancies, the primary score first, and then of the baselines."""
+        """Names of the discrepancies, the primary score first, then names of the baselines."""
         return self.discrepancies.names + self.baselines.names
 
     @property
@@ -414,5 +420,6 @@ def _check_compatible(classifier: Classifier, backbone: Backbone, guidance: Guid
     if backbone.num_classes is not None and classifier.num_classes > backbone.num_classes:
         raise InputError(
             f"classifier: must have at most the {backbone.num_classes} classes of the backbone, "
-            f"not {classifier.num_classes}; take a classifier and a backbone of the same classes"
+            f"not {classifier.num_classes}; choose a classifier and a "
+            "backbone with the same classes"
         )

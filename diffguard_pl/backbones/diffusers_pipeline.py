@@ -160,7 +160,7 @@ class DiffusersPipeline(Backbone):
         if labels.device.type == "cpu" and unknown.any():
             raise InputError(
                 f"classifier: label {int(labels[unknown][0])} is unknown to the backbone, which "
-                f"has {self.num_classes} classes; choose a classifier of the same classes"
+                f"has {self.num_classes} classes; choose a classifier with the same classes"
             )
         if self.embedding is not None:
             return {"encoder_hidden_states": self.embedding(labels)[:, None]}

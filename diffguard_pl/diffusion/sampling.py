@@ -25,8 +25,8 @@ class SamplingSettings:
             ``forback_skip_diff`` is set.
         skip_last_steps: Number of last denoising steps to skip.
         early_stop: Adaptive early stop: similarity thresholds by name.
-        forback_skip_diff: Number of steps above the stop index at which denoising starts. 0: it
-            starts at the top of the schedule.
+        forback_skip_diff: Offset d of the first denoising step: its index is that of the last
+            inversion step + d - 1. 0: denoising starts at the top of the schedule.
 
     Raises:
         InputError: A setting is out of range.

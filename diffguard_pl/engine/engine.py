@@ -1,10 +1,10 @@
 """Continuous batching: the network's batch is kept full with steps of different images.
 
-Each image is a trajectory: invert until it stops, then denoise with and without guidance. Every
-pass of the network takes one step of as many trajectories as fill the batch, whatever their
-direction and timestep. When one is done, the next image takes its place, like requests in a
-language-model server (Orca, Yu et al. 2022). The arithmetic of a row is that of
-:mod:`.reference`, which states the same method in plain loops.
+Each image starts as one trajectory, inversion and then denoising; at the first guided step its
+unguided reconstruction forks off as a second one. Each pass of the network advances as many
+trajectories as fit by one step, whatever their direction and timestep. When one ends, the next
+image takes its place, as requests do in a language-model server (Orca, Yu et al. 2022). Each row is
+computed as in :mod:`.reference`, which has the method in plain loops.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
         target: [n + k] slot that it is written to.
         table_row: [n + k] row in the :class:`StepTable`.
         steps_taken: [n + k] denoising steps taken before.
-        conditional: [n + k] 1 where the network is evaluated under the label, without guidance.
+        conditional: [n + k] 1 where one evaluation under the label already gives the guided noise.
     """
 
     trajectories: list[Trajectory]
@@ -66,7 +66,7 @@ class Engine:
             True on CUDA.
 
     Attributes:
-        nfe: Network evaluations so far; rows that only fill a compiled network's batch are not
+        nfe: Network evaluations so far; padding rows of a compiled network are not
             counted.
         passes: Passes of the network so far.
     """
@@ -106,7 +106,7 @@ class Engine:
 
     @property
     def table(self) -> StepTable:
-        """Constants of every step, which are known once the first images have come."""
+        """Constants of every step; available once the first images have arrived."""
         assert self._table is not None
         return self._table
 
@@ -146,7 +146,7 @@ class Engine:
             self._pass(longest_first=drain and not self.waiting)
 
     def _pass(self, longest_first: bool) -> None:
-        """Take one step of as many trajectories as fill the batch."""
+        """Advance as many trajectories as fit in the batch by one step."""
         forking, guided, others = self._choose(longest_first)
         if not (forking or guided or others):
             # All trajectories await a stop check.
@@ -159,7 +159,7 @@ class Engine:
         x = self._take_step(batch)
         self._scatter(batch, x)
 
-        # Flags of earlier passes have arrived by now, those of this one may not.
+        # Flags of earlier passes have arrived by now; those of this pass may not have.
         arrived = len(self.stop_checks)
         self._request_stop_flags(batch.trajectories, x)
         self._advance(batch)
@@ -217,7 +217,7 @@ class Engine:
         return trajectory.yields_guided and (self.table.is_guided[row] or separates)
 
     def _is_conditional(self, trajectory: Trajectory) -> bool:
-        """Return whether evaluating the network under the label alone guides the next step."""
+        """Return whether one evaluation under the label gives the guided noise of the next step."""
         single_call = self.table.needs_single_call[self.table.row(trajectory)]
         return trajectory.yields_guided and single_call
 
@@ -230,8 +230,8 @@ class Engine:
     ) -> tuple[list[Trajectory], list[Trajectory], list[Trajectory]]:
         """Choose the trajectories of a pass: those that fork, other guided ones, and the rest.
 
-        The oldest come first, so that requests are done in order. At the end those with most steps
-        to go come first, so that all are done together.
+        The oldest come first, so that requests are done in order. At the end, those with the most
+        steps left come first, so that all end together.
         """
         candidates = self.active
         if longest_first:
@@ -262,7 +262,8 @@ class Engine:
         self, forking: list[Trajectory], guided: list[Trajectory], others: list[Trajectory]
     ) -> Batch:
         """Lay out the rows of a pass, and fork off unguided trajectories."""
-        # Guided rows come first, see GuidanceInputs. Count before forking: a fork costs nothing.
+        # Guided rows come first, see GuidanceInputs. Count before forking: the first step of a fork
+        # costs no evaluation.
         trajectories = [*forking, *guided, *others]
         for trajectory in trajectories:
             trajectory.request.nfe[trajectory.image] += self._nfe_of_next_step(trajectory)
@@ -310,7 +311,7 @@ class Engine:
         return step(x, eps, level, to)
 
     def _guidance_inputs(self, batch: Batch) -> GuidanceInputs:
-        """Return what guidance needs to know of each row."""
+        """Return what guidance needs to know about each row."""
         n, g, table = len(batch.trajectories), batch.num_guided, self.table
         guided_row = batch.table_row[:g]
 
@@ -347,7 +348,7 @@ class Engine:
                 tensor[batch.target[n:]] = tensor[batch.source[n:]]
 
     def _request_stop_flags(self, trajectories: list[Trajectory], x: Tensor) -> None:
-        """Start an adaptive early-stop check of all trajectories that may still be inverted."""
+        """Start an adaptive early-stop check of all trajectories that may be inverted further."""
         early_stop = self.sampler.early_stop
         if early_stop is None:
             return
@@ -392,7 +393,7 @@ class Engine:
             self._finish(done)
 
     def _insert_forks(self, batch: Batch) -> None:
-        """Put each fork behind the trajectory that it comes from, so that it is as old."""
+        """Put each fork behind the trajectory that it comes from, as if equally old."""
         if not batch.forks:
             return
         forks = {id(t): fork for t, fork in zip(batch.trajectories, batch.forks, strict=False)}
@@ -443,6 +444,6 @@ class Engine:
 
 
 def _progress(trajectory: Trajectory) -> tuple[bool, int]:
-    """Sort key: how far a trajectory is; inversion before denoising, most steps to go first."""
+    """Return a sort key: inversion before denoising, most remaining steps first."""
     remaining = -trajectory.index if trajectory.inverting else trajectory.index
     return not trajectory.inverting, -remaining

@@ -14,7 +14,7 @@ from .results import RunResults
 
 
 class Difference(NamedTuple):
-    """A run's metric minus that of run A, on the images that both have.
+    """A run's metric minus that of the first run, on the images that both have.
 
     Attributes:
         value: Difference, in [-1, 1].
@@ -34,7 +34,7 @@ class ComparedScore:
         dataset: Name of the dataset, or ``mean``.
         scores: Name of the score in each run. Names differ if primary scores are compared.
         results: Result of each run on all of its images.
-        differences: For AUROC and FPR@95, difference of each run but the first to the first.
+        differences: For AUROC and FPR@95, difference of every later run from the first.
     """
 
     group: str
@@ -47,7 +47,7 @@ class ComparedScore:
 def compare(runs: Sequence[RunResults]) -> list[ComparedScore]:
     """Compare the primary scores of runs, and each score that all of them have.
 
-    Datasets are in the groups of the first run. The mean over a group is left out unless all runs
+    Datasets are grouped as in the first run. The mean over a group is left out unless all runs
     have the same datasets in it, since means over different datasets are not comparable.
 
     Raises:
@@ -108,7 +108,7 @@ class _Resampled:
 def _differences(
     pairs: Sequence[tuple[_Resampled, _Resampled]], keys: Sequence[Key]
 ) -> dict[str, list[Difference]]:
-    """Return the differences of each run but the first to the first.
+    """Return the differences of every later run from the first.
 
     Args:
         pairs: First run and other run of each pair.
@@ -116,8 +116,8 @@ def _differences(
     """
     differences: dict[str, list[Difference]] = {metric: [] for metric in METRIC_NAMES}
     for (a, b), key in zip(pairs, keys[1:], strict=True):
-        # Both runs see the same images in each draw, so draws are subtracted one by one. What an
-        # easy or a hard draw does to both cancels out, and the interval is narrower for it.
+        # Both runs see the same images in each draw, so draws are subtracted one by one. An easy or
+        # hard draw moves both alike; that cancels and narrows the interval.
         ends = intervals(b.replicates[key] - a.replicates[keys[0]])
         for metric in METRIC_NAMES:
             of_a = getattr(a.results[keys[0]].metrics, metric)
@@ -133,7 +133,7 @@ def _comparable_results(run: RunResults, first: RunResults) -> dict[Key, ResultR
     """
     results = {}
     for result in run.results:
-        # A dataset is itself in any group, but a mean depends on what else is in its group.
+        # A dataset's result does not depend on its group; a mean does.
         if result.dataset != "mean":
             group = _group_of(first, result.dataset)
             results[group, result.dataset, result.score] = result
@@ -189,7 +189,7 @@ def _table_of(
     run: RunResults, images: pd.DataFrame, datasets: list[str], groups: dict[str, str]
 ) -> ScoreTable:
     """Return a run's scores of the given images, in their order."""
-    # A left merge by the images keeps their order, which may be another one in this run's frame.
+    # A left merge by the images keeps their order, which may differ in this run's frame.
     frame = images.merge(run.frame, on=list(images.columns), how="left")
     numbers = {name: number for number, name in enumerate(datasets)}
     return ScoreTable(

@@ -1,6 +1,7 @@
 """The record of a run, ``run.json`` in its folder: settings, versions, weights and sessions.
 
-A run that is interrupted and resumed has several sessions.
+A run that is interrupted and resumed has several sessions. Its content is collected in
+callbacks/record.py.
 """
 
 import json

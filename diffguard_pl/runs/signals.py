@@ -1,7 +1,7 @@
 """Graceful termination on SIGTERM, SIGUSR1 and SIGUSR2.
 
 A scheduler or an operator sends SIGTERM; SLURM sends SIGUSR1 or SIGUSR2 shortly before a job's
-time limit.
+time limit. callbacks/stop.py ends a test with them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Results of each image on disk: a Parquet dataset, ``RUN/scores/part-*.parquet``.
+"""Per-image results on disk: a Parquet dataset, ``RUN/scores/part-*.parquet``.
 
 ``pandas.read_parquet(run / "scores")`` reads it; :func:`read_scores` does so in the order of the
 datasets. docs/results.md describes the columns. A part is written atomically and flushed to the
@@ -93,7 +93,7 @@ class PartWriter:
         """Write the collected results as one part.
 
         Raises:
-            InputError: The part cannot be written; its results are lost, earlier parts intact.
+            InputError: The part cannot be written; its results are lost, earlier parts stay intact.
         """
         if not self.pending:
             return
@@ -155,7 +155,7 @@ def read_scores(
     frame = pa.concat_tables(tables).to_pandas().reindex(columns=names)
 
     if {"dataset", "index"} <= set(names):
-        # a rank that outlives its killed run for some seconds may write a result twice
+        # a rank that outlives its killed run by a few seconds may write a result twice
         frame = frame.drop_duplicates(["dataset", "index"])
         order = {name: place for place, name in enumerate(header.datasets)}
         frame = frame.assign(_order=frame["dataset"].map(order))

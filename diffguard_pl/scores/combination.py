@@ -1,7 +1,7 @@
 """Combination of DiffGuard with the baselines: a fusion of both, and a cascade.
 
-The cascade spends diffusion only on images of which the classifier is unsure. Both are scaled by
-in-distribution validation images, the dataset named ``calibration``, and see no
+The cascade spends diffusion only on images about which the baseline is unsure. Both are calibrated
+on in-distribution validation images, the dataset named ``calibration``, and see no
 out-of-distribution image. They are functions of an image's scores, so tables and pages are computed
 from a run's folder.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SURE = 0.025
-"""Largest fraction of in-distribution images that a cascade rejects without diffusion."""
+"""Fraction of in-distribution images below the diffused band, for a budget near 0."""
 Scores = Mapping[str, np.ndarray]
 """Scores [N] by name."""
 
@@ -43,7 +43,7 @@ class Fusion:
     def __post_init__(self) -> None:
         if len(self.scores) < 2 or len(set(self.scores)) < len(self.scores):
             raise InputError(
-                f"fusion.scores: {list(self.scores)} must be two names or more, each once"
+                f"fusion.scores: {list(self.scores)} must be at least two different names"
             )
         if self.by not in ("rank", "zscore"):
             choose("fusion.by", self.by, ["rank", "zscore"])
@@ -54,11 +54,11 @@ class Fusion:
         if len(weights) != len(self.scores) or not in_range:
             raise InputError(
                 f"fusion.weights: {list(self.weights)} must be {len(self.scores)} numbers, one per "
-                "score, 0 or more and not all 0"
+                "score, none negative and not all 0"
             )
 
     def __call__(self, reference: Scores, scores: Scores) -> np.ndarray:
-        """Compute the fused score [N]; NaN where one of the scores is.
+        """Compute the fused score [N]; NaN where any of the scores is NaN.
 
         Args:
             reference: Scores of the validation images.
@@ -75,19 +75,20 @@ class Cascade:
     """The baseline decides where it is sure; only the other images are diffused.
 
     An image is diffused if its baseline's rank among in-distribution images lies in
-    [low, low + budget] with low = SURE (1 - budget). Below, it is rejected, above, accepted, by the
-    rank of the baseline; within, by the rank of the other score. So the budget is the fraction of
+    [low, low + budget] with low = SURE (1 - budget). Inside this band the score is the rank of
+    ``then``; outside, the rank of the baseline. The budget is therefore the fraction of
     *in-distribution* images that is diffused; the fraction of out-of-distribution images depends on
-    the baseline. Budget 0 gives the baseline, budget 1 the other score. Images of equal baseline
-    scores, as of a saturated softmax, are diffused all or none, so if they are many the fraction
-    differs from the budget.
+    the baseline. Budget 0 gives the baseline, budget 1 the other score. Images with equal baseline
+    scores, for example from a saturated softmax, are all diffused or none are; many of them make
+    the fraction differ from the budget.
 
     Attributes:
         baseline: Name of the baseline.
         budget: Fraction of in-distribution images to diffuse, in [0, 1].
         then: Name of the score that decides on diffused images, a discrepancy or ``fusion``.
             Defaults to the first discrepancy.
-        skip: Whether to skip diffusion of the other images. Their discrepancies are then unknown:
+        skip: Whether to skip the diffusion model outside the band. Their discrepancies are then
+            unknown:
             the result table holds the cascade and the baselines, without a curve over the budget.
     """
 
@@ -147,7 +148,7 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Combination:
-    """All scores that are combined of others; there may be none.
+    """The combined scores of a run; there may be none.
 
     Attributes:
         fusion: Fusion, if set.
@@ -167,7 +168,7 @@ class Combination:
         discrepancies: Sequence[str],
         baselines: Sequence[str],
     ) -> "Combination":
-        """Build a combination of scores that exist.
+        """Build a combination, checking that its scores exist.
 
         Raises:
             InputError: Fusion or cascade name an unknown score.
@@ -251,13 +252,14 @@ class Combination:
         """Return which images [N] have a discrepancy.
 
         This is what was decided during the run. Deciding again by the baseline could differ, as its
-        scores may have been rounded otherwise.
+        scores may have been rounded differently.
         """
         of_model = [values for name, values in scores.items() if name not in self.baselines]
         return np.asarray(~np.isnan(of_model).all(axis=0))
 
     def apply_to_table(self, table: ScoreTable) -> ScoreTable:
-        """Add the combined scores to a table, and remove the calibration dataset from it."""
+        """Return the table with the combined scores and without the calibration dataset; unchanged
+        if it has none."""
         if CALIBRATION not in table.datasets[1:]:
             return table
         is_calibration = table.members == table.datasets.index(CALIBRATION)

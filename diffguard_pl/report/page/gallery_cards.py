@@ -1,4 +1,7 @@
-"""Cards of the page's gallery: kept pictures and scores of the most confusing images."""
+"""Cards of the page's gallery: kept pictures and scores of the most confusing images.
+
+The text of the section is in run_page.html.j2.
+"""
 
 import base64
 import io

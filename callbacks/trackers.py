@@ -1,8 +1,8 @@
-"""What experiment trackers get of a run: metrics, plots, scores, and a sample of reconstructions.
+"""What experiment trackers receive from a run: metrics, plots, scores, reconstructions.
 
-Supported are W&B (:class:`~diffguard_pl.callbacks.WandbRun`, or Lightning's own logger) and
-TensorBoard. The first rank reads everything from the run folder, when scores and pictures are
-complete.
+Supported trackers are W&B (:class:`~diffguard_pl.callbacks.WandbRun`, or Lightning's own logger)
+and TensorBoard. The first rank logs at the end of the test: metrics and plots from the module, scores
+and pictures from the run folder.
 """
 
 import itertools
@@ -51,8 +51,9 @@ MAX_ERROR = 200
 class ReconstructionLogger(pl.Callback):
     """Logs a sample of the kept pictures with their scores.
 
-    W&B gets a table ``reconstructions``, TensorBoard gets images. Half of the sample are the most
-    and the least mismatched images by the primary score, half are random. It is always the same.
+    W&B gets a table ``reconstructions``, TensorBoard gets images. Half of the sample is the most
+    and the least mismatched images by the primary score, the rest is random but the same every
+    time.
 
     Args:
         count: Number of images of each dataset. 0 for none.
@@ -78,7 +79,8 @@ class ReconstructionLogger(pl.Callback):
 
 
 class RunLogger(pl.Callback):
-    """Logs primary metrics (``near/auroc``), ROC curves, histograms, and scores as an artifact.
+    """Logs primary metrics (``near/auroc``), histograms and trajectories. W&B also receives ROC
+    curves and the scores as an artifact; TensorBoard receives ``plots.png``.
 
     The module itself logs the metrics of every score and dataset.
     """
@@ -104,7 +106,7 @@ class Examined(NamedTuple):
 
 
 def primary_metrics(pl_module: DiffGuardModule) -> dict[str, float]:
-    """Return AUROC and FPR@95 of the primary score by dataset and group, and numbers of images."""
+    """Return the primary score's AUROC and FPR@95, counts of images, and accuracy, by tag."""
     rows = [row for row in pl_module.results if row.score == pl_module.primary_score]
     of_datasets = [row for row in rows if row.dataset != "mean"]
     group_sizes = Counter(row.group for row in of_datasets)
@@ -137,7 +139,7 @@ def _supported_loggers(trainer: pl.Trainer) -> list[Logger]:
 
 
 def _log_or_warn(log: Callable[..., None], logger: Logger, *args: Any) -> None:
-    """Call a function that logs, and only print its error: the run has its results all the same."""
+    """Call a function that logs; only print its error, as the results are already on disk."""
     try:
         if isinstance(logger, WandbRun):
             logger.continue_offline_if_unreachable()
@@ -347,9 +349,8 @@ def _histogram(table: ScoreTable, k: int) -> Any:
 
 @contextmanager
 def _staging_in_run_folder(logger: WandbLogger) -> Iterator[None]:
-    """Let W&B copy files to upload into the run folder, so that another machine can upload them.
-
-    Its own choice is the home folder.
+    """Make W&B stage uploads in the run folder rather than the home folder, so that another machine
+    can upload them.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
