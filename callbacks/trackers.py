@@ -1,8 +1,8 @@
 """What experiment trackers receive from a run: metrics, plots, scores, reconstructions.
 
 Supported trackers are W&B (:class:`~diffguard_pl.callbacks.WandbRun`, or Lightning's own logger)
-and TensorBoard. The first rank logs at the end of the test: metrics and plots from the module, scores
-and pictures from the run folder.
+and TensorBoard. The first rank logs at the end of the test: metrics and plots from the module,
+scores and pictures from the run folder.
 """
 
 import itertools

@@ -174,7 +174,7 @@ def options_of_calibrate() -> set[str]:
 
 @pytest.mark.parametrize("section", ["Calibrate", "Score images"])
 def test_the_options_that_are_listed_exist(section: str):
-    options = options_of_calibrate() if section == "Calibrate" else options_of(score._parser())
+    options = options_of_calibrate() if section == "Calibrate" else options_of(score.parser())
     page = (DOCS / "how-to" / "calibrate-and-deploy.md").read_text()
     (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
     rows = [line for line in text.splitlines() if line.startswith("| `--")]
