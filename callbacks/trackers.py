@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -36,6 +35,9 @@ from diffguard_pl.report.pictures import difference
 from diffguard_pl.runs import store
 
 from .wandb_run import WandbRun
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILES = ("config.yaml", "run.json", "metrics.csv", "cascade.csv")
 """Files of the run folder in the artifact, besides the scores."""
@@ -100,7 +102,7 @@ class Examined(NamedTuple):
         words: Names of its label, prediction and reconstructed class; empty if unknown.
     """
 
-    row: pd.Series
+    row: "pd.Series"
     panels: dict[str, Image.Image]
     words: dict[str, str]
 
@@ -149,7 +151,7 @@ def _log_or_warn(log: Callable[..., None], logger: Logger, *args: Any) -> None:
         print(f"{type(logger).__name__}: not everything was logged: {message}", file=sys.stderr)
 
 
-def _sample(run: Path, primary: str, count: int) -> Iterator[tuple[pd.Series, KeptPicture]]:
+def _sample(run: Path, primary: str, count: int) -> Iterator[tuple["pd.Series", KeptPicture]]:
     """Yield the rows and pictures of the images to show, dataset by dataset."""
     paths = set(picture_paths(run))
     frame, _ = store.read_scores(run)
@@ -169,8 +171,10 @@ def _sample(run: Path, primary: str, count: int) -> Iterator[tuple[pd.Series, Ke
                 yield kept[kept["index"] == index].iloc[0], picture
 
 
-def _examined(row: pd.Series, names: list[str] | None, kept: KeptPicture) -> Examined:
+def _examined(row: "pd.Series", names: list[str] | None, kept: KeptPicture) -> Examined:
     """Return an image with the difference that its score is about, and the names of its classes."""
+    import pandas as pd
+
     panels = dict(kept.panels)
     mask = panels.pop("mask", None)
     # of input and reconstruction, or of both reconstructions where there are two

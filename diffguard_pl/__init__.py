@@ -7,6 +7,8 @@ none of them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .imports import garbage_collection_paused
+
 if TYPE_CHECKING:
     from .classifiers.classifier import Classifier
     from .config import load
@@ -48,7 +50,9 @@ _SUBPACKAGES = ("backbones", "callbacks", "datamodules", "diffusion")
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        with garbage_collection_paused():
+            module = import_module(f".{_MODULES[name]}", __name__)
+        return getattr(module, name)
     if name in _SUBPACKAGES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

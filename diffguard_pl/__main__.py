@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from . import __version__
+from .imports import garbage_collection_paused
 
 COMMANDS = {
     "test": "Evaluate DiffGuard on in-distribution and OOD datasets.",
@@ -37,7 +38,9 @@ def main(args: list[str] | None = None) -> None:
         print(f"diffguard-pl {__version__}")
     elif name in COMMANDS:
         module = "evaluate" if name == "test" else name
-        import_module(f".commands.{module}", __package__).main(rest)
+        with garbage_collection_paused():
+            command = import_module(f".commands.{module}", __package__)
+        command.main(rest)
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}? " if near else ""

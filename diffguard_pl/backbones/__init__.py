@@ -1,14 +1,11 @@
 """Pre-trained diffusion models behind one interface: encode, decode and eps(x, t, labels)."""
 
-# isort: off
-from . import postponed  # noqa: F401  before diffusers
-
-# isort: on
 from ..checkpoints.architectures import (
     FirstStageArchitecture,
     GuidedDiffusionArchitecture,
     LatentDiffusionArchitecture,
 )
+from ..imports import postpone_imports
 from .base import Backbone
 from .diffusers_pipeline import DiffusersPipeline
 from .latent import LatentDiffusion
@@ -23,3 +20,13 @@ __all__ = [
     "LatentDiffusionArchitecture",
     "PixelDiffusion",
 ]
+
+# What diffusers imports along with the networks that are used here: all its other networks, and
+# libraries of its schedulers. It is imported later than this, where a network is built.
+postpone_imports(
+    "diffusers.models.autoencoders",
+    "diffusers.models.transformers",
+    "diffusers.models.unets",
+    "scipy.integrate",
+    "scipy.stats",
+)

@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..checkpoints.tensors import load_tensors
 from ..errors import InputError
+from ..imports import garbage_collection_paused
 
 
 class OriginalTensor(NamedTuple):
@@ -95,8 +97,6 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
         InputError: A file is missing or damaged, or config.json names another class or does not
             fit the weights.
     """
-    import diffusers
-
     config_file, weight_files = folder / "config.json", _weight_files(folder)
     if not config_file.is_file() or not weight_files:
         raise InputError(
@@ -105,7 +105,9 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
         )
     config = read_json(config_file)
     allowed = (class_names,) if isinstance(class_names, str) else class_names
-    module_class = getattr(diffusers, _class_name(config, allowed, folder))
+    class_name = _class_name(config, allowed, folder)
+    with garbage_collection_paused():
+        module_class = getattr(import_module("diffusers"), class_name)
     num_heads = config.pop("num_heads", None)
 
     # Only parameters go to the meta device. Buffers that no file holds, such as DiT's sine

@@ -1,14 +1,16 @@
 """Batches of any test loader: checked, completed, counted."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from ..errors import InputError
 from ..names import CALIBRATION
 from ..stages import as_batch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GIVE_UP_AFTER = 32
 """Number of unreadable in-distribution images after which one of several ranks ends the run."""
@@ -67,7 +69,7 @@ class BatchReader:
         self._check_in_distribution(dataset)
         return batch
 
-    def add_earlier(self, earlier: pd.DataFrame) -> None:
+    def add_earlier(self, earlier: "pd.DataFrame") -> None:
         """Count the usable images of an interrupted run.
 
         Args:

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import HalfPrecision
 from torch import Tensor
@@ -30,6 +29,9 @@ from .ranks import PatientBarrier
 from .results import ResultCollector, logged
 from .transfer import Finished, TransferQueue
 from .watch import watching
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class DiffGuardModule(pl.LightningModule):
@@ -128,7 +130,7 @@ class DiffGuardModule(pl.LightningModule):
         folders = self.data.folder_names()
         return folders if len(folders) == self.diffguard.classifier.num_classes else None
 
-    def resume_from(self, earlier: pd.DataFrame) -> None:
+    def resume_from(self, earlier: "pd.DataFrame") -> None:
         """Keep the results of an interrupted run, and compute only the missing ones.
 
         Args:

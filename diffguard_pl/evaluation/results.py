@@ -1,8 +1,8 @@
 """Results of a test: gathered from finished batches of all ranks."""
 
 import warnings
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
@@ -10,6 +10,9 @@ from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow
 from ..metrics.torchmetric import OODMetrics
 from .transfer import Finished
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ResultCollector:
@@ -62,7 +65,7 @@ class ResultCollector:
         """Add images without results."""
         self.unreadable_counts[str(self.datasets.index(dataset))].update(count)
 
-    def add_earlier(self, earlier: pd.DataFrame) -> None:
+    def add_earlier(self, earlier: "pd.DataFrame") -> None:
         """Add the results of an interrupted run, as if they had just been computed.
 
         Args:

@@ -1,15 +1,18 @@
 """Cascades at other budgets: AUROC and FPR@95 against the fraction of images that are diffused."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows
 from ..names import CALIBRATION, CASCADE, FUSION
 from ..runs.store import Header
 from ..scores.combination import Combination
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUDGETS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -38,7 +41,7 @@ class CascadePoint:
         return next(iter(self.diffused_by_dataset.values()))
 
 
-def cascade_curve(frame: pd.DataFrame, header: Header) -> list[CascadePoint]:
+def cascade_curve(frame: "pd.DataFrame", header: Header) -> list[CascadePoint]:
     """Evaluate a run's cascade at other budgets.
 
     The fractions depend on the mix of datasets in the run: the larger the fraction of

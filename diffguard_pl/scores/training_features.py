@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -108,6 +107,8 @@ def fit_baselines(
         with _locked(path):
             # Jobs of an array start together: another one may have computed them meanwhile.
             if not path.is_file():
+                from rich.progress import track
+
                 shown = track(loader, "fitting baselines", disable=False, transient=True)
                 features, logits, labels = training_features(classifier, shown)
                 computed = {"features": features, "logits": logits, "labels": labels}

@@ -71,6 +71,11 @@ def test_help_imports_nothing_heavy(command, tmp_path):
     assert not loaded_by(RUN_COMMAND, command, "--help", cwd=tmp_path) & set(HEAVY)
 
 
+def test_help_of_an_evaluation_imports_no_diffusion_model_or_table(tmp_path):
+    loaded = loaded_by(RUN_COMMAND, "test", "--help", cwd=tmp_path)
+    assert not loaded & {"diffusers", "pandas", "piq", "plotly", "sklearn"}
+
+
 def test_listing_checkpoints_imports_nothing_heavy(tmp_path):
     assert not loaded_by(RUN_COMMAND, "checkpoints", "list", cwd=tmp_path) & set(HEAVY)
 
@@ -83,4 +88,12 @@ def test_a_report_is_made_without_torch(small_run, tmp_path):
 def test_a_detector_decides_without_what_only_evaluations_need(tmp_path):
     loaded = loaded_by(SCORE_ONE_IMAGE, cwd=tmp_path)
     assert "torch" in loaded
-    assert not loaded & {"pytorch_lightning", "torchmetrics", "scipy.stats", "matplotlib", "pandas"}
+    assert not loaded & {
+        "diffusers.models.transformers",
+        "matplotlib",
+        "pandas",
+        "piq",
+        "pytorch_lightning",
+        "scipy.stats",
+        "torchmetrics",
+    }
