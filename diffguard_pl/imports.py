@@ -86,7 +86,7 @@ class PostponingLoader(Loader):
     def __init__(self, loader: Loader):
         self.loader = loader
         self.lock = RLock()
-        self.is_running = False
+        self.is_running = self.has_run = False
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -100,12 +100,13 @@ class PostponingLoader(Loader):
     def run(self, module: ModuleType) -> None:
         """Run the module's code, once; other threads wait for it."""
         with self.lock:
-            if self.is_running or type(module) is not PostponedModule:
+            if self.is_running or self.has_run:
                 return
             self.is_running = True
             try:
                 self.loader.exec_module(module)
                 module.__class__ = ModuleType
+                self.has_run = True
             finally:
                 self.is_running = False
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ..errors import InputError
 from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
 from .results import RunResults
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Difference(NamedTuple):
@@ -186,7 +188,7 @@ def _resample_pair(a: RunResults, b: RunResults) -> tuple[_Resampled, _Resampled
 
 
 def _table_of(
-    run: RunResults, images: pd.DataFrame, datasets: list[str], groups: dict[str, str]
+    run: RunResults, images: "pd.DataFrame", datasets: list[str], groups: dict[str, str]
 ) -> ScoreTable:
     """Return a run's scores of the given images, in their order."""
     # A left merge by the images keeps their order, which may differ in this run's frame.

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows, sizes
@@ -17,6 +15,9 @@ from ..names import CALIBRATION
 from ..runs.store import Header, read_scores, score_table
 from ..scores.combination import Combination
 from .cascade_curve import CascadePoint, cascade_curve
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -40,7 +41,7 @@ class RunResults:
     """
 
     folder: Path
-    frame: pd.DataFrame
+    frame: "pd.DataFrame"
     header: Header
     table: ScoreTable
     results: list[ResultRow]
@@ -68,7 +69,7 @@ class RunResults:
         return self.header.datasets[0]
 
     @property
-    def scored(self) -> pd.DataFrame:
+    def scored(self) -> "pd.DataFrame":
         """Lines of the images that have scores."""
         return self.frame[self.frame["error"].isna()]
 
@@ -106,6 +107,8 @@ class RunResults:
 
     def class_name(self, label: Any) -> str | None:
         """Return the short name of a label; the label itself without names, None if unknown."""
+        import pandas as pd
+
         if pd.isna(label) or label < 0:
             return None
         names = self.short_class_names
@@ -143,7 +146,7 @@ class RunResults:
         return total
 
 
-def with_combined_scores(frame: pd.DataFrame, header: Header) -> tuple[pd.DataFrame, Header]:
+def with_combined_scores(frame: "pd.DataFrame", header: Header) -> tuple["pd.DataFrame", Header]:
     """Add fusion and cascade to a run's scores, and remove the calibration images.
 
     Images that could not be read have no combined score.
@@ -203,7 +206,7 @@ def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None)
     )
 
 
-def _accuracy(frame: pd.DataFrame, ind: str) -> float:
+def _accuracy(frame: "pd.DataFrame", ind: str) -> float:
     """Return the classifier's accuracy on labelled in-distribution images; NaN without any."""
     is_labelled = (frame["dataset"] == ind) & frame["error"].isna() & (frame["label"] >= 0)
     labelled = frame[is_labelled]
