@@ -4,7 +4,6 @@ diffusers imports every model and scheduler that it has for the sake of one, and
 and its kin creates so many objects that looking for garbage among them takes a fifth of the time.
 """
 
-import atexit
 import gc
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,25 +17,14 @@ from typing import Any
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Pause the garbage collector during imports: what a module creates stays.
-
-    If torch is among the imports, what exists afterwards is exempt from later searches for garbage
-    (``gc.freeze``); otherwise the next two would go through all of it. An object is still freed
-    when its last reference goes. In a process that had torch already, whose objects may include
-    models, nothing is exempt.
-    """
+    """Pause the garbage collector during imports, whose objects stay anyway."""
     if not gc.isenabled():
         yield
         return
-    had_torch = "torch" in sys.modules
     gc.disable()
     try:
         yield
     finally:
-        if not had_torch and "torch" in sys.modules:
-            gc.freeze()
-            # Triton reports every object that Python's last search for garbage leaves.
-            atexit.register(gc.unfreeze)
         gc.enable()
 
 
