@@ -69,6 +69,7 @@ class NoiseAccuracyModule(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.diffguard, self.analysis, self.data = diffguard, analysis, data
         self.dataset = next(iter(data.datasets()))
+        self.datasets = [self.dataset]  # of the test loaders, for the progress line
         self.unreadable, self.usable = SumMetric(), SumMetric()
         self.indices = analysis.step_indices(len(diffguard.schedule))
         names = [f"{variant}/{index}" for variant in VARIANTS for index in self.indices]

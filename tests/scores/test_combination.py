@@ -74,16 +74,16 @@ def test_a_budget_of_0_or_1_gives_one_of_the_two_scores():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Fusion(["maps"]), "fusion.scores: .*two names or more"),
-        (lambda: Fusion(["maps", "maps"]), "each once"),
+        (lambda: Fusion(["maps"]), "fusion.scores: .*at least two different names"),
+        (lambda: Fusion(["maps", "maps"]), "at least two different names"),
         (
             lambda: Fusion(["maps", "msp"], "mean"),
             "fusion.by 'mean'.*: rank, zscore",
         ),
         (lambda: Fusion(["maps", "msp"], weights=[1]), "fusion.weights: .*must be 2 numbers"),
         (lambda: Fusion(["maps", "msp"], weights=[0, 0]), "not all 0"),
-        (lambda: Fusion(["maps", "msp"], weights=[2, -1]), "0 or more"),
-        (lambda: Fusion(["maps", "msp"], weights=[float("nan"), 1]), "0 or more"),
+        (lambda: Fusion(["maps", "msp"], weights=[2, -1]), "none negative"),
+        (lambda: Fusion(["maps", "msp"], weights=[float("nan"), 1]), "none negative"),
         (lambda: Cascade("msp", 1.2), "cascade.budget: 1.2 must be a fraction"),
         (
             lambda: checked(Fusion(["maps", "odin"])),
