@@ -207,7 +207,7 @@ def test_the_config_of_a_run_begins_the_same_run_elsewhere(undisturbed, begin, t
         ),
         (["--trainer.limit_test_batches", "2"], r"limit_test_batches"),
         (["--scores.keep", "[logits]"], r"cannot be resumed with maps, .*input_logits"),
-        (["--trainer.default_root_dir", "other"], r"--resume .*leave out trainer.default_root_dir=other"),
+        (["--trainer.default_root_dir", "other"], r"--resume .*default_root_dir=other"),
     ],
 )
 def test_a_config_that_would_change_the_scores_is_refused(
