@@ -1,6 +1,7 @@
 """Imports go one way, from the commands down to the mathematics, and never in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -93,6 +94,16 @@ def imports(module: str) -> Iterator[str]:
 def part_of(module: str) -> str:
     """Return the folder or file of diffguard_pl/ that a module belongs to."""
     return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_the_wheel_has_every_folder():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r'^  "(diffguard_pl[\w.]*)",$', text, re.MULTILINE)
+    folders = {
+        name if file.name == "__init__.py" else name.rpartition(".")[0]
+        for name, file in modules().items()
+    }
+    assert folders <= {*listed}
 
 
 def test_every_part_has_a_rule():
