@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..dtypes import allow_tf32
+
 HALF_PRECISIONS = {
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
@@ -30,13 +32,7 @@ def computing_in(precision: str, tf32: bool, device: torch.device) -> Iterator[N
     """
     is_mixed = precision.endswith("-mixed")
     dtype = HALF_PRECISIONS[precision] if is_mixed else None
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    with _compute_lock:
-        earlier = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
-        try:
-            # disabled autocast overrides that of the caller
-            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=is_mixed):
-                yield
-        finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = earlier
+    # Disabled autocast overrides that of the caller.
+    autocast = torch.autocast(device.type, dtype, enabled=is_mixed)
+    with _compute_lock, allow_tf32(tf32), torch.no_grad(), autocast:
+        yield
