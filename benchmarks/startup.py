@@ -23,7 +23,7 @@ COMMAND = ["-m", "diffguard_pl"]
 HELP = {
     "test": 2.5,
     "calibrate": 2.5,
-    "analyze": 2.5,
+    "analyze": 0.3,
     "score": 0.3,
     "demo": 0.3,
     "report": 0.3,

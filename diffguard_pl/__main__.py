@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 from . import __version__
-from .imports import garbage_collection_paused
+from .imports import exiting_at_once_after_help, garbage_collection_paused
 
 COMMANDS = {
     "test": "Evaluate DiffGuard on in-distribution and OOD datasets.",
@@ -59,5 +59,11 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def console() -> None:
+    """Run the command that the process was started for."""
+    with exiting_at_once_after_help():
+        main()
+
+
 if __name__ == "__main__":
-    main()
+    console()

@@ -1,29 +1,35 @@
 """The command ``diffguard-pl analyze``: the classifier's accuracy on noisy images (Fig. 2)."""
 
 import math
+import sys
 from pathlib import Path
 
-from pytorch_lightning.cli import LightningArgumentParser
-
-from ..callbacks import RunProgress
 from ..errors import InputError
-from ..evaluation.noise_accuracy import Analysis, NoiseAccuracyModule
-from ..report.noise_accuracy import draw_noise_accuracy, write_noise_accuracy
 from ..runs.files import atomic_write
 from ..runs.lock import releasing_locks
 from ..runs.record import CONFIG_FILE
-from .cli import RunCLI, command_line
 from .errors import end_with_images_left_out, one_line_errors
 
+HELP = """\
+usage: diffguard-pl analyze [-h] [-c CONFIG] [--SECTION.SETTING VALUE ...]
 
-class AnalyzeCLI(RunCLI):
-    """The settings of a test, with those of the analysis in place of the callbacks'."""
+Measure the classifier's accuracy on noisy images (Fig. 2 of the paper).
 
-    save_config = None
-    description = "Measure the classifier's accuracy on noisy images (Fig. 2 of the paper)."
+options:
+  -h, --help            show this help message and exit
+  -c CONFIG, --config CONFIG
+                        Path or name of a config; later ones override earlier ones.
+  --analysis.every EVERY
+                        Steps of the schedule between two points. Defaults to a tenth of them.
+  --analysis.cutouts CUTOUTS
+                        Number of crops whose logits are averaged. (default: 8)
+  --analysis.cutout_size CUTOUT_SIZE
+                        Side of the smallest crop. Defaults to seven eighths of the image's.
+  --analysis.seed SEED  Seed of the noise and of the crops. (default: 42)
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(Analysis, "analysis")
+Settings of model, data and trainer are those of a test: diffguard-pl test --help
+"""
+"""Text of ``--help``. The parser's own would need torch, Lightning and every class of a setting."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -32,6 +38,15 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments of the command. Defaults to those of the process.
     """
+    if {"-h", "--help"} & set(sys.argv[1:] if args is None else args):
+        print(HELP, end="")
+        return
+    # The help is printed without these, which import torch and Lightning.
+    from ..callbacks import RunProgress
+    from ..evaluation.noise_accuracy import NoiseAccuracyModule
+    from ..report.noise_accuracy import draw_noise_accuracy, write_noise_accuracy
+    from .cli import AnalyzeCLI, command_line
+
     with one_line_errors(), releasing_locks():
         cli = command_line(AnalyzeCLI, args, [RunProgress()], "analyze")
         module = NoiseAccuracyModule(cli.model.diffguard, cli.config_init.analysis, cli.data)

@@ -39,6 +39,7 @@ from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
 from ..errors import InputError
 from ..evaluation.module import DiffGuardModule
+from ..evaluation.noise_accuracy import Analysis
 from ..runs import record
 from ..runs.lock import lock_run_folder
 from ..runs.shards import parse_shard
@@ -341,3 +342,12 @@ class RunCLI(LightningCLI):
                 f"--resume {resume}: the run stays in that folder; leave out "
                 f"trainer.default_root_dir={given}"
             )
+
+
+class AnalyzeCLI(RunCLI):
+    """The settings of a test, with those of the analysis in place of the callbacks'."""
+
+    save_config = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Analysis, "analysis")

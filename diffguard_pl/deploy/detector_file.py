@@ -22,7 +22,7 @@ from ..errors import InputError, choose
 from ..runs.files import atomic_write
 from ..runs.record import CHANGEABLE_MODEL_SETTINGS, weights_hashes
 from ..scores.baselines.collection import Baselines
-from ..scores.conformal import Threshold, lowest_for_nan, threshold
+from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 SUFFIX = "_detector.json"
@@ -110,7 +110,7 @@ class DetectorFile:
             entries = {entry.name: content[entry.name] for entry in fields(cls)}
             calibration = np.sort(lowest_for_nan(_from_json(content["calibration"])))
             entries |= {
-                "threshold": threshold(calibration, content["threshold"]["tpr"]),
+                "threshold": _read_threshold(content["threshold"], calibration),
                 "model": _with_current_classes(content["model"]),
                 "preparation": ImagePreparation(**content["preparation"]),
                 "calibration": calibration,
@@ -118,10 +118,7 @@ class DetectorFile:
                     name: _from_json(scores) for name, scores in content["reference"].items()
                 },
             }
-            file = cls(**entries)
-            if file.threshold.value != content["threshold"]["value"]:
-                raise ValueError("the threshold does not match the calibration scores")
-        return file
+            return cls(**entries)
 
     def build_model(self, path: Path, changes: Mapping[str, Any]) -> DiffGuard:
         """Build the model from its settings.
@@ -341,6 +338,18 @@ def _with_current_classes(settings: Any) -> Any:
     if isinstance(settings, list):
         return [_with_current_classes(item) for item in settings]
     return MOVED_CLASSES.get(settings, settings) if isinstance(settings, str) else settings
+
+
+def _read_threshold(stored: Mapping[str, Any], calibration: np.ndarray) -> Threshold:
+    """Read a threshold, and check that it is that of the calibration scores."""
+    read = {entry.name: stored[entry.name] for entry in fields(Threshold)}
+    # An interval may be open on one side, which JSON has no number for.
+    read["low"] = -math.inf if read["low"] is None else read["low"]
+    read["high"] = math.inf if read["high"] is None else read["high"]
+    value, _ = threshold_value(calibration, read["tpr"])
+    if (value, len(calibration)) != (read["value"], read["images"]):
+        raise ValueError("the threshold does not match the calibration scores")
+    return Threshold(**read)
 
 
 def _to_json(scores: np.ndarray) -> list[float | str | None]:

@@ -52,6 +52,35 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     """
     from scipy.special import bdtr, betaincinv
 
+    value, k = threshold_value(scores, tpr)
+    ordered = np.sort(lowest_for_nan(scores))
+    n, alpha = len(ordered), 1 - tpr
+
+    # The quantile: the number of scores below it is Binomial(n, alpha).
+    tails = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
+    low, high = np.searchsorted(bdtr(np.arange(n + 1), n, alpha), tails)
+    # The fraction below the value: the k-th of n uniform order statistics.
+    rejects_low, rejects_high = betaincinv(k, n + 1 - k, tails)
+    return Threshold(
+        value=value,
+        tpr=tpr,
+        images=n,
+        low=float(ordered[low - 1]) if low else -math.inf,
+        high=float(ordered[min(high, n - 1)]),
+        rejects_low=float(rejects_low),
+        rejects_high=float(rejects_high),
+    )
+
+
+def threshold_value(scores: np.ndarray, tpr: float) -> tuple[float, int]:
+    """Compute the conformal threshold without its confidence intervals.
+
+    Returns:
+        The threshold, and its rank k among the validation scores [n], from 1.
+
+    Raises:
+        InputError: as :func:`threshold`.
+    """
     ordered = np.sort(lowest_for_nan(scores))
     check_tpr(tpr)
     n, alpha = len(ordered), 1 - tpr
@@ -65,21 +94,7 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
             f"validation scores: {int((~np.isfinite(ordered)).sum())} of {n} are not finite, more "
             f"than tpr={tpr} can reject; check the images"
         )
-
-    # The quantile: the number of scores below it is Binomial(n, alpha).
-    tails = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
-    low, high = np.searchsorted(bdtr(np.arange(n + 1), n, alpha), tails)
-    # The fraction below the value: the k-th of n uniform order statistics.
-    rejects_low, rejects_high = betaincinv(k, n + 1 - k, tails)
-    return Threshold(
-        value=float(value),
-        tpr=tpr,
-        images=n,
-        low=float(ordered[low - 1]) if low else -math.inf,
-        high=float(ordered[min(high, n - 1)]),
-        rejects_low=float(rejects_low),
-        rejects_high=float(rejects_high),
-    )
+    return float(value), k
 
 
 def check_tpr(tpr: float) -> None:

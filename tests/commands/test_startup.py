@@ -24,7 +24,7 @@ HEAVY = (
     "plotly",
     "jsonargparse",
 )
-EVALUATIONS = ("test", "calibrate", "analyze")
+EVALUATIONS = ("test", "calibrate")
 """Commands whose ``--help`` lists the settings of models, data and trainer."""
 LIST_LOADED = """
 import atexit, json, sys
