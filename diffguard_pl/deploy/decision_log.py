@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..runs.csv_files import as_text, original_text
 
 if TYPE_CHECKING:
     from .decisions import Decision, Decisions
@@ -146,7 +147,8 @@ class DecisionLog:
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line and hand it to the operating system."""
         if self.is_csv:
-            self._append(lambda: self._csv_writer().writerow(line))
+            cells = {name: as_text(value) for name, value in line.items()}
+            self._append(lambda: self._csv_writer().writerow(cells))
         else:
             self._append(lambda: self.file.write(as_json(line) + "\n"))
 
@@ -252,4 +254,4 @@ def _parse_csv(text: str) -> list[dict[str, Any]]:
     header, *rest = lines
     if header != list(COLUMNS) or any(len(line) != len(COLUMNS) for line in rest):
         raise ValueError("other columns")
-    return [dict(zip(COLUMNS, line, strict=True)) for line in rest]
+    return [dict(zip(COLUMNS, map(original_text, line), strict=True)) for line in rest]

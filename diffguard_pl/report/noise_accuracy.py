@@ -3,11 +3,11 @@
 :mod:`diffguard_pl.evaluation.noise_accuracy` computes it.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..metrics.noise_accuracy import NoiseAccuracy
+from ..runs.csv_files import write_csv
 from ..runs.files import atomic_write
 
 STYLES = {
@@ -25,12 +25,11 @@ def write_noise_accuracy(points: Sequence[NoiseAccuracy], path: Path) -> None:
     Raises:
         InputError: The file could not be written.
     """
-    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "timestep", *STYLES])
-        for point in points:
-            accuracies = [point.accuracy[variant] for variant in STYLES]
-            writer.writerow([point.step, point.timestep, *accuracies])
+    lines = []
+    for point in points:
+        accuracies = [point.accuracy[variant] for variant in STYLES]
+        lines.append([point.step, point.timestep, *accuracies])
+    write_csv(["step", "timestep", *STYLES], lines, path)
 
 
 def draw_noise_accuracy(points: Sequence[NoiseAccuracy], dataset: str, path: Path) -> None:

@@ -1,9 +1,8 @@
 """Tables of results, cascades and comparisons, in the terminal and as CSV files."""
 
-import csv
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.text import Text
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.detection import DetectionMetrics
 from ..metrics.table import Interval, ResultRow
-from ..runs.files import atomic_write
+from ..runs.csv_files import write_csv
 from ..scores.baselines.names import BASELINES
 from .cascade_curve import CascadePoint
 from .comparison import ComparedScore, run_letter
@@ -157,7 +156,7 @@ def write_metrics_csv(results: Sequence[ResultRow], path: Path) -> None:
         for metric in METRIC_NAMES:
             line += result.intervals.get(metric, UNKNOWN)
         lines.append(line)
-    _write_csv(header, lines, path)
+    write_csv(header, lines, path)
 
 
 def write_cascade_csv(points: Sequence[CascadePoint], path: Path) -> None:
@@ -177,7 +176,7 @@ def write_cascade_csv(points: Sequence[CascadePoint], path: Path) -> None:
             for metric in METRIC_NAMES:
                 line += result.intervals[metric]
             lines.append(line)
-    _write_csv(header, lines, path)
+    write_csv(header, lines, path)
 
 
 def write_comparison_csv(
@@ -208,14 +207,7 @@ def write_comparison_csv(
                     difference, interval = score.differences[metric][number - 1]
                     line += [difference, *interval]
             lines.append(line)
-    _write_csv(header, lines, path)
-
-
-def _write_csv(header: Sequence[str], lines: Iterable[Sequence[Any]], path: Path) -> None:
-    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(lines)
+    write_csv(header, lines, path)
 
 
 def _table(title: str, caption: str) -> Table:

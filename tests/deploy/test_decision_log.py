@@ -103,6 +103,23 @@ def test_a_path_may_contain_any_bytes(run, tmp_path, name):
     assert len(list((tmp_path / "pictures").iterdir())) == 8
 
 
+def test_a_name_in_a_csv_file_is_no_formula_and_is_resumed(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (source,) = saved(digits("test").images[:1], tmp_path, "digit")
+    names = ["=1+1.png", "@a.png", "+a.png", "\t=b.png", "'=c.png", "'d'.png"]
+    for name in names:
+        Path(name).write_bytes(Path(source).read_bytes())
+    assert run(*names[:4], "missing.png", "--out", "out.csv").status == 3
+    before = Path("out.csv").read_bytes()
+    scored = run(*names, "missing.png", "--out", "out.csv", "--resume")
+    assert "6 accepted, 0 rejected, 1 could not be read; 5 of these" in scored.message
+    assert Path("out.csv").read_bytes().startswith(before)
+    lines = read(Path("out.csv"))
+    expected = ["'=1+1.png", "'@a.png", "'+a.png", "'\t=b.png", "missing.png", "''=c.png"]
+    assert [line["path"] for line in lines] == [*expected, "'d'.png"]
+    assert len({float(line["score"]) for line in lines if line["score"]}) == 1
+
+
 # Files that are not to be changed
 
 

@@ -41,6 +41,19 @@ def test_metrics_csv_holds_the_metrics_of_the_scores_with_their_intervals(built_
     assert len(found) == 8, "three datasets and the mean of near, each with two scores"
 
 
+def test_a_name_in_a_table_file_is_no_formula(tmp_path, capsys):
+    groups = {"=1+1": "near", "-2+3": "@far"}
+    runs = [make_plain_run(tmp_path / "runs" / name, groups, pictures=0) for name in ("=a", "b")]
+    main([*map(str, runs), "--out", str(tmp_path / "both.html")])
+    for file in (runs[0] / "metrics.csv", tmp_path / "both.csv"):
+        lines = read_csv(file)
+        assert {"'=1+1", "'-2+3"} <= {line["dataset"] for line in lines}
+        assert {"near", "'@far"} == {line["group"] for line in lines}
+        cells = [cell for line in lines for cell in line.values()]
+        numbers = [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+        assert all(float(number) < 0 for number in numbers)
+
+
 def test_tables_print_a_name_as_it_is(tmp_path, capsys):
     """A dollar sign is not the beginning of a formula, and a bracket not that of markup."""
     groups = {"$\\frac$": "$x_$", "_b [red]c[/x]": "near"}
