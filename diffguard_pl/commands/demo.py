@@ -1,15 +1,18 @@
 """The command ``diffguard-pl demo``: a web page to try a detector on."""
 
 import argparse
+import math
 import os
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from ..demo.hosts import AllowedHosts
 from ..demo.limits import Limits
 from ..errors import InputError
 from .errors import one_line_errors, require
@@ -28,7 +31,8 @@ def main(args: list[str] | None = None) -> None:
     given = parser().parse_args(args)
     try:
         with one_line_errors():
-            run(given.detector, given.host, given.port, Limits(given.max_mb, given.max_megapixels))
+            limits = Limits(given.max_mb, given.max_megapixels)
+            run(given.detector, given.host, given.port, limits, given.allow_host)
     except KeyboardInterrupt:
         # Python takes seconds to unload torch, in which a second Ctrl-C would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -53,6 +57,14 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=int, help=f"port to listen on (default: the first free one from {PORTS[0]})"
     )
     parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further host name of the page, such as that of a reverse proxy; may be repeated "
+        "(default: the names and addresses of this machine)",
+    )
+    parser.add_argument(
         "--max-mb",
         type=float,
         default=Limits().megabytes,
@@ -67,22 +79,29 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(detector: Path | None, host: str, port: int | None, limits: Limits) -> None:
+def run(
+    detector: Path | None,
+    host: str,
+    port: int | None,
+    limits: Limits,
+    extra_hosts: Sequence[str] = (),
+) -> None:
     """Load a detector and serve the page.
 
     Raises:
-        InputError: Gradio is not installed, a limit is not positive, the port is taken, or the
-            detector cannot be loaded.
+        InputError: Gradio is not installed, a limit is not positive, the port is taken, a further
+            host is not a host name, or the detector cannot be loaded.
     """
     require("gradio", extra="demo")
     for name, value in (("--max-mb", limits.megabytes), ("--max-megapixels", limits.megapixels)):
-        if not value > 0:
-            raise InputError(f"{name} {value:g}: must be more than 0")
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} {value:g}: must be more than 0 and finite")
     signal.signal(signal.SIGTERM, _exit)  # so that the temporary folder is removed
     with (
         listen(host, port) as listener,
         tempfile.TemporaryDirectory(prefix="diffguard-demo-") as folder,
     ):
+        hosts = AllowedHosts(host, listener.getsockname()[0], extra_hosts)
         from ..deploy.detector import Detector
 
         loaded = Detector.load(detector or SHIPPED)
@@ -94,7 +113,7 @@ def run(detector: Path | None, host: str, port: int | None, limits: Limits) -> N
         examples = write_examples(Path(folder)) if takes_digits(loaded) else {}
         blocks = page(loaded, examples, limits)
         print(f"{url(listener)}  (Ctrl-C ends it)", flush=True)
-        serve(blocks, listener, limits, Path(folder))
+        serve(blocks, listener, hosts, limits, Path(folder))
 
 
 def listen(host: str, port: int | None) -> socket.socket:

@@ -12,8 +12,9 @@ from fastapi import FastAPI
 
 from ..datamodules.reading import FORMATS
 from ..deploy.detector import Detector
+from .hosts import AllowedHosts
 from .limits import Limits
-from .request_filter import RequestFilter
+from .request_filter import Accepts, RequestFilter, is_below, is_flag, is_upload_or_none
 from .verdict import EMPTY, answer_html
 
 HERE = Path(__file__).parent
@@ -108,12 +109,33 @@ def _footer(detector: Detector, limits: Limits) -> str:
     )
 
 
-def serve(blocks: gr.Blocks, listener: socket.socket, limits: Limits, uploads: Path) -> None:
+def _accepted_inputs(blocks: gr.Blocks) -> dict[int, list[Accepts]]:
+    """Return for each function of the page which inputs it takes."""
+    return {
+        number: [_accepts(component) for component in function.inputs]
+        for number, function in blocks.fns.items()
+    }
+
+
+def _accepts(component: Any) -> Accepts:
+    if isinstance(component, gr.Dataset):
+        return is_below(len(component.samples))
+    return is_flag if isinstance(component, gr.Checkbox) else is_upload_or_none
+
+
+def serve(
+    blocks: gr.Blocks,
+    listener: socket.socket,
+    hosts: AllowedHosts,
+    limits: Limits,
+    uploads: Path,
+) -> None:
     """Serve the page until a signal ends it.
 
     Args:
         blocks: The page.
         listener: Bound socket.
+        hosts: Hosts under which the page may be requested.
         limits: Limits on uploads.
         uploads: Folder that Gradio writes uploads to.
     """
@@ -135,9 +157,10 @@ def serve(blocks: gr.Blocks, listener: socket.socket, limits: Limits, uploads: P
         css_paths=HERE / "page.css",
         head=f"<script>{(HERE / 'page.js').read_text()}</script>",
     )
-    config = uvicorn.Config(
-        RequestFilter(app, uploads), log_level="warning", timeout_graceful_shutdown=1
-    )
+    # what it has to say of invalid requests is in the responses
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    guarded = RequestFilter(app, uploads, hosts, limits, _accepted_inputs(blocks))
+    config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
     _Server(config).run(sockets=[listener])
 
 

@@ -1,23 +1,76 @@
-"""Filter for the requests that a browser may send: upload a file, and have an upload judged.
+"""Filter for the requests that the page sends: get its parts, upload a file, have it judged.
 
-Gradio (6.31), mounted into a server, opens any file or address that a request names in place of an
-upload, for every component. It also has routes that this page does not use.
+Gradio (6.31), mounted into a server, answers many more. It opens any file or address that a request
+names in place of an upload, fetches addresses for its clients, takes 1,000 files an upload, and
+prints a traceback for a call of a function that the page does not have. Here everything is refused
+that the page does not send, and of a call only the understood fields are passed on.
 """
 
+import asyncio
 import json
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .hosts import AllowedHosts
+from .limits import Limits
+
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
-CALLS = (f"{API}/queue/join", f"{API}/run/predict", f"{API}/cancel", f"{API}/reset")
+CALLS = (f"{API}/queue/join", f"{API}/run/predict")
+FILE = f"{API}/file="
+PARTS = {
+    "/",
+    "/config",
+    "/favicon.ico",
+    "/manifest.json",
+    "/robots.txt",
+    "/theme.css",
+    f"{API}/app_id",
+    f"{API}/queue/data",
+    f"{API}/startup-events",
+    f"{API}/theme.css",
+    f"{API}/upload_progress",
+}
+PARTS_BELOW = ("/assets/", "/static/", "/svelte/", f"{API}/heartbeat/")
+"""What a browser gets of the page, besides uploads and examples."""
+
 MAX_CALL_BYTES = 2**16
 """Largest body of a call: it names an upload and does not contain it."""
+MAX_FORM_BYTES = 2**14
+"""Largest size of an upload beyond that of its file: boundaries and headers."""
+MAX_AT_ONCE = 20
+"""Number of uploads that may arrive at the same time; each is held in memory until it is whole."""
+MAX_STORED = 100
+"""Number of files in the folder of uploads; they are deleted after minutes."""
+BODY_SECONDS = 120
+"""Seconds in which a request must have arrived."""
+TOKEN = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+Accepts = Callable[[Any], bool]
+"""Whether a value is a valid input of a function."""
+
+
+class Refused(Exception):
+    """A request that is not passed on.
+
+    Args:
+        status: Status of the response.
+        reason: Text of the response.
+    """
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
 
 
 class RequestFilter:
@@ -25,60 +78,222 @@ class RequestFilter:
 
     Args:
         app: Application behind the filter.
-        uploads: Folder of the files that a call may name.
+        uploads: Folder of the files that a request may name.
+        hosts: Hosts under which the page may be requested.
+        limits: Limits on uploads.
+        functions: For each function that may be called, which inputs it takes.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Path):
-        self.app, self.uploads = app, uploads.resolve()
+    def __init__(
+        self,
+        app: ASGIApp,
+        uploads: Path,
+        hosts: AllowedHosts,
+        limits: Limits,
+        functions: Mapping[int, Sequence[Accepts]],
+    ):
+        self.app, self.hosts, self.functions = app, hosts, functions
+        self.uploads = uploads.resolve()
+        self.max_file_bytes = int(limits.megabytes * 2**20)
+        self.arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        is_read = scope.get("method") in ("GET", "HEAD")
-        if scope["type"] == "lifespan" or is_read or scope["path"] == UPLOAD:
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] in CALLS:
-            await self._filter_call(scope, receive, send)
-        else:
-            await PlainTextResponse("unknown route", 404)(scope, receive, send)
-
-    async def _filter_call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a call on if all paths in its body are uploads."""
-        body = b""
-        async for chunk in Request(scope, receive).stream():
-            body += chunk
-            if len(body) > MAX_CALL_BYTES:
-                await PlainTextResponse("request too large", 413)(scope, receive, send)
-                return
-        try:
-            is_allowed = all(self._is_upload(path) for path in paths_in(json.loads(body)))
-        except (ValueError, RecursionError):
-            is_allowed = False
-        if not is_allowed:
-            await PlainTextResponse("path is not an upload", 403)(scope, receive, send)
             return
+        try:
+            receive = await self._checked(scope, receive)
+        except Refused as refused:
+            await PlainTextResponse(refused.reason, refused.status)(scope, receive, send)
+        else:
+            await self._pass_on(scope, receive, send)
 
-        is_replayed = False
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """Return the source of an allowed request's body; raise `Refused` for any other request."""
+        if scope["type"] != "http":
+            raise Refused(HTTPStatus.NOT_FOUND, "unknown route")
+        self._check_hosts(Headers(scope=scope), scope["method"])
+        method, path = scope["method"], scope["path"]
+        if method in ("GET", "HEAD"):
+            self._check_part(path)
+            # Gradio fails on invalid ranges, and images need none
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"range"]
+            return receive
+        if method == "POST" and path == UPLOAD:
+            return _replay(await self._upload(scope, receive), receive)
+        if method == "POST" and path in CALLS:
+            body = await _read(scope, receive, MAX_CALL_BYTES)
+            return _replay(self._understood(body), receive)
+        raise Refused(HTTPStatus.NOT_FOUND, "unknown route")
 
-        async def replay() -> Message:
-            """Return the body, which has been read already, as the application's first message."""
-            nonlocal is_replayed
-            if is_replayed:
-                return await receive()
-            is_replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
+    def _check_hosts(self, headers: Headers, method: str) -> None:
+        """Check that a request names this server, and comes from no other site's page."""
+        named = headers.getlist("host")
+        if len(named) != 1 or not self.hosts.allows(named[0]):
+            raise Refused(
+                HTTPStatus.FORBIDDEN, "unknown host; to allow its name, add --allow-host NAME"
+            )
+        origins = headers.getlist("origin")
+        is_foreign = any(not self.hosts.allows_origin(origin, named[0]) for origin in origins)
+        # a link on another site may open the page, a form there may not post to it
+        if method == "POST" and not origins:
+            is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if is_foreign:
+            raise Refused(HTTPStatus.FORBIDDEN, "request of another site's page")
 
-        await self.app(scope, replay, send)
+    def _check_part(self, path: str) -> None:
+        """Check that a path is a part of the page, an upload or an example."""
+        if path.startswith(FILE):
+            if not self.is_upload(path.removeprefix(FILE)):
+                raise Refused(HTTPStatus.FORBIDDEN, "path is not an upload")
+        elif path not in PARTS and not path.startswith(PARTS_BELOW):
+            raise Refused(HTTPStatus.NOT_FOUND, "unknown route")
 
-    def _is_upload(self, path: Any) -> bool:
-        return isinstance(path, str) and Path(path).resolve().is_relative_to(self.uploads)
+    async def _upload(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the body of an upload of one file within the limits."""
+        if self.arriving >= MAX_AT_ONCE or self._stored() >= MAX_STORED:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many uploads; try again in a few minutes"
+            )
+        self.arriving += 1
+        try:
+            body = await _read(scope, receive, self.max_file_bytes + MAX_FORM_BYTES)
+        finally:
+            self.arriving -= 1
+        request = Request(scope, _replay(body, receive))
+        try:
+            async with request.form(max_files=1, max_fields=0) as form:
+                files = [(name, value) for name, value in form.multi_items()]
+        except Exception as error:  # a body may make the parser raise anything
+            raise Refused(HTTPStatus.BAD_REQUEST, "must be a form with one file") from error
+        if len(files) != 1 or files[0][0] != "files" or not isinstance(files[0][1], UploadFile):
+            raise Refused(HTTPStatus.BAD_REQUEST, "must be a form with one file, 'files'")
+        if (files[0][1].size or 0) > self.max_file_bytes:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "file too large")
+        return body
+
+    def _stored(self) -> int:
+        return sum(path.is_file() for path in self.uploads.rglob("*"))
+
+    def _understood(self, body: bytes) -> bytes:
+        """Return the fields of a call that Gradio needs, if they are valid."""
+        try:
+            call = json.loads(body)
+            function, session = call["fn_index"], call["session_hash"]
+            data, trigger = call["data"], call.get("trigger_id")
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid call") from error
+        # True and 1.0 are 1 as keys
+        if type(function) is not int or function not in self.functions:
+            raise Refused(HTTPStatus.NOT_FOUND, "unknown function")
+        if not isinstance(session, str) or not TOKEN.fullmatch(session):
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid session_hash")
+        if trigger is not None and type(trigger) is not int:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid trigger_id")
+        self._check_inputs(data, self.functions[function])
+        understood = {"fn_index": function, "session_hash": session, "trigger_id": trigger}
+        return json.dumps(understood | {"data": [_bare(value) for value in data]}).encode()
+
+    def _check_inputs(self, data: Any, inputs: Sequence[Accepts]) -> None:
+        if not isinstance(data, list) or len(data) != len(inputs):
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid number of inputs")
+        for value, accepts in zip(data, inputs, strict=True):
+            if isinstance(value, dict) and not self.is_upload(value.get("path")):
+                raise Refused(HTTPStatus.FORBIDDEN, "path is not an upload")
+            if not accepts(value):
+                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid input")
+
+    def is_upload(self, path: Any) -> bool:
+        """Return whether a path is a file in the folder of uploads."""
+        try:
+            resolved = Path(path).resolve()
+            return resolved.is_relative_to(self.uploads) and resolved.is_file()
+        except (OSError, RuntimeError, TypeError, ValueError):
+            return False
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the application answer; report its failure in one line."""
+        is_started = is_complete = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal is_started, is_complete
+            is_started = True
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except Exception as error:
+            # within a stream an HTTPException, which Starlette wraps, is about an ended session
+            if not isinstance(error.__cause__ or error, HTTPException):
+                reason = " ".join(f"{type(error).__name__}: {error}"[:200].split())
+                print(f"{scope['method']} {scope['path'][:100]!r}: {reason}", file=sys.stderr)
+            if not is_started:
+                response = PlainTextResponse("failed", HTTPStatus.INTERNAL_SERVER_ERROR)
+                await response(scope, receive, send)
+            elif not is_complete:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def paths_in(content: Any) -> Iterator[Any]:
-    """Yield every value with the key ``path`` in nested JSON."""
-    if isinstance(content, dict):
-        if "path" in content:
-            yield content["path"]
-        content = list(content.values())
-    if isinstance(content, list):
-        for item in content:
-            yield from paths_in(item)
+def is_upload_or_none(value: Any) -> bool:
+    """Accept what the page sends of an image: none, or an upload, whose path the filter checks."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and isinstance(value.get("orig_name"), str | None)
+
+
+def is_flag(value: Any) -> bool:
+    """Accept the state of a checkbox."""
+    return isinstance(value, bool)
+
+
+def is_below(count: int) -> Accepts:
+    """Return a check that accepts an index of so many examples."""
+    return lambda value: type(value) is int and 0 <= value < count
+
+
+def _bare(value: Any) -> Any:
+    """Return of an upload only what the page needs."""
+    if not isinstance(value, dict):
+        return value
+    kept = {"path": value["path"], "orig_name": value.get("orig_name")}
+    return kept | {"meta": {"_type": "gradio.FileData"}}
+
+
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return a request's body; raise `Refused` if it is too large or too slow."""
+
+    async def read() -> bytes | None:
+        body = bytearray()
+        is_larger = False
+        async for chunk in Request(scope, receive).stream():
+            # Read on: a client that is still sending would not see the response.
+            is_larger = is_larger or len(body) + len(chunk) > limit
+            if not is_larger:
+                body += chunk
+        return None if is_larger else bytes(body)
+
+    try:
+        whole = await asyncio.wait_for(read(), BODY_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise Refused(HTTPStatus.REQUEST_TIMEOUT, "request too slow") from error
+    except ClientDisconnect as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, "disconnected") from error
+    if whole is None:
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request too large")
+    return whole
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a source whose first message is a body that has been read already."""
+    is_replayed = False
+
+    async def replay() -> Message:
+        nonlocal is_replayed
+        if is_replayed:
+            return await receive()
+        is_replayed = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

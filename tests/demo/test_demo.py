@@ -2,22 +2,11 @@
 
 import base64
 import io
-import json
-import os
 import re
-import select
-import signal
-import socket
 import struct
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,22 +23,8 @@ from diffguard_pl.demo.upload import read_upload
 from diffguard_pl.demo.verdict import EMPTY, answer_html, histogram, verdict_html
 from diffguard_pl.deploy.detector import Detector
 
-READY_IN, SHOWN_IN = 90, 20_000
-"""Seconds and milliseconds, generous for a busy machine."""
-LOOPBACK_ONLY = """
-import os, sys
-
-
-def watch(event, args):
-    if event != "socket.connect" or not isinstance(args[1], tuple):
-        return
-    if not args[1][0].startswith(("127.", "::1", "localhost")):
-        print("CONNECTED TO", args[1], flush=True)
-        os._exit(3)
-
-
-sys.addaudithook(watch)
-"""
+SHOWN_IN = 20_000
+"""Milliseconds, generous for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -276,49 +251,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
 # the page
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """The demo as a process that ends if it connects to another machine; Ctrl-C ends it cleanly."""
-    pytest.importorskip("gradio", reason="gradio, of the extra demo, is not installed")
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "sitecustomize.py").write_text(LOOPBACK_ONLY)
-    uploads = folder / "tmp"
-    uploads.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),
-        "TMPDIR": str(uploads),
-        "OMP_NUM_THREADS": "1",
-    }
-    with (
-        (folder / "said").open("w+") as said,
-        subprocess.Popen(
-            [sys.executable, "-m", "diffguard_pl", "demo", "--port", str(port)],
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env=environment,
-            text=True,
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], READY_IN)[0], "it says nothing"
-            line = process.stdout.readline()
-            assert line == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n", (
-                folder / "said"
-            ).read_text()
-            yield line.split()[0]
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0, (folder / "said").read_text()
-            assert process.stdout.read() == ""
-            assert (folder / "said").read_text() == ""
-            assert list(uploads.glob("diffguard-demo-*")) == [], "what was uploaded is gone"
-        finally:
-            process.kill()
-
-
-def test_the_page_judges_uploads_and_contacts_no_other_server(browser, server, examples, tmp_path):
+def test_the_page_judges_uploads_and_contacts_no_other_server(browser, demo, examples, tmp_path):
     files = {
         "broken.png": b"no image",
         "bomb.png": png_of(60000, 60000),
@@ -335,10 +268,10 @@ def test_the_page_judges_uploads_and_contacts_no_other_server(browser, server, e
     page.on(
         "request",
         lambda asked: (
-            None if asked.url.startswith((server, "data:", "blob:")) else wrong.append(asked.url)
+            None if asked.url.startswith((demo, "data:", "blob:")) else wrong.append(asked.url)
         ),
     )
-    page.goto(server)
+    page.goto(demo)
     page.wait_for_selector(".dg-empty")
     for file, word, text in (
         (examples["a 3"], "Accepted", "The classifier predicts 3."),
@@ -371,46 +304,5 @@ def test_the_page_judges_uploads_and_contacts_no_other_server(browser, server, e
         == "pixelated"
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert not [asked for asked in wrong if "://" in asked and server not in asked]
+    assert not [asked for asked in wrong if "://" in asked and demo not in asked]
     page.close()
-
-
-def test_a_call_that_names_another_file_or_an_address_is_refused(server, tmp_path):
-    """As Gradio would; the process ends should it go out."""
-    Image.new("RGB", (9, 9)).save(tmp_path / "private.png")
-    with urllib.request.urlopen(f"{server}/config") as answered:
-        judge = next(
-            call["id"]
-            for call in json.loads(answered.read())["dependencies"]
-            if len(call["inputs"]) == 2
-        )
-    for place in range(2):
-        for path in (
-            str(tmp_path / "private.png"),
-            "https://example.org/image.png",
-            "../private.png",
-        ):
-            data: list[Any] = [None, False]
-            data[place] = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            call = {"data": data, "fn_index": judge, "session_hash": "s"}
-            assert posted(f"{server}/gradio_api/queue/join", call) == 403
-    assert (
-        posted(
-            f"{server}/gradio_api/queue/join",
-            {"data": [None, False], "fn_index": judge, "session_hash": "s"},
-        )
-        == 200
-    )
-    assert posted(f"{server}/gradio_api/queue/join", {"data": ["x" * 2**16]}) == 413
-    assert posted(f"{server}/gradio_api/vibe-edit", {}) == 404
-
-
-def posted(url: str, content: Any) -> int:
-    asked = urllib.request.Request(
-        url, json.dumps(content).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(asked) as answered:
-            return answered.status
-    except urllib.error.HTTPError as refused:
-        return refused.code
