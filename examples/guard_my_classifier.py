@@ -23,7 +23,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_model
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
 
 from diffguard_pl import Classifier, Detector, DiffGuard
 from diffguard_pl.backbones import DiffusersPipeline
@@ -100,7 +99,10 @@ fusion = Fusion(["l2", "maps", "msp"])
 detector = Detector(
     composed(), tpr=0.95, fusion=fusion, class_names=[str(digit) for digit in CLASSES]
 )
-detector.calibrate(DataLoader(digits("val"), batch_size=64))
+# In one call: detector.calibrate(DataLoader(digits("val"), batch_size=64)). The features are computed
+# here once for this threshold and for those below.
+validation = detector.features(digits("val").images)
+detector.calibrate_features(validation)
 detector.save(OUT / "detector.json")
 print(f"{detector.score} below {detector.threshold:.3f} is rejected")
 
@@ -114,7 +116,6 @@ for name, of_dataset in features.items():
     print(f"{name}: {100 * accepted:.1f} % of {len(of_dataset)} accepted")
 
 # %% Would one score alone have done?
-validation = detector.features(digits("val").images)
 for score in detector.score_names:
     alone = Detector(detector.model, score).calibrate_features(validation)
     fractions = []
