@@ -210,9 +210,6 @@ def lines(
 
     def load(precision: str = "32", **changes: Any) -> DiffGuard:
         diffguard = diffguard_pl.load(config, **settings | changes).to(device)
-        if args.channels_last:
-            for network in (diffguard.backbone.denoiser, diffguard.classifier.model):
-                torch.nn.Module.to(network, memory_format=torch.channels_last)
         if precision in HALF:
             diffguard.networks_to(HALF[precision])
         return diffguard
@@ -347,7 +344,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--precision", nargs="+", choices=["32", *AUTOCAST, *HALF], default=["32"])
     add("--compile", action="store_true", help="measure each engine line compiled as well")
     add("--tf32", action="store_true")
-    add("--channels-last", action="store_true", help="weights of all networks in NHWC")
     add("--rounds", type=int, default=3)
     add("--out", help="JSON file")
     return parser.parse_args()

@@ -14,11 +14,12 @@ PACKAGE = "diffguard_pl"
 FOLDERS = (PACKAGE, "callbacks", "datamodules")
 
 # Which parts of the package (folders and files of diffguard_pl/) each part may import.
-BASICS = {"dtypes", "errors", "imports", "names", "random_by_index"}
+BASICS = {"dtypes", "errors", "imports", "layout", "names", "random_by_index"}
 MAY_IMPORT = {
     "dtypes": set(),
     "errors": set(),
     "imports": set(),
+    "layout": set(),
     "names": set(),
     "random_by_index": set(),
     "diffusion": BASICS,

@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ..checkpoints.tensors import load_tensors
 from ..errors import InputError
 from ..imports import garbage_collection_paused
+from ..layout import keep_contiguous
 
 
 class OriginalTensor(NamedTuple):
@@ -75,6 +76,7 @@ def load_converted(
 
     state = {key: weights[key].tensor.to(tensor.dtype) for key, tensor in expected.items()}
     module.load_state_dict(state, assign=True)
+    keep_contiguous(module)
     return module.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate, pad
 
 from ..dtypes import at_least_float32
 from ..errors import InputError, choose
+from ..layout import keep_contiguous
 from .layers import Captured, capture, choose_layers, feature_maps
 from .zoo import INTERPOLATIONS, load_model, load_weights
 
@@ -88,6 +89,7 @@ class Classifier(nn.Module):
         self.model, self.class_names = loaded.model.eval(), loaded.class_names
         if checkpoint:
             load_weights(self.model, checkpoint)
+        keep_contiguous(self.model)
         self.requires_grad_(False)
 
         # Preprocessing: each setting overrides the model's own.
@@ -132,7 +134,7 @@ class Classifier(nn.Module):
             if parameter.is_floating_point():
                 dtype = parameter.dtype
                 break
-        return self.model(((images - self.mean) / self.std).to(dtype))
+        return self.model(((images - self.mean) / self.std).to(dtype).contiguous())
 
     def logits_at_any_size(self, images: Tensor) -> Tensor:
         """As :meth:`logits` if the model accepts images of this size, else as :meth:`forward`."""
