@@ -32,7 +32,6 @@ class PublishedCheckpoint:
             becomes a folder.
         size: Size of the download in bytes, if known.
         sha256: Hash of the download, if known.
-        member: Base name of the checkpoint inside a .zip. Defaults to the only checkpoint in it.
         architecture: Architecture of the weights; None for a folder that describes its own.
     """
 
@@ -42,7 +41,6 @@ class PublishedCheckpoint:
     url: str
     size: int | None = None
     sha256: str | None = None
-    member: str | None = None
     architecture: Architecture | None = None
 
 
@@ -123,14 +121,8 @@ PUBLISHED = {
             f"{OMMER}/nitro/cin/model.ckpt",
             architecture=LatentDiffusionArchitecture(),
         ),
-        PublishedCheckpoint(
-            "ldm-cin256-zip",
-            "latent diffusion, ImageNet 256, class-conditional: the older one",
-            "cin.zip",
-            f"{OMMER}/cin.zip",
-            member="model.ckpt",
-            architecture=LatentDiffusionArchitecture(),
-        ),
+        # cin.zip, which the original DiffGuard links, is missing: it is LDM-VQ-8, whose training
+        # knew no "no class", so that classifier-free guidance has nothing to compare with
         PublishedCheckpoint(
             "dit-xl2-256",
             "DiT-XL/2, ImageNet 256, class-conditional",
@@ -197,8 +189,6 @@ def cached_path(published: PublishedCheckpoint) -> Path | None:
         except InputError:
             return None
     path = checkpoint_folder() / published.filename
-    if path.suffix == ".zip" and path.is_file():
-        path = path.with_suffix("") / _find_member(path, published.member)
     return path if path.is_file() else None
 
 
@@ -233,12 +223,12 @@ def _download(published: PublishedCheckpoint) -> Path:
         return _hugging_face_snapshot(published.url)
     path = checkpoint_folder() / published.filename
     fetch(published.url, path.parent, path.name, published.size, published.sha256)
-    return _unpack(path, published.member) if path.suffix == ".zip" else path
+    return _unpack(path) if path.suffix == ".zip" else path
 
 
-def _unpack(archive: Path, member: str | None) -> Path:
+def _unpack(archive: Path) -> Path:
     """Unpack the checkpoint of an archive into a folder beside it, once."""
-    folder, name = archive.with_suffix(""), _find_member(archive, member)
+    folder, name = archive.with_suffix(""), _find_member(archive)
     path = folder / name
     if not path.is_file():
         with locked(folder):
@@ -248,17 +238,13 @@ def _unpack(archive: Path, member: str | None) -> Path:
     return path
 
 
-def _find_member(archive: Path, basename: str | None) -> str:
-    """Return the checkpoint in an archive: the one of that base name, or the only one."""
+def _find_member(archive: Path) -> str:
+    """Return the name of the only checkpoint in an archive."""
     names = list_members(archive)
-    if basename:
-        found = [name for name in names if PurePosixPath(name).name == basename]
-    else:
-        found = [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
+    found = [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
     if len(found) != 1:
-        expected = basename or " or ".join(CHECKPOINT_SUFFIXES)
         raise InputError(
-            f"archive {archive}: must hold exactly one {expected}, holds: "
+            f"archive {archive}: must hold exactly one {' or '.join(CHECKPOINT_SUFFIXES)}, holds: "
             f"{', '.join(names[:20]) or 'nothing'}; unpack it and set checkpoint to the file"
         )
     return found[0]

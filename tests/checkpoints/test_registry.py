@@ -15,7 +15,126 @@ from diffguard_pl.backbones import (
     LatentDiffusion,
     PixelDiffusion,
 )
-from diffguard_pl.checkpoints.registry import resolve
+from diffguard_pl.checkpoints.architectures import (
+    FirstStageArchitecture,
+    GuidedDiffusionArchitecture,
+    LatentDiffusionArchitecture,
+)
+from diffguard_pl.checkpoints.registry import PUBLISHED, resolve
+
+# As the authors publish them, every field written out: README.md of openai/guided-diffusion
+# (22e0df8) with the defaults of its script_util.py, README.md of openai/improved-diffusion
+# (1bc7bbb), and configs/latent-diffusion/cin256-v2.yaml of CompVis/latent-diffusion (a506df5).
+GUIDED = {
+    "attention_resolutions": (32, 16, 8),
+    "num_heads": 4,
+    "learn_sigma": True,
+    "diffusion_steps": 1000,
+    "use_scale_shift_norm": True,
+    "rescale_timesteps": False,
+    "resblock_updown": True,
+    "num_classes": 1000,
+}
+AS_PUBLISHED = {
+    "gdm-imagenet256": GuidedDiffusionArchitecture(
+        **GUIDED,
+        class_cond=False,
+        image_size=256,
+        noise_schedule="linear",
+        num_channels=256,
+        num_head_channels=64,
+        num_res_blocks=2,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        use_new_attention_order=False,
+    ),
+    "gdm-imagenet64-cond": GuidedDiffusionArchitecture(
+        **GUIDED,
+        class_cond=True,
+        image_size=64,
+        noise_schedule="cosine",
+        num_channels=192,
+        num_head_channels=64,
+        num_res_blocks=3,
+        channel_mult=(1, 2, 3, 4),
+        use_new_attention_order=True,
+    ),
+    "gdm-imagenet128-cond": GuidedDiffusionArchitecture(
+        **GUIDED,
+        class_cond=True,
+        image_size=128,
+        noise_schedule="linear",
+        num_channels=256,
+        num_head_channels=-1,
+        num_res_blocks=2,
+        channel_mult=(1, 1, 2, 3, 4),
+        use_new_attention_order=False,
+    ),
+    "gdm-imagenet256-cond": GuidedDiffusionArchitecture(
+        **GUIDED,
+        class_cond=True,
+        image_size=256,
+        noise_schedule="linear",
+        num_channels=256,
+        num_head_channels=64,
+        num_res_blocks=2,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        use_new_attention_order=False,
+    ),
+    "gdm-cifar10": GuidedDiffusionArchitecture(
+        image_size=32,
+        num_channels=128,
+        num_res_blocks=3,
+        learn_sigma=True,
+        diffusion_steps=4000,
+        noise_schedule="cosine",
+        # defaults of improved-diffusion's script_util.py
+        channel_mult=(1, 2, 2, 2),
+        attention_resolutions=(16, 8),
+        num_heads=4,
+        num_head_channels=-1,
+        use_new_attention_order=False,
+        resblock_updown=False,
+        use_scale_shift_norm=True,
+        class_cond=False,
+        num_classes=1000,
+        rescale_timesteps=True,
+    ),
+    "ldm-cin256": LatentDiffusionArchitecture(
+        image_size=64,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 5),
+        num_res_blocks=2,
+        attention_resolutions=(8, 4, 2),
+        num_heads=1,
+        num_head_channels=-1,
+        transformer_depth=1,
+        context_dim=512,
+        n_classes=1001,
+        scale_factor=1.0,
+        beta_schedule="linear",
+        linear_start=0.0015,
+        linear_end=0.0195,
+        cosine_s=0.008,
+        timesteps=1000,
+        first_stage=FirstStageArchitecture(
+            resolution=256,
+            ch=128,
+            ch_mult=(1, 2, 4),
+            num_res_blocks=2,
+            attn_resolutions=(),
+            z_channels=3,
+            embed_dim=3,
+            n_embed=8192,
+        ),
+    ),
+    # the folder has the architecture
+    "dit-xl2-256": None,
+}
+
+
+def test_architectures_are_those_that_the_authors_publish():
+    found = {name: published.architecture for name, published in PUBLISHED.items()}
+    assert found == AS_PUBLISHED
 
 
 def test_missing_files_and_unknown_names():
