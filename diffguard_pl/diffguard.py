@@ -31,6 +31,7 @@ from .dtypes import at_least_float32
 from .engine import reference
 from .engine.stream import Stream
 from .errors import InputError
+from .layout import keep_contiguous
 from .scores.baselines.collection import Baselines
 from .scores.baselines.names import DEFAULT_BASELINES
 from .scores.discrepancies import Discrepancies, Seen
@@ -46,7 +47,7 @@ class DiffGuard(nn.Module):
         classifier: Classifier under protection.
         backbone: Diffusion model.
         guidance: Guidance of the reconstruction towards the label.
-        steps: Number of DDIM steps.
+        steps: Number of DDIM steps. Ignored where ``timestep_respacing`` is set.
         discrepancies: Discrepancies to compare by: names, or import paths of your own. The
             first is the primary score.
         compare_to: Reference of the comparison: ``input``, or ``unguided`` for a second
@@ -60,6 +61,9 @@ class DiffGuard(nn.Module):
             (both 1 - distance). Defaults to none.
         forback_skip_diff: Offset d of the first denoising step: its index is that of the last
             inversion step + d - 1. 0: denoising starts at the top of the schedule.
+        timestep_respacing: Training steps to visit, in guided-diffusion's notation: ``ddimN``, or
+            numbers of steps in equal sections of the training schedule, such as ``250`` or
+            ``10,15,20``. Defaults to none: ``steps`` decides.
         slots: Batch size of the diffusion model, which is filled from successive batches of images.
             Scores depend on it by rounding only.
         compile: Whether to compile the diffusion model (``torch.compile``) for batches of
@@ -86,6 +90,7 @@ class DiffGuard(nn.Module):
         skip_last_steps: int = 0,
         early_stop: dict[str, float] | None = None,
         forback_skip_diff: int = 0,
+        timestep_respacing: str | int | None = None,
         slots: int = 64,
         compile: bool = False,
         baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT_BASELINES,
@@ -93,8 +98,12 @@ class DiffGuard(nn.Module):
         super().__init__()
         _check_compatible(classifier, backbone, guidance)
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
+        if timestep_respacing is None:
+            schedule = backbone.schedule(steps)
+        else:
+            schedule = backbone.respaced_schedule(timestep_respacing)
         self.sampling = SamplingSettings(
-            schedule=backbone.schedule(steps),
+            schedule=schedule,
             compare_to=compare_to,
             early_stop_steps=early_stop_steps,
             skip_first_steps=skip_first_steps,
@@ -125,6 +134,8 @@ class DiffGuard(nn.Module):
             {name: FeatureScore(name) for name in self.sampling.early_stop if name != "psnr"}
         )
 
+        # backbones and discrepancies of your own, too
+        keep_contiguous(self)
         self.slots, self.compiled, self.nfe = slots, compile, 0
         if compile:
             backbone.compile_blocks()
@@ -266,11 +277,12 @@ class DiffGuard(nn.Module):
             images: [N, 3, H, W] in [0, 1].
         """
         dtype = torch.promote_types(self.backbone.dtype, torch.float32)
-        return self.backbone.encode(images * 2 - 1).to(dtype)
+        return self.backbone.encode(images * 2 - 1).to(dtype).contiguous()
 
     def decode(self, x: Tensor) -> Reconstruction:
         """Return the images of x [N, C, h, w], or [2N, C, h, w] with the unguided ones last."""
-        images = ((at_least_float32(self.backbone.decode(x)) + 1) / 2).clamp(0, 1)
+        images = at_least_float32(self.backbone.decode(x)).contiguous()
+        images = ((images + 1) / 2).clamp(0, 1)
         if not self.sampling.with_unguided:
             return Reconstruction(images, None)
         count = len(images) // 2

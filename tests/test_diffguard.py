@@ -15,6 +15,7 @@ from helpers.golden import (
 from helpers.originals import original_state, saved
 from helpers.streams import cheap_diffguard
 
+import diffguard_pl
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import PixelDiffusion
 from diffguard_pl.classifiers.resnets import SmallResNet
@@ -173,6 +174,31 @@ def test_an_interval_without_timesteps_is_rejected():
     guidance = ClassifierGuidance(cutouts=0, interval=(0.45, 0.46))
     with pytest.raises(InputError, match=r"guidance.interval=\[0.45, 0.46\]: contains none"):
         cheap_diffguard(guidance=guidance, steps=10)
+
+
+@pytest.mark.parametrize(
+    ("respacing", "steps"), [("250", 250), (250, 250), ("10,15,20", 45), ("ddim25", 25)]
+)
+def test_timestep_respacing_takes_the_place_of_steps(respacing, steps):
+    diffguard = diffguard_pl.load("digits_gdm", timestep_respacing=respacing)
+    assert len(diffguard.schedule) == steps
+    if steps == 250:
+        assert diffguard.schedule.timesteps[-1] == 999
+
+
+def test_timestep_respacing_of_a_latent_model_is_rejected():
+    with pytest.raises(InputError, match=r"timestep_respacing: LatentDiffusion .*use steps"):
+        diffguard_pl.load("digits_ldm", timestep_respacing="10,15,20")
+
+
+def test_every_number_of_steps_of_a_latent_model():
+    for steps, kept in [(3, 3), (300, 333), (1000, 999)]:
+        assert len(diffguard_pl.load("digits_ldm", steps=steps).schedule) == kept
+    quad = {"backbone__init_args__ddim_discretize": "quad"}
+    timesteps = diffguard_pl.load("digits_ldm", steps=5, **quad).schedule.timesteps
+    assert timesteps.tolist() == [1, 51, 201, 451, 801]
+    with pytest.raises(InputError, match=r"ddim_discretize 'cubic'.*uniform, quad"):
+        diffguard_pl.load("digits_ldm", backbone__init_args__ddim_discretize="cubic")
 
 
 def test_a_backbone_that_does_not_name_its_network_cannot_be_compiled():

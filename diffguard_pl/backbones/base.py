@@ -94,6 +94,17 @@ class Backbone(nn.Module, ABC):
             labels: Class labels [n]; ignored by a model that takes no label.
         """
 
+    def respaced_schedule(self, timestep_respacing: str | int) -> Schedule:
+        """Return the schedule of a ``timestep_respacing`` in the notation of guided-diffusion.
+
+        Raises:
+            InputError: The model does not support it, or the text is of another form.
+        """
+        raise InputError(
+            f"timestep_respacing: {type(self).__name__} does not support it; set it to null and "
+            "use steps"
+        )
+
     @property
     def denoiser(self) -> nn.Module:
         """Network that :meth:`eps` evaluates. A model overrides this to support ``compile``."""

@@ -7,14 +7,19 @@ from torch import Tensor, nn
 
 from ..checkpoints.architectures import LatentDiffusionArchitecture
 from ..checkpoints.converted import converted_or_original, known_architecture
-from ..diffusion.schedule import Schedule, scaled_linear_alpha_bar, uniform
+from ..diffusion.schedule import Schedule, latent_alpha_bar, quadratic, uniform
 from ..dtypes import at_least_float32
+from ..errors import choose
 from .base import Backbone
 from .convert_latent_diffusion import build_first_stage, build_latent_unet, load_latent_diffusion
 from .load import RANDOM, load_class_embedding, load_diffusers, with_random_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, VQModel
+
+
+DISCRETIZATIONS = {"uniform": uniform, "quad": quadratic}
+"""Functions of alpha-bar and the number of steps, by latent-diffusion's name."""
 
 
 class LatentDiffusion(Backbone):
@@ -31,6 +36,8 @@ class LatentDiffusion(Backbone):
             the noise schedule (a converted copy describes that, too).
         input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
         process_method: How images get to the model's size: ``resize`` or ``pad``.
+        ddim_discretize: Distances of the timesteps: ``uniform``, or ``quad`` for short ones near
+            the image (latent-diffusion's names).
     """
 
     def __init__(
@@ -39,24 +46,29 @@ class LatentDiffusion(Backbone):
         architecture: LatentDiffusionArchitecture | None = None,
         input_size: int | None = None,
         process_method: str = "pad",
+        ddim_discretize: str = "uniform",
     ):
         a = architecture or known_architecture(checkpoint, LatentDiffusionArchitecture)
+        choose("ddim_discretize", ddim_discretize, list(DISCRETIZATIONS))
         unet, embedding, first_stage = _load_networks(checkpoint, a)
         super().__init__(first_stage.config.sample_size, input_size, process_method)
+        self.ddim_discretize = ddim_discretize
         self.unet = unet
         self.embedding = embedding
         self.first_stage = first_stage
         # the last label means "no class"
         self.null_label = self.num_classes = embedding.num_embeddings - 1
         self.scale = first_stage.config.scaling_factor
-        self.alpha_bar = scaled_linear_alpha_bar(a.linear_start, a.linear_end, a.timesteps)
+        self.alpha_bar = latent_alpha_bar(
+            a.beta_schedule, a.linear_start, a.linear_end, a.cosine_s, a.timesteps
+        )
 
     @property
     def denoiser(self) -> "UNet2DConditionModel":
         return self.unet
 
     def schedule(self, steps: int) -> Schedule:
-        return uniform(self.alpha_bar, steps)
+        return DISCRETIZATIONS[self.ddim_discretize](self.alpha_bar, steps)
 
     def encode(self, images: Tensor) -> Tensor:
         encoded = self.first_stage.encode(self.to_model_size(images).to(self.dtype))
@@ -95,7 +107,7 @@ def decode_vq(autoencoder: "VQModel", latents: Tensor, dtype: torch.dtype) -> Te
             channels_last.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
         )
         nearest = distances.argmin(dim=1)
-        quantised = codes[nearest].view_as(channels_last).movedim(-1, 1)
+        quantised = codes[nearest].view_as(channels_last).movedim(-1, 1).contiguous()
     decoded = autoencoder.decode(quantised.to(dtype), force_not_quantize=True)
     return at_least_float32(decoded.sample)
 

@@ -1,12 +1,21 @@
 """Pixel-space backbone: the guided-diffusion family, with or without class labels."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..checkpoints.architectures import GuidedDiffusionArchitecture
 from ..checkpoints.converted import converted_or_original, known_architecture
-from ..diffusion.schedule import Schedule, cosine_alpha_bar, linear_alpha_bar, respaced
+from ..diffusion.schedule import (
+    Schedule,
+    cosine_alpha_bar,
+    half_cosine_alpha_bar,
+    linear_alpha_bar,
+    linear_root_alpha_bar,
+    respaced,
+    respaced_by,
+)
 from ..dtypes import at_least_float32
 from ..errors import choose
 from .base import Backbone
@@ -16,7 +25,12 @@ from .load import RANDOM, load_diffusers, with_random_weights
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-NOISE_SCHEDULES = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
+NOISE_SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    "linear": linear_alpha_bar,
+    "cosine": cosine_alpha_bar,
+    "ldm_linear": linear_root_alpha_bar,
+    "cos_linear": half_cosine_alpha_bar,
+}
 """Functions of the number of timesteps, by the name that guided-diffusion gives a schedule."""
 
 
@@ -63,6 +77,9 @@ class PixelDiffusion(Backbone):
 
     def schedule(self, steps: int) -> Schedule:
         return respaced(self.alpha_bar, steps)
+
+    def respaced_schedule(self, timestep_respacing: str | int) -> Schedule:
+        return respaced_by(self.alpha_bar, timestep_respacing)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.to_model_size(images)

@@ -28,7 +28,8 @@ class GuidedDiffusionArchitecture:
         learn_sigma: Whether the last 3 of 6 output channels are variances.
         class_cond: Whether the network takes a class label.
         num_classes: Number of classes, if ``class_cond``.
-        noise_schedule: Noise schedule of the training, ``linear`` or ``cosine``.
+        noise_schedule: Noise schedule of the training: ``linear``, ``cosine``, or one that the
+            original DiffGuard added, ``ldm_linear`` or ``cos_linear``.
         diffusion_steps: Number of timesteps of the training.
         rescale_timesteps: Whether the network expects timesteps rescaled to [0, 1000), as
             improved-diffusion's models do.
@@ -111,8 +112,11 @@ class LatentDiffusionArchitecture:
         context_dim: Dimension of the class embedding.
         n_classes: Number of classes, including the last one, which means "no class".
         scale_factor: Factor on the latents before they are diffused.
+        beta_schedule: Noise schedule of the training: ``linear`` (betas with linear roots),
+            ``cosine``, ``sqrt_linear`` (linear betas) or ``sqrt`` (roots of linear betas).
         linear_start: First beta of the noise schedule.
         linear_end: Last beta of the noise schedule.
+        cosine_s: Offset of the schedule ``cosine``.
         timesteps: Number of timesteps of the training.
         first_stage: Architecture of the autoencoder.
     """
@@ -128,8 +132,10 @@ class LatentDiffusionArchitecture:
     context_dim: int = 512
     n_classes: int = 1001
     scale_factor: float = 1.0
+    beta_schedule: str = "linear"
     linear_start: float = 0.0015
     linear_end: float = 0.0195
+    cosine_s: float = 0.008
     timesteps: int = 1000
     first_stage: FirstStageArchitecture = field(default_factory=FirstStageArchitecture)
 

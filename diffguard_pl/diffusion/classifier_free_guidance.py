@@ -9,6 +9,9 @@ Distinct semantic guidance limits it to the region M that the classifier's decis
 its Grad-CAM is above a cut (equation 8):
 
     eps_hat = M eps_hat(x_t, y) + (1 - M) eps(x_t, null)
+
+The original ignores the mask at w = 1, where it takes eps(x_t, y) everywhere. Here the mask holds
+at every scale.
 """
 
 import torch
@@ -33,7 +36,8 @@ class ClassifierFreeGuidance(Guidance):
         scale: Guidance scale w.
         cam_cut: Threshold of distinct semantic guidance, a fraction of each image's highest
             Grad-CAM activation: guide only where the activation is above it or, if negative, where
-            it is below its absolute value. None: guide everywhere.
+            it is below its absolute value. None: guide everywhere, which is also what the original
+            does at scale 1, whatever the cut.
         inversion_label: Whether inversion is conditional on the label. Defaults to False: under "no
             class".
         inversion_scale: Guidance scale of a conditional inversion.

@@ -1,31 +1,64 @@
 """Noise schedules, and the timesteps that DDIM visits."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, choose
 
 TRAIN_STEPS = 1000
 """Length T of the training schedule of most diffusion models."""
+LATENT_SCHEDULES = ["linear", "cosine", "sqrt_linear", "sqrt"]
+"""Names that latent-diffusion gives its schedules."""
+
+
+# ---- guided-diffusion
 
 
 def linear_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
     """Return alpha-bar [steps] of linear betas, 1e-4 to 0.02 (guided-diffusion's ``linear``)."""
+    return alpha_bar_of(torch.linspace(*_beta_range(steps), steps, dtype=torch.float64))
+
+
+def linear_root_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
+    """Return alpha-bar [steps] of betas with linear roots, 1e-4 to 0.02.
+
+    This is ``ldm_linear`` of DiffGuard's guided-diffusion.
+    """
+    return scaled_linear_alpha_bar(*_beta_range(steps), steps)
+
+
+def half_cosine_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
+    """Return alpha-bar [steps] of betas that rise from 1e-4 to 0.02 along half a cosine wave.
+
+    This is ``cos_linear`` of DiffGuard's guided-diffusion.
+    """
+    start, end = _beta_range(steps)
+    angle = torch.arange(steps, dtype=torch.float64) / steps * math.pi
+    return alpha_bar_of(start + (end - start) * (1 - angle.cos()) / 2)
+
+
+def _beta_range(steps: int) -> tuple[float, float]:
+    """Return the first and the last beta of a linear schedule of any length."""
     scale = 1000 / steps
-    return alpha_bar_of(torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64))
+    return scale * 1e-4, scale * 0.02
 
 
-def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> Tensor:
+def cosine_alpha_bar(steps: int = TRAIN_STEPS, s: float = 0.008) -> Tensor:
     """Return alpha-bar [steps] of the cosine schedule (Nichol & Dhariwal 2021, equation 17).
 
-    This is guided-diffusion's ``cosine``.
+    This is ``cosine`` of guided-diffusion and of latent diffusion.
     """
-    level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+    level = [math.cos((i / steps + s) / (1 + s) * math.pi / 2) ** 2 for i in range(steps + 1)]
     betas = [min(1 - level[i + 1] / level[i], 0.999) for i in range(steps)]
     return alpha_bar_of(torch.tensor(betas, dtype=torch.float64))
+
+
+# ---- latent-diffusion
 
 
 def scaled_linear_alpha_bar(
@@ -33,6 +66,34 @@ def scaled_linear_alpha_bar(
 ) -> Tensor:
     """Return alpha-bar [steps] of betas with linear roots (latent diffusion's ``linear``)."""
     return alpha_bar_of(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2)
+
+
+def latent_alpha_bar(name: str, start: float, end: float, cosine_s: float, steps: int) -> Tensor:
+    """Return alpha-bar [steps] of a schedule by the name that latent-diffusion gives it.
+
+    Args:
+        name: ``linear`` (betas with linear roots), ``sqrt_linear`` (linear betas), ``sqrt`` (roots
+            of linear betas) or ``cosine``.
+        start: First beta, or its square for ``sqrt``; not used by ``cosine``.
+        end: Last beta, or its square for ``sqrt``; not used by ``cosine``.
+        cosine_s: Offset of ``cosine``.
+        steps: Number of timesteps of the training.
+    """
+    choose("beta_schedule", name, LATENT_SCHEDULES)
+    if not 0 < start <= end < 1:
+        raise InputError(
+            f"linear_start={start}, linear_end={end}: must be betas, 0 < linear_start <= "
+            "linear_end < 1; correct them"
+        )
+    if name == "linear":
+        return scaled_linear_alpha_bar(start, end, steps)
+    if name == "cosine":
+        return cosine_alpha_bar(steps, cosine_s)
+    betas = torch.linspace(start, end, steps, dtype=torch.float64)
+    return alpha_bar_of(betas if name == "sqrt_linear" else betas.sqrt())
+
+
+# ---- any
 
 
 def alpha_bar_of(betas: Tensor) -> Tensor:
@@ -82,7 +143,69 @@ def respaced(alpha_bar: Tensor, steps: int) -> Schedule:
     Raises:
         InputError: No integer stride keeps N of the T steps.
     """
-    total = len(alpha_bar)
+    return _at_timesteps(alpha_bar, _strided_timesteps(len(alpha_bar), steps, f"steps={steps}"))
+
+
+def respaced_by(alpha_bar: Tensor, respacing: str | int) -> Schedule:
+    """Return the schedule of a ``timestep_respacing`` of guided-diffusion.
+
+    Args:
+        alpha_bar: [T] signal level of the training schedule.
+        respacing: ``ddimN`` as in :func:`respaced`; or the number of steps in each of equal
+            sections of the training schedule, such as ``250`` or ``10,15,20``; or nothing, for
+            all T steps.
+
+    Raises:
+        InputError: The text is of another form, or a section does not have that many steps.
+    """
+    total, text = len(alpha_bar), str(respacing).strip()
+    if not re.fullmatch(r"(ddim)?\d{1,9}|\d{1,9}(\s*,\s*\d{1,9})*|", text):
+        raise InputError(
+            f"timestep_respacing={text[:60]!r}: must be ddimN or a number of steps per section, "
+            "such as 250 or 10,15,20"
+        )
+    if text.startswith("ddim"):
+        steps = int(text.removeprefix("ddim"))
+        setting = f"timestep_respacing={text}"
+        return _at_timesteps(alpha_bar, _strided_timesteps(total, steps, setting))
+    counts = [int(count) for count in text.split(",")] if text else [total]
+    return _at_timesteps(alpha_bar, _timesteps_of_sections(total, counts))
+
+
+def _timesteps_of_sections(total: int, counts: Sequence[int]) -> Tensor:
+    """Return timesteps that divide each section of the training schedule evenly.
+
+    The sections are of equal length, the first ones one step longer if T is not divisible. Each
+    keeps its first and its last timestep; a single one is the first.
+
+    Args:
+        total: Length T of the training schedule.
+        counts: Number of timesteps of each section.
+    """
+    timesteps: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        size = total // len(counts) + (1 if i < total % len(counts) else 0)
+        if count > size:
+            raise InputError(
+                f"timestep_respacing: section {i + 1} has {size} training steps, not {count}; "
+                "lower the number"
+            )
+
+        # Add up the stride and round, so that the sums round as in the original.
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        offset = 0.0
+        for _ in range(count):
+            timesteps.append(start + round(offset))
+            offset += stride
+        start += size
+    if not timesteps:
+        raise InputError("timestep_respacing: must keep at least one step; raise the number")
+    return torch.tensor(timesteps)
+
+
+def _strided_timesteps(total: int, steps: int, setting: str) -> Tensor:
+    """Return every k-th of T timesteps, for the smallest k that keeps exactly N of them."""
 
     # Smallest stride k for which range(0, T, k) has N entries.
     stride = next((k for k in range(1, total + 1) if len(range(0, total, k)) == steps), None)
@@ -90,12 +213,16 @@ def respaced(alpha_bar: Tensor, steps: int) -> Schedule:
         possible = {len(range(0, total, k)) for k in range(1, total + 1)}
         near = sorted(sorted(possible, key=lambda n: abs(n - steps))[:4])
         raise InputError(
-            f"steps={steps}: no integer stride keeps {steps} of {total} training steps; "
+            f"{setting}: no integer stride keeps {steps} of {total} training steps; "
             f"choose from: {', '.join(map(str, near))}"
         )
 
+    return torch.arange(0, total, stride)
+
+
+def _at_timesteps(alpha_bar: Tensor, timesteps: Tensor) -> Schedule:
+    """Return guided-diffusion's schedule of the training steps [S] that are kept."""
     # Inversion ends in pure noise (alpha-bar 0), denoising in a clean image (alpha-bar 1).
-    timesteps = torch.arange(0, total, stride)
     level = alpha_bar[timesteps]
     return Schedule(
         timesteps=timesteps,
@@ -109,25 +236,53 @@ def respaced(alpha_bar: Tensor, steps: int) -> Schedule:
 def uniform(alpha_bar: Tensor, steps: int) -> Schedule:
     """Return latent diffusion's ``make_ddim_timesteps("uniform")``: ``range(0, T, T // S) + 1``.
 
-    If S does not divide T, the result has a few more steps, as in the original.
+    As in the original, the result has a few more steps than S if S does not divide T, and a last
+    step of T, which lies beyond the training schedule, is dropped: S = 600 gives 999 steps.
 
     Args:
         alpha_bar: [T] signal level of the training schedule.
         steps: Number S of steps.
 
     Raises:
-        InputError: S is not in 1..T, or the last timestep lies beyond the training schedule.
+        InputError: S is not in 1..T.
     """
     total = len(alpha_bar)
+    _check_steps(steps, total)
+    timesteps = torch.arange(0, total, total // steps) + 1
+    return _between_timesteps(alpha_bar, timesteps[timesteps < total])
+
+
+def quadratic(alpha_bar: Tensor, steps: int) -> Schedule:
+    """Return latent diffusion's ``make_ddim_timesteps("quad")``: close together near the image.
+
+    The timesteps are squares of S even steps from 0 to sqrt(0.8 T), rounded down, plus 1. As in the
+    original, the first ones are equal if S is large.
+
+    Args:
+        alpha_bar: [T] signal level of the training schedule.
+        steps: Number S of steps.
+
+    Raises:
+        InputError: S is not in 1..T.
+    """
+    total = len(alpha_bar)
+    _check_steps(steps, total)
+    end = (0.8 * total) ** 0.5
+    roots = torch.arange(steps, dtype=torch.float64) * (end / max(1, steps - 1))
+    if steps > 1:
+        # exactly, whatever rounding makes of the product
+        roots[-1] = end
+    timesteps = roots.square().long() + 1
+    return _between_timesteps(alpha_bar, timesteps[timesteps < total])
+
+
+def _check_steps(steps: int, total: int) -> None:
     if not 1 <= steps <= total:
         raise InputError(f"steps={steps}: must be 1 to {total}")
-    timesteps = torch.arange(0, total, total // steps) + 1
-    if timesteps[-1] >= total:
-        raise InputError(
-            f"steps={steps}: the last timestep, {int(timesteps[-1])}, must be below {total}; "
-            "choose another number of steps"
-        )
 
+
+def _between_timesteps(alpha_bar: Tensor, timesteps: Tensor) -> Schedule:
+    """Return latent diffusion's schedule of timesteps [S]."""
     # Both ways visit the same levels; the one below the first timestep is that of t = 0.
     level = alpha_bar[timesteps]
     previous = torch.cat([alpha_bar[:1], level[:-1]])
