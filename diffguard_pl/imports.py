@@ -121,7 +121,7 @@ class PostponingLoader(Loader):
 
 
 class PostponedModule(ModuleType):
-    """Module whose code runs when it is asked for an attribute that it lacks."""
+    """Module whose code runs when somebody reads an attribute that it lacks."""
 
     def __getattr__(self, name: str) -> Any:
         assert self.__spec__ is not None

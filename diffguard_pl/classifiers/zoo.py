@@ -98,7 +98,7 @@ def load_model(
 
 
 def _load_torchvision(name: str, weights: str | None, download: bool) -> LoadedModel:
-    """Build a model of torchvision, with the weights that are asked for."""
+    """Build a model of torchvision, with the weights of its setting."""
     names = models.list_models(module=models)
     if name not in names:
         raise InputError(
@@ -150,7 +150,7 @@ def _builder_settings(name: str, member: Enum) -> dict[str, Any]:
 
 
 def _load_timm(name: str, weights: str | None, download: bool) -> LoadedModel:
-    """Build a model of timm, with the weights that are asked for."""
+    """Build a model of timm, with the weights of its setting."""
     try:
         import timm
         from timm.data import ImageNetInfo, resolve_model_data_config

@@ -50,7 +50,7 @@ class Analysis:
         self.every, self.cutouts, self.cutout_size, self.seed = every, cutouts, cutout_size, seed
 
     def step_indices(self, steps: int) -> list[int]:
-        """List the indices of the steps to measure at, of a schedule of so many."""
+        """List the indices of the steps to measure at, of a schedule of ``steps`` steps."""
         every = self.every or max(1, steps // 10)
         return sorted({0, *range(every - 1, steps, every)})
 

@@ -425,7 +425,7 @@ def test_an_autoencoder_of_other_latents(copy):
         ),
     ],
 )
-def test_what_is_not_supported_is_said_in_one_line(file, settings, said, copy):
+def test_an_unsupported_pipeline_is_refused_in_one_line(file, settings, said, copy):
     edit_json(copy / file, **settings)
     with pytest.raises(InputError, match=said) as error:
         DiffusersPipeline(str(copy))
@@ -449,7 +449,7 @@ def test_a_flow_matching_scheduler_is_refused(copy):
         DiffusersPipeline(str(copy))
 
 
-def test_a_model_that_is_told_more_than_a_class_is_refused(tmp_path):
+def test_a_model_with_other_conditions_than_a_class_is_refused(tmp_path):
     text = {
         "block_out_channels": (32, 32),
         "down_block_types": ("CrossAttnDownBlock2D",) * 2,

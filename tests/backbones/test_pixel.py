@@ -25,7 +25,7 @@ def test_safetensors_in_the_original_layout(tmp_path):
     assert PixelDiffusion(str(tmp_path / "model.safetensors"), GDM_ARCHITECTURE).image_size == 32
 
 
-def test_improved_diffusion_is_told_time_steps_out_of_1000():
+def test_improved_diffusion_gets_timesteps_out_of_1000():
     a = replace(GDM_ARCHITECTURE, diffusion_steps=4000)
     plain_one, rescaled = (
         PixelDiffusion(str(GDM_FILE), a),

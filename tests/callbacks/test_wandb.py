@@ -371,7 +371,7 @@ def test_a_server_that_goes_in_the_middle_of_a_run_does_not_hold_up_its_end(
     assert {"before", "after", "at the end"} <= names
 
 
-def test_a_key_that_is_refused_makes_a_run_offline_or_is_said_where_online_was_asked_for(
+def test_a_refused_key_makes_a_run_offline_or_an_error_in_online_mode(
     server, tmp_path, capsys
 ):
     server.refuses = True
@@ -383,7 +383,7 @@ def test_a_key_that_is_refused_makes_a_run_offline_or_is_said_where_online_was_a
         _ = attached(tmp_path / "s", init_timeout=5, mode="online").experiment
 
 
-def test_modes_that_are_asked_for(tmp_path, monkeypatch, capsys):
+def test_modes_from_settings(tmp_path, monkeypatch, capsys):
     with pytest.raises(
         InputError,
         match=r"trainer\.logger\.mode 'onlin'; choose from: online, offline",
@@ -404,7 +404,7 @@ def test_modes_that_are_asked_for(tmp_path, monkeypatch, capsys):
     assert "offline, as requested" in capsys.readouterr().err
 
 
-def test_without_wandb_installed_it_says_how_to_get_it(monkeypatch):
+def test_without_wandb_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(wandb_run, "WANDB", RequirementCache("wandb>=1000"))
     with pytest.raises(InputError, match=r"trainer\.logger.*pip install 'diffguard-pl\[wandb\]'"):
         WandbRun()

@@ -67,7 +67,7 @@ def test_a_copy_of_another_file_or_architecture_is_not_used(converted):
     assert converted_or_original(path, a) == path
 
 
-def test_a_copy_says_what_it_was_made_of(converted):
+def test_a_copy_records_what_it_was_made_from(converted):
     _, path, a, copy = converted
     note = json.loads((copy / "converted.json").read_text())
     assert note["source"] == path.name

@@ -147,7 +147,7 @@ def test_a_web_page_in_place_of_a_file_is_refused(server, tmp_path, monkeypatch)
     assert leftovers(tmp_path) == []
 
 
-def test_no_such_file_is_said_at_once_and_a_busy_server_is_asked_again(server, tmp_path):
+def test_a_missing_file_is_reported_at_once_and_a_busy_server_is_tried_again(server, tmp_path):
     assert "answers 404" in refusal(f"{server.url}/nothing", tmp_path, "a.bin")
     assert len(server.asked) == 1
     url = server.put("busy", status=503)

@@ -183,7 +183,7 @@ def test_a_name_that_timm_does_not_know():
             Classifier(*arguments)
 
 
-def test_what_cannot_be_a_classifier_is_said_in_one_line(tmp_path):
+def test_what_cannot_be_a_classifier_is_refused_in_one_line(tmp_path):
     with pytest.raises(
         InputError, match=r"torchvision has no 'resnet51'; similar names: .*resnet50"
     ):
@@ -208,7 +208,7 @@ def test_what_cannot_be_a_classifier_is_said_in_one_line(tmp_path):
         Classifier(nn.Conv2d(3, 8, 1), input_size=16)
 
 
-def test_a_checkpoint_that_does_not_fit_is_said_in_one_line(tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path):
     state = SmallResNet(5).state_dict()
     torch.save(state, tmp_path / "five.pt")
     with pytest.raises(

@@ -43,7 +43,7 @@ def test_a_conversion_that_fails_leaves_nothing_and_touches_no_folder_of_others(
     )
 
 
-def test_list_says_what_there_is_and_what_is_here(published, capsys, monkeypatch):
+def test_list_shows_the_checkpoints_and_those_that_are_present(published, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     checkpoints.main(["list"])
     before = capsys.readouterr().out

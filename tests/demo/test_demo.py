@@ -240,7 +240,7 @@ def test_a_port_that_is_taken_is_named_and_the_next_free_one_is_found():
             command.listen("127.0.0.1", taken)
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch):
+def test_without_gradio_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr("lightning_utilities.core.imports.RequirementCache", lambda _: False)
     with pytest.raises(
         SystemExit, match=r"^error: gradio is not installed; pip install 'diffguard-pl\[demo\]'$"
@@ -251,7 +251,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
 # the page
 
 
-def test_the_page_judges_uploads_and_contacts_no_other_server(browser, demo, examples, tmp_path):
+def test_the_page_decides_uploads_and_contacts_no_other_server(browser, demo, examples, tmp_path):
     files = {
         "broken.png": b"no image",
         "bomb.png": png_of(60000, 60000),

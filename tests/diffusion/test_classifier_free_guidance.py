@@ -56,7 +56,7 @@ def test_scale_one_needs_a_single_call_unless_there_is_a_mask():
     assert guidance.is_guided(scale, masked=True).tolist() == [False, True, True]
 
 
-def test_inversion_is_under_no_class_unless_the_label_is_asked_for():
+def test_inversion_is_under_no_class_unless_inversion_label_is_set():
     assert ClassifierFreeGuidance(inversion_scale=3.0).inversion_scale == 0
     assert ClassifierFreeGuidance(inversion_label=True, inversion_scale=3.0).inversion_scale == 3
 

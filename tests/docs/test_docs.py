@@ -53,7 +53,7 @@ def printed_by(source: str) -> str:
     return output.getvalue()
 
 
-def test_the_quickstart_prints_what_it_says():
+def test_the_quickstart_prints_what_its_page_shows():
     (source,) = blocks(DOCS / "quickstart.md", "python")
     labels, scores = printed_by(source).splitlines()
     page = (DOCS / "quickstart.md").read_text()

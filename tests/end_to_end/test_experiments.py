@@ -323,7 +323,7 @@ def test_the_analysis_does_not_depend_on_the_batch(tmp_path, monkeypatch):
     assert tables[0] == tables[1]
 
 
-def test_a_config_that_builds_on_itself_or_on_nothing_is_said(tmp_path):
+def test_a_config_that_builds_on_itself_or_on_nothing_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(InputError, match=r"a.yaml: base: builds on itself"):

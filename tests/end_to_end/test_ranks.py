@@ -148,7 +148,7 @@ def test_fitted_baselines_and_a_cascade_that_skips_on_two_devices(tmp_path, monk
 # shards
 
 
-def test_shards_put_together_are_the_run(alone, tmp_path, monkeypatch, capsys):
+def test_merged_shards_equal_the_run(alone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for shard in range(3):
         main([*SMALL, "--shard", f"{shard}/3", "--trainer.default_root_dir", f"shards/{shard}"])
@@ -259,7 +259,7 @@ def test_when_a_rank_is_killed_the_others_stop_and_the_run_can_go_on(rank, alone
     assert_same(tmp_path / "run", alone["ldm"])
 
 
-def test_a_full_disk_under_several_ranks_is_told_in_one_line_and_the_run_can_go_on(alone, tmp_path):
+def test_a_full_disk_under_several_ranks_is_one_line_and_the_run_can_be_resumed(alone, tmp_path):
     room = tmp_path / "small"
     room.mkdir()
     if subprocess.run(
@@ -297,7 +297,7 @@ def test_a_second_run_in_the_folder_of_another_is_refused_with_the_name_of_the_f
 # parts
 
 
-def test_a_checkpoint_of_a_test_weighs_nothing_and_can_be_given_back(digits_ldm, tmp_path):
+def test_a_checkpoint_of_a_test_is_small_and_can_be_loaded(digits_ldm, tmp_path):
     settings = {
         "classifier": digits_ldm.classifier,
         "backbone": digits_ldm.backbone,

@@ -290,7 +290,7 @@ def test_a_requeued_job_with_a_folder_of_its_own_choice(
 # -------------------------------------------------------------------------------------------- disks
 
 
-def test_a_full_or_read_only_disk_is_told_in_one_line_and_what_was_written_stays_good(
+def test_a_full_or_read_only_disk_is_one_line_and_what_was_written_stays_valid(
     begin, undisturbed, tmp_path
 ):
     room = tmp_path / "small"

@@ -16,7 +16,7 @@ def tensor(values) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("centre", [-500.0, 0.0, 500.0])
-def test_large_scores_a_millionth_apart_are_told_apart(centre):
+def test_large_scores_a_millionth_apart_are_distinguished(centre):
     ind, ood = tensor([centre + 2e-6, centre + 4e-6]), tensor([centre + 1e-6, centre + 3e-6])
     metric = OODMetrics(["score"], ["ind", "ood"])
     metric.update(torch.cat([ind, ood])[:, None], torch.tensor([0, 0, 1, 1]))

@@ -232,7 +232,7 @@ def test_the_gallery_filters_and_sorts(browser, built_run):
             assert cards(page) == [f"letters {i}" for i in ordered["index"]]
 
 
-def test_an_empty_gallery_says_so(browser, tmp_path):
+def test_an_empty_gallery_has_a_line_that_explains_it(browser, tmp_path):
     folder = make_plain_run(tmp_path / "run", {"letters": "near"}, pictures=1)
     with opened(browser, build(read_results(folder))[-1]) as page:
         assert len(cards(page)) == 2

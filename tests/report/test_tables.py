@@ -82,7 +82,7 @@ def test_no_column_is_cut_off_in_a_log(capsys):
         assert cell in row
 
 
-def test_the_report_of_an_unfinished_run_says_so_everywhere(tmp_path, capsys):
+def test_the_report_of_an_unfinished_run_is_marked_as_such_everywhere(tmp_path, capsys):
     finished, unfinished = (make_run(tmp_path / name, pictures=0) for name in "ab")
     change_record(unfinished, sessions=[{"began": "2026-11-23T21:30:00+00:00"}])
     main([str(finished), str(unfinished), "--out", str(tmp_path / "both.html")])

@@ -57,7 +57,7 @@ def test_a_job_is_requeued_where_its_processes_could_not(
     assert ("requeue 77" in calls.read_text()) == requeued
 
 
-def test_a_job_whose_time_is_nearly_up_says_how_much_it_needs(scontrol, capsys):
+def test_a_job_whose_time_is_nearly_up_prints_how_much_it_needs(scontrol, capsys):
     scontrol("RUNNING", 1)
     with pytest.raises(SystemExit):
         after_job.main(138)
