@@ -99,8 +99,8 @@ fusion = Fusion(["l2", "maps", "msp"])
 detector = Detector(
     composed(), tpr=0.95, fusion=fusion, class_names=[str(digit) for digit in CLASSES]
 )
-# In one call: detector.calibrate(DataLoader(digits("val"), batch_size=64)). The features are computed
-# here once for this threshold and for those below.
+# In one call: detector.calibrate(DataLoader(digits("val"), batch_size=64)). Here the features are
+# computed once, for this threshold and for those below.
 validation = detector.features(digits("val").images)
 detector.calibrate_features(validation)
 detector.save(OUT / "detector.json")

@@ -371,9 +371,7 @@ def test_a_server_that_goes_in_the_middle_of_a_run_does_not_hold_up_its_end(
     assert {"before", "after", "at the end"} <= names
 
 
-def test_a_refused_key_makes_a_run_offline_or_an_error_in_online_mode(
-    server, tmp_path, capsys
-):
+def test_a_refused_key_makes_a_run_offline_or_an_error_in_online_mode(server, tmp_path, capsys):
     server.refuses = True
     logger = attached(tmp_path / "r", init_timeout=5)
     assert logger.experiment.offline
