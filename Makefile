@@ -11,8 +11,9 @@ help: ## list the targets
 demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
 	$(BIN)/python -m diffguard_pl.test
 
+# Three processes on two cores, since some tests wait: for SLURM, servers and other processes.
 test: $(VENV)/dev lint docs ## install the development extras, lint, build the docs, run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
