@@ -7,16 +7,17 @@ records an image that cannot be used with its reason, in place of raising.
 
 import io
 import operator
+import os
 import stat
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
@@ -24,26 +25,32 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffguard_pl.errors import InputError, choose
 
-Image.init()
-FORMATS = tuple(
-    name
-    for name in ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-    if name in Image.OPEN
-)
-"""Formats that are read. Pillow knows more, runs programs for some, and ignores file extensions.
+from .formats import FORMATS, is_heif
 
-Old versions of Pillow lack AVIF.
-"""
 INTERPOLATIONS = {
     "bilinear": v2.InterpolationMode.BILINEAR,
     "bicubic": v2.InterpolationMode.BICUBIC,
 }
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 ImageLike = Tensor | np.ndarray | Image.Image | str | Path
 """One image: a path, a PIL image, an array or a tensor, see :func:`as_rgb`."""
 
 
 class TooManyPixels(ValueError):
     """An image exceeds a limit on its number of pixels."""
+
+
+class UnsupportedFormat(OSError):
+    """An image is of a format that cannot be read."""
 
 
 def read_image(
@@ -66,16 +73,11 @@ def read_image(
         TooManyPixels: More than ``max_megapixels``.
         Image.DecompressionBombWarning: More pixels than Pillow's limit.
     """
-    if isinstance(file, Path):
-        mode = file.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe may block forever
-            raise OSError("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
-    source = io.BytesIO(file) if isinstance(file, bytes) else file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if max_megapixels is None:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(source, formats=FORMATS) as image:
+        with _open(file) as image:
             megapixels = image.width * image.height / 1e6
             if max_megapixels is not None and megapixels > max_megapixels:
                 raise TooManyPixels(
@@ -84,6 +86,45 @@ def read_image(
                 )
             image.load()
             return _pil_to_rgb(image, upright)
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a file is an image by its first bytes, whatever its name is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _open(file).close()
+    except UnsupportedFormat:
+        return True
+    except Exception:  # a file may make Pillow raise anything
+        return False
+    return True
+
+
+def _open(file: Path | bytes) -> Image.Image:
+    """Open an image without decoding it."""
+    if isinstance(file, bytes):
+        return _identified(io.BytesIO(file), file[:16])
+    mode = file.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError("is a folder" if os.access(file, os.R_OK | os.X_OK) else "no permission")
+    if not stat.S_ISREG(mode):  # opening a pipe may block forever
+        raise OSError("is not a regular file")
+    with file.open("rb") as opened:
+        head = opened.read(16)
+    return _identified(file, head)
+
+
+def _identified(source: Path | io.BytesIO, head: bytes) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        if is_heif(head):
+            raise UnsupportedFormat(
+                "is HEIC or another kind of HEIF, which needs a plugin of Pillow; pip install "
+                "pillow-heif, or convert it to JPEG"
+            ) from error
+        raise
 
 
 def as_rgb(image: ImageLike, upright: bool = False) -> Image.Image | Tensor:
@@ -113,17 +154,42 @@ def as_rgb(image: ImageLike, upright: bool = False) -> Image.Image | Tensor:
 
 
 def _pil_to_rgb(image: Image.Image, upright: bool) -> Image.Image:
+    # Pillow opens 16-bit PNG and PPM as mode I, too, which has lost the range of its values.
+    is_32_bit = image.mode == "I" and image.format not in ("PNG", "PPM")
     if upright:
-        image = ImageOps.exif_transpose(image)
+        image = _turned_upright(image)
     if image.mode == "F":
         pixels = np.asarray(image)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError("has floating-point pixels that are not all in [0, 1]")
         image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     elif image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
-        pixels = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
+        image = _integers_to_grey(np.asarray(image), is_32_bit)
     return image.convert("RGB")
+
+
+def _integers_to_grey(pixels: np.ndarray, is_32_bit: bool) -> Image.Image:
+    """Return integers as 8-bit grey: 32-bit ones hold 8-bit values, or 16-bit ones."""
+    low, high = pixels.min(), pixels.max()
+    if is_32_bit and not (low >= 0 and high <= 65535):
+        raise ValueError(f"has 32-bit pixels from {low} to {high}; must be in 0..255 or 0..65535")
+    if is_32_bit and high <= 255:
+        return Image.fromarray(pixels.astype(np.uint8))
+    return Image.fromarray((pixels.clip(0, 65535) / 257).round().astype(np.uint8))
+
+
+def _turned_upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF orientation.
+
+    ``ImageOps.exif_transpose`` also writes the EXIF block anew, which fails for entries that Pillow
+    can read but not write.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged block says nothing about orientation, as for any viewer
+        return image
+    turn = TURNS.get(orientation or 1)
+    return image if turn is None else image.transpose(turn)
 
 
 def _array_to_tensor(array: np.ndarray) -> Tensor:
@@ -158,15 +224,34 @@ def standard_transform(
         resize: Length of the image's short side after resizing, in pixels.
         image_size: Side of the centre crop, in pixels.
         interpolation: ``bilinear`` or ``bicubic``. Defaults to ``bilinear``.
+
+    The transform raises `TooManyPixels` if the resized image would have more pixels than an image
+    may have that Pillow decodes: an image of 60,000 x 1 pixels grows 65,536-fold at 256 px. It is
+    not cut to the crop before, as that changes pixels at the edges of ordinary images.
     """
     choose("interpolation", interpolation, list(INTERPOLATIONS))
     return v2.Compose(
         [
+            v2.Lambda(partial(_check_resized, resize=resize)),
             v2.Resize(resize, INTERPOLATIONS[interpolation], antialias=True),
             v2.CenterCrop(image_size),
             v2.Lambda(_to_unit_range),
         ]
     )
+
+
+def _check_resized(image: Image.Image | Tensor, resize: int) -> Image.Image | Tensor:
+    """Return an image, or raise `TooManyPixels` if it would be too large when it is resized."""
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[:-3:-1]
+    short, long = sorted((width, height))
+    resized = resize * long // max(short, 1)
+    if limit is not None and resize * resized > limit:
+        raise TooManyPixels(
+            f"{width} x {height} pixels, which become {resize:,} x {resized:,} as the short side "
+            f"is resized to {resize}: more than the limit of {limit / 1e6:.0f} megapixels; crop it"
+        )
+    return image
 
 
 def _to_unit_range(image: Image.Image | Tensor) -> Tensor:
@@ -291,7 +376,9 @@ def _class_number(label: Any) -> int:
     try:
         return operator.index(label)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"label {str(label)[:40]!r} is not a class number") from error
+        raise ValueError(
+            f"label {str(label)[:40]!r} is not a class number; use -1 where it is unknown"
+        ) from error
 
 
 def _check(image: Tensor) -> None:

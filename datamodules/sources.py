@@ -8,7 +8,9 @@ import json
 import operator
 import os
 import re
+import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -19,14 +21,14 @@ from torch.utils.data import Dataset
 
 from diffguard_pl.errors import InputError, choose
 
+from .listing import Listing, list_images
 from .reading import read_image
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
-)
 HUGGING_FACE = RequirementCache("datasets")
 SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 """Files of a folder that the ``datasets`` library has saved."""
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+"""Names of folders that hold the classes of one split, and are no classes."""
 
 
 class Entry(NamedTuple):
@@ -122,13 +124,8 @@ class ImageList(ImageFiles):
 
     @cached_property
     def entries(self) -> list[Entry]:
-        try:
-            # not splitlines(): a file name may contain other line separators
-            lines = self.file.read_text(encoding="utf-8-sig").split("\n")
-        except FileNotFoundError as error:
-            raise InputError(f"image list {self.file}: file not found") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"image list {self.file}: cannot be read ({error})") from error
+        # not splitlines(): a file name may contain other line separators
+        lines = self._text().split("\n")
         entries = []
         for number, line in enumerate(map(str.strip, lines), 1):
             if line and not line.startswith("#"):
@@ -136,6 +133,28 @@ class ImageList(ImageFiles):
         if not entries:
             raise InputError(f"image list {self.file}: has no images")
         return self._without_linked_folders(entries)
+
+    def _text(self) -> str:
+        """Return the content of the list, or raise an `InputError`."""
+        try:
+            content = self.file.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"image list {self.file}: file not found") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"image list {self.file}: cannot be read ({reason})") from error
+        if b"\0" in content:
+            raise InputError(
+                f"image list {self.file}: is UTF-16 or not text; save it as UTF-8 (in PowerShell: "
+                "Set-Content -Encoding utf8)"
+            )
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise InputError(
+                f"image list {self.file}, line {line}: is not UTF-8; save the list as UTF-8"
+            ) from error
 
     def _entry(self, line: str, number: int) -> Entry:
         where = f"image list {self.file}, line {number}"
@@ -147,6 +166,10 @@ class ImageList(ImageFiles):
         if is_absolute or ".." in re.split(r"[\\/]", path):
             raise InputError(
                 f"{where}: {path[:80]!r} leads out of the root {self.root}; it must be below it"
+            )
+        if "\\" in path and not (self.root / path).exists():
+            raise InputError(
+                f"{where}: {path[:80]!r} not found; write / between folders, not a backslash"
             )
         return Entry(path, _label_of(label, where) if label.startswith("{") else int(label))
 
@@ -168,7 +191,8 @@ def _label_of(dictionary: str, where: str) -> int:
 class ImageDirectory(ImageFiles):
     """All images in a folder and its subfolders, by path, without labels.
 
-    Hidden files and folders are ignored.
+    Images are known by their suffixes, see :mod:`~diffguard_pl.datamodules.formats`. Hidden files
+    and folders are ignored.
 
     Args:
         root: Root folder.
@@ -178,7 +202,7 @@ class ImageDirectory(ImageFiles):
 
     @cached_property
     def entries(self) -> list[Entry]:
-        entries = [Entry(path, -1) for path in _images_below(self.root)]
+        entries = [Entry(path, -1) for path in list_images(self.root).images]
         return self._without_linked_folders(entries)
 
 
@@ -189,8 +213,9 @@ class ClassFolders(ImageFiles):
 
     Args:
         root: Folder of the class folders.
-        classes: Names of the folders in the order of the classifier's classes; all other folders
-            are ignored. Defaults to all folders by name.
+        classes: Names of the folders in the order of the classifier's classes. All other folders
+            are ignored, and a class may have no folder or no images. Defaults to all folders by
+            name, each of which must have images.
         upright: Turn images as their EXIF orientation says.
         follow_links: Allow links that lead out of the root.
     """
@@ -203,61 +228,87 @@ class ClassFolders(ImageFiles):
         follow_links: bool = False,
     ):
         super().__init__(root, upright, follow_links)
+        repeated = [name for name, count in Counter(classes).items() if count > 1]
+        if repeated:
+            raise InputError(
+                f"class folders {root}: classes: {repeated[0]!r} is in it twice; give each class "
+                "one folder"
+            )
         self.classes = classes
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the class folders, in the order of their numbers."""
-        return list(self.classes or sorted(set(self._folders.values())))
+        if self.classes:
+            return list(self.classes)
+        names = [path for path in self._listing.folders if "/" not in path]
+        _warn_of_names(self.root, names)
+        return names
 
     @cached_property
-    def _folders(self) -> dict[str, str]:
-        """Class folder of each image, by path; images beside the folders have none."""
-        paths = _images_below(self.root)
-        return {path: PurePosixPath(path).parts[0] for path in paths if "/" in path}
+    def _listing(self) -> Listing:
+        return list_images(self.root)
 
     @cached_property
     def entries(self) -> list[Entry]:
         numbers = {name: number for number, name in enumerate(self.names)}
-        with_images = set(self._folders.values())
-        missing = [name for name in self.names if name not in with_images]
-        if missing or not with_images:
-            raise InputError(
-                f"class folders {self.root}: no images in {missing[0] if missing else 'any folder'}"
-            )
-        entries = [
-            Entry(path, numbers[name]) for path, name in self._folders.items() if name in numbers
-        ]
+        entries = []
+        for path in self._listing.images:
+            folder, separator, _ = path.partition("/")
+            if separator and folder in numbers:  # images beside the folders have no class
+                entries.append(Entry(path, numbers[folder]))
+        self._check_images_of_classes(entries)
+        _warn_of_depth(self.root, self.names, entries)
         return self._without_linked_folders(entries)
 
+    def _check_images_of_classes(self, entries: list[Entry]) -> None:
+        """Raise an `InputError` if there are no images, or a folder has none and shifts labels."""
+        with_images = {entry.label for entry in entries}
+        if not with_images:
+            raise InputError(
+                f"class folders {self.root}: no images in any folder of a class; check root, or "
+                "the names in classes"
+            )
+        empty = [name for number, name in enumerate(self.names) if number not in with_images]
+        if empty and not self.classes:
+            raise InputError(
+                f"class folders {self.root}: no images in {empty[0]}, which would be class "
+                f"{self.names.index(empty[0])}; remove the folder, or set classes to the "
+                "classifier's classes, some of which may be without images"
+            )
 
-def _images_below(root: Path) -> list[str]:
-    """Return the paths of all images below a folder, relative to it, in order.
 
-    Raises:
-        InputError: The folder is missing, or has no images.
-    """
-    if not root.is_dir():
-        raise InputError(f"folder {root}: not found")
-    paths, walked = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in walked:  # a link to a folder above it
-            subfolders.clear()
-            continue
-        walked.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        images = [
-            file
-            for file in files
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
-        ]
-        paths += [Path(folder, file).relative_to(root).as_posix() for file in images]
-    if not paths:
-        raise InputError(
-            f"folder {root}: has no images; their names must end in {', '.join(sorted(SUFFIXES))}"
+def _warn_of_names(root: Path, names: list[str]) -> None:
+    """Warn of class folders whose numbers do not count up, or that are not classes."""
+    parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name) for name in names]
+    numbers = [int(found[2]) for found in parts if found]
+    same_text = len({(found[1], found[3]) for found in parts if found}) == 1
+    if len(numbers) == len(names) and same_text and numbers != sorted(numbers):
+        place = next(i for i in range(1, len(names)) if numbers[i] < numbers[i - 1])
+        warnings.warn(
+            f"class folders {root}: are numbered as text, so that {names[place - 1]} is class "
+            f"{place - 1} and {names[place]} is class {place}; if the classifier counts otherwise, "
+            "set classes to the names in its order",
+            stacklevel=2,
         )
-    return sorted(paths)
+    if len(names) > 1 and {name.lower() for name in names} <= SPLITS:
+        warnings.warn(
+            f"class folders {root}: {', '.join(names)} are taken for classes, and look like "
+            "splits; set root to one of them",
+            stacklevel=2,
+        )
+
+
+def _warn_of_depth(root: Path, names: list[str], entries: list[Entry]) -> None:
+    """Warn of a single class folder whose images lie in further folders."""
+    folders = {PurePosixPath(entry.path).parts[1:-1][:1] for entry in entries}
+    if len(names) == 1 and () not in folders:
+        warnings.warn(
+            f"class folders {root}: {names[0]} is the only class, and its images lie in "
+            f"{len(folders)} folders below it; if these are the classes, set root to "
+            f"{root / names[0]}",
+            stacklevel=2,
+        )
 
 
 class HuggingFaceImages(Dataset):
@@ -265,17 +316,18 @@ class HuggingFaceImages(Dataset):
 
     Args:
         path: Name on the hub, or a folder written by ``save_to_disk``.
-        split: Split of the dataset, such as ``test``.
+        split: Split of the dataset. Defaults to ``test``, and to nothing for a single dataset that
+            was saved without splits.
         name: Configuration of the dataset.
         image: Column of the images.
-        label: Column of the classes. Defaults to no labels.
+        label: Column of the classes, -1 where unknown. Defaults to no labels.
         upright: Turn images as their EXIF orientation says.
     """
 
     def __init__(
         self,
         path: str,
-        split: str = "test",
+        split: str | None = None,
         name: str | None = None,
         image: str = "image",
         label: str | None = None,
@@ -293,36 +345,54 @@ class HuggingFaceImages(Dataset):
             )
         import datasets
 
+        where = f"Hugging Face dataset {self.path}, split {self.split or 'test'}"
         try:
             table = self._load()
             for column in (self.image, self.label):
                 if column is not None:
                     choose("column", column, table.column_names)
-            return table.cast_column(self.image, datasets.Image(decode=False))
+            table = table.cast_column(self.image, datasets.Image(decode=False))
+            count = len(table)
+        except IndexError:  # the library cannot load what it has saved of a table without rows
+            count = 0
         except Exception as error:  # of any kind: the library has many
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"Hugging Face dataset {self.path}, split {self.split}: {reason}"
-            ) from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InputError(f"{where}: {reason}") from error
+        if count == 0:
+            raise InputError(f"{where}: has no images; choose another split, or save it again")
+        return table
 
     def _load(self) -> Any:
         import datasets
 
         is_saved = any((Path(self.path) / file).exists() for file in SAVED_DATASET_FILES)
         if not is_saved:
-            return datasets.load_dataset(self.path, self.config, split=self.split)
+            return datasets.load_dataset(self.path, self.config, split=self.split or "test")
         saved = datasets.load_from_disk(self.path)
-        return saved[self.split] if isinstance(saved, datasets.DatasetDict) else saved
+        if isinstance(saved, datasets.DatasetDict):
+            split = self.split or "test"
+            choose("split", split, list(saved))
+            return saved[split]
+        if self.split not in (None, saved.split):
+            of_split = "" if saved.split is None else f" (split {saved.split})"
+            raise InputError(
+                f"is a single dataset{of_split} that was saved without others; remove split"
+            )
+        return saved
 
     def __len__(self) -> int:
         return len(self.table)
 
     def path_of(self, index: int) -> str:
         """Return a name of an image that is unique in tables."""
-        return f"{self.path}/{self.split}[{index}]"
+        return f"{self.path}/{self.split or 'test'}[{index}]"
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         row = self.table[index]
-        content = row[self.image]
-        image = read_image(content["bytes"] or Path(content["path"]), self.upright)
-        return image, -1 if self.label is None else int(row[self.label])
+        content = row[self.image] or {}
+        if not (content.get("bytes") or content.get("path")):
+            raise InputError(
+                f"the column {self.image!r} has no image in row {index}; remove the row"
+            )
+        image = read_image(content.get("bytes") or Path(content["path"]), self.upright)
+        return image, -1 if self.label is None else row[self.label]

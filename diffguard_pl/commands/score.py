@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 UNREADABLE, REJECTED = 3, 4
 SECONDS_BETWEEN_LINES = 30
 """Interval of progress lines where standard error is not a terminal."""
+NAMED = 3
+"""Number of files that are named of those that were passed over."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -92,7 +94,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--fail-on-ood",
         action="store_true",
-        help=f"exit with status {REJECTED} if an image was rejected",
+        help=f"exit with status {REJECTED} if an image was rejected (and {UNREADABLE} if one could "
+        "not be judged)",
     )
     add(
         "--tpr",
@@ -123,6 +126,7 @@ class Counts:
     total: int = 0
     rejected: int = 0
     unreadable: int = 0
+    passed_over: int = 0
 
     def add(self, line: Mapping[str, Any]) -> None:
         self.total += 1
@@ -135,6 +139,8 @@ class Counts:
         text = f"{accepted} accepted, {self.rejected} rejected"
         if self.unreadable:
             text += f", {self.unreadable} could not be read"
+        if self.passed_over:
+            text += f", {self.passed_over} other files passed over"
         if earlier:
             text += f"; {earlier} of these in earlier runs"
         return text
@@ -166,7 +172,8 @@ def score(given: argparse.Namespace) -> Counts:
         # Paths on standard input arrive in groups, so that the number of images is not yet known.
         show_progress = stack.enter_context(_progress())
         decided = expected = 0
-        for group in image_paths(given.image):
+        passed_over: list[str] = []
+        for group in image_paths(given.image, passed_over):
             paths = {
                 path: reason for path, reason in group.items() if printable(path) not in earlier
             }
@@ -181,8 +188,18 @@ def score(given: argparse.Namespace) -> Counts:
                     counts.add(line)
                 decided += len(lines)
                 show_progress(decided, expected)
+    counts.passed_over = len(passed_over)
+    if passed_over:
+        print(_name_passed_over(passed_over), file=sys.stderr)
     print(counts.summary(len(earlier)), file=sys.stderr)
     return counts
+
+
+def _name_passed_over(paths: Sequence[str]) -> str:
+    """Name the first files that were passed over."""
+    named = ", ".join(printable(path) for path in paths[:NAMED])
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return f"passed over (not images, or hidden folders): {named}{more}"
 
 
 def _check_arguments(given: argparse.Namespace) -> None:

@@ -16,12 +16,16 @@ GROUP_BYTES = 1 << 20
 READ_BYTES = 1 << 16
 
 
-def image_paths(names: Sequence[str]) -> Iterator[dict[str, str | None]]:
+def image_paths(
+    names: Sequence[str], passed_over: list[str] | None = None
+) -> Iterator[dict[str, str | None]]:
     """Yield the paths of images in groups, in the given order, each path once.
 
     Args:
         names: Files, folders (for all images below them), or ``-`` for standard input, which has
             one path per line.
+        passed_over: List that the files of folders are added to that are not images, and hidden
+            folders.
 
     Yields:
         Each path with the reason why it cannot be read; None where nothing is known against it. All
@@ -50,7 +54,10 @@ def image_paths(names: Sequence[str]) -> Iterator[dict[str, str | None]]:
                 yield take_group()
         elif os.path.isdir(name):  # unlike Path.is_dir, False for a name that is too long
             try:
-                group |= dict.fromkeys(_images_below(name))
+                images, others = _listed(name)
+                group |= dict.fromkeys(images)
+                if passed_over is not None:
+                    passed_over += others
             except InputError as error:
                 problem = str(error)
                 group[name] = problem
@@ -111,10 +118,23 @@ def _receive(source: int) -> tuple[bytes, bool]:
     return received, has_ended
 
 
-def _images_below(folder: str) -> list[str]:
-    """Return the paths of all images below a folder, beginning with the folder as it was given."""
-    from ..datamodules.sources import ImageDirectory
+def _listed(folder: str) -> tuple[list[str], list[str]]:
+    """Return the images below a folder, and its other files; all begin with the given name.
 
-    # An absolute path: the class would expand a leading ~.
-    images = ImageDirectory(os.path.abspath(folder), follow_links=True)
-    return [str(Path(folder) / entry.path) for entry in images.entries]
+    A file without the suffix of an image is one if its content is.
+
+    Raises:
+        InputError: The folder cannot be read, or has no images.
+    """
+    from ..datamodules.listing import list_files, no_images
+    from ..datamodules.reading import is_image
+
+    listing = list_files(Path(folder))
+    unnamed = {path for path in listing.others if is_image(Path(folder, path))}
+    images = sorted([*listing.images, *unnamed])
+    if not images:
+        raise no_images(folder)
+    others = [path for path in listing.others if path not in unnamed]
+    # the images as pathlib writes paths; the others with the slash of a hidden folder
+    below = [str(Path(folder, path)) for path in images]
+    return below, [os.path.join(folder, path) for path in others]

@@ -1,10 +1,12 @@
 """Results of a test: gathered from finished batches of all ranks."""
 
+import math
 import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torchmetrics import MetricCollection, SumMetric
 
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow
@@ -13,6 +15,9 @@ from .transfer import Finished
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FEWEST_LABELLED = 20
+"""Number of labelled images from which on an accuracy tells something of the labels."""
 
 
 class ResultCollector:
@@ -32,7 +37,7 @@ class ResultCollector:
         self.metrics, self.num_classes = metrics, num_classes
         self.datasets: list[str] = metrics.datasets
         # states stay on the CPU until they are gathered
-        self.correct = MeanMetric()
+        self.correct, self.labelled = SumMetric(), SumMetric()
         self.unreadable_counts = MetricCollection(
             {str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False
         )
@@ -59,7 +64,7 @@ class ResultCollector:
                 "check that both number the classes alike",
                 stacklevel=1,
             )
-        self.correct.update((detection.prediction.predicted == labels)[labels >= 0].float())
+        self._add_labelled((detection.prediction.predicted == labels)[labels >= 0])
 
     def add_unreadable(self, dataset: str, count: int) -> None:
         """Add images without results."""
@@ -80,8 +85,12 @@ class ResultCollector:
             self.add_unreadable(name, len(of_dataset) - len(scored))
             labelled = scored[scored["label"] >= 0]
             if d == 0 and len(labelled):
-                correct = (labelled["prediction"] == labelled["label"]).to_numpy("float32")
-                self.correct.update(torch.tensor(correct))
+                correct = labelled["prediction"] == labelled["label"]
+                self._add_labelled(torch.tensor(correct.to_numpy()))
+
+    def _add_labelled(self, is_correct: torch.Tensor) -> None:
+        self.correct.update(is_correct.sum())
+        self.labelled.update(len(is_correct))
 
     def compute(self, device: torch.device) -> list[ResultRow]:
         """Return the result table with 95 % intervals; empty on all ranks but the first.
@@ -89,15 +98,32 @@ class ResultCollector:
         Args:
             device: Device on which ranks gather their states.
         """
-        for metric in (self.metrics, self.correct, self.unreadable_counts):
+        for metric in (self.metrics, self.correct, self.labelled, self.unreadable_counts):
             metric.to(device)
         results = self.metrics.compute()
-        self.accuracy = self.correct.compute().item()
+        correct, labelled = self.correct.compute(), self.labelled.compute()
+        self.accuracy = (correct / labelled).item()  # NaN without labels
+        _warn_of_chance(self.datasets[0], int(correct), int(labelled), self.num_classes)
         counts = self.unreadable_counts.compute()
         self.left_out = {self.datasets[int(d)]: int(count) for d, count in counts.items()}
         if results and self.metrics.table is not None:
             results = with_intervals(results, self.metrics.table)
         return results
+
+
+def _warn_of_chance(dataset: str, correct: int, labelled: int, num_classes: int) -> None:
+    """Warn if as many images are classified correctly as by guessing, or fewer."""
+    chance = 1 / num_classes
+    # two standard deviations of a binomial distribution
+    limit = labelled * chance + 2 * math.sqrt(labelled * chance * (1 - chance))
+    if labelled >= FEWEST_LABELLED and correct <= limit and num_classes > 1:
+        rank_zero_warn(
+            f"{dataset}: the classifier is right on {correct} of {labelled} labelled images, as by "
+            f"guessing one of {num_classes} classes; check that the labels follow the order of the "
+            "classifier's classes (`classes` of ClassFolders), the classifier's weights, and how "
+            "images are prepared",
+            stacklevel=3,
+        )
 
 
 def logged(results: list[ResultRow]) -> dict[str, float]:

@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import layouts
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 from torch.utils.data import Dataset
 from torchvision import transforms as v1
 
 from diffguard_pl.datamodules import ImageDirectory, ImageList
-from diffguard_pl.datamodules.reading import read_image, standard_transform
+from diffguard_pl.datamodules.reading import (
+    Prepared,
+    TooManyPixels,
+    as_rgb,
+    read_image,
+    standard_transform,
+)
 
 
 @pytest.fixture
@@ -41,6 +48,24 @@ def test_the_transform_equals_the_original_s_pixel_for_pixel(resize, size, inter
         assert torch.equal(ours, original(picture))
 
 
+@pytest.mark.parametrize("size", [(2000, 30), (17, 1500), (257, 256), (1, 1), (1500, 2)])
+def test_an_image_of_any_ordinary_shape_is_prepared_to_the_bit_as_in_the_original(size):
+    original = v1.Compose([v1.Resize(256), v1.CenterCrop(224), v1.ToTensor()])
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    assert torch.equal(standard_transform(256, 224)(image), original(image))
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_an_image_that_would_grow_beyond_the_limit_of_pixels_is_refused(size, tmp_path):
+    Image.new("L", size).save(tmp_path / "thin.png")
+    prepared = Prepared(ImageDirectory(str(tmp_path)), standard_transform(256, 224), "x", True)
+    assert re.search(r"60000.*resized to 256.*89 megapixels; crop", prepared[0]["error"])
+    with pytest.raises(TooManyPixels, match="15,360,000"):
+        standard_transform(256, 224)(torch.zeros(2, 3, *size))
+    assert standard_transform(16, 16)(read_image(tmp_path / "thin.png")).shape == (3, 16, 16)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "LA", "CMYK", "1"])
 def test_every_mode_is_read_as_pillow_reads_it(mode):
     content = layouts.encoded(
@@ -60,6 +85,19 @@ def test_sixteen_bit_grey_keeps_its_range(format_):
     assert np.array_equal(np.asarray(read_image(content))[..., 0], grey)
 
 
+def test_32_bit_integers_are_8_bit_or_16_bit_values():
+    grey = np.asarray(layouts.photographs()[4].convert("L")).astype(np.int32)
+    for pixels in (grey, grey * 257):
+        content = layouts.encoded(Image.fromarray(pixels), "TIFF")
+        assert np.array_equal(np.asarray(read_image(content))[..., 0], grey)
+        assert np.array_equal(np.asarray(as_rgb(Image.fromarray(pixels)))[..., 0], grey)
+    for pixels in (grey - 1000, grey * 1000):
+        with pytest.raises(ValueError, match=r"32-bit pixels from .*must be in 0\.\.255 or"):
+            read_image(layouts.encoded(Image.fromarray(pixels), "TIFF"))
+    # values of a 16-bit format, which Pillow opens in 32 bits
+    assert np.asarray(read_image(b"P5 2 1 65535\n\0\x64\xff\xff"))[..., 0].tolist() == [[0, 255]]
+
+
 def test_orientation_is_ignored_by_default():
     picture = layouts.photographs()[2].crop((0, 0, 60, 40))
     exif = Image.Exif()
@@ -67,6 +105,28 @@ def test_orientation_is_ignored_by_default():
     content = layouts.encoded(picture, "JPEG", exif=exif)
     assert read_image(content).size == (60, 40)
     assert read_image(content, upright=True).size == (40, 60)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_as_by_pillow(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = layouts.encoded(layouts.photographs()[2].crop((0, 0, 60, 40)), "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(content)))
+    assert np.array_equal(np.asarray(read_image(content, upright=True)), np.asarray(upright))
+
+
+def test_an_exif_block_that_cannot_be_written_back_or_read_loses_no_photo():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, IFDRational(72, 1)
+    # the resolution 72/1 becomes -72/1, of a type without a sign
+    content = layouts.encoded(layouts.photographs()[2].crop((0, 0, 60, 40)), "JPEG", exif=exif)
+    header = exif.tobytes()
+    numerator = header.index(b"\0\0\0\x48\0\0\0\x01")
+    negative = header[:numerator] + b"\xff\xff\xff\xb8" + header[numerator + 4 :]
+    assert read_image(content.replace(header, negative), upright=True).size == (40, 60)
+    damaged = header[:6] + b"XX" + header[8:]
+    assert read_image(content.replace(header, damaged), upright=True).size == (60, 40)
 
 
 def test_an_unreadable_file_is_an_item_with_the_reason(tmp_path):

@@ -52,6 +52,28 @@ def test_an_invalid_line_of_an_image_list_is_named(line, said, pictures):
         len(ImageList(str(pictures / "list.txt"), str(pictures)))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a.jpg 7\r\n".encode("utf-16"), "UTF-16.*save it as UTF-8"),
+        ("a.jpg 7\r\n".encode("utf-16-be"), "UTF-16.*save it as UTF-8"),
+        ("a.jpg 7\r\n".encode("utf-32"), "UTF-16 or not text"),
+        ("a.jpg 7\nä.jpg 3\n".encode("latin-1"), "line 2: is not UTF-8; save"),
+        (b"a.jpg 7\nsub folder\\c d.jpg 3\n", "line 2: .* not found; write / between folders"),
+    ],
+)
+def test_a_list_as_windows_writes_it_is_refused_with_the_remedy(content, said, pictures):
+    (pictures / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        len(ImageList(str(pictures / "list.txt"), str(pictures)))
+
+
+def test_a_file_name_may_contain_a_backslash(pictures):
+    (pictures / "a\\b.jpg").write_bytes((pictures / "a.jpg").read_bytes())
+    (pictures / "list.txt").write_text("a\\b.jpg 7\n")
+    assert "image" in layouts.prepared(ImageList(str(pictures / "list.txt"), str(pictures)))[0]
+
+
 def test_labels_may_be_json_and_names_may_contain_line_separators(pictures):
     (pictures / "x\u0085y.jpg").write_bytes((pictures / "a.jpg").read_bytes())
     (pictures / "list.txt").write_text(
@@ -97,8 +119,51 @@ def test_class_folders_are_numbered_as_in_torchvision_or_as_given(tmp_path):
     assert [
         entry.label for entry in ClassFolders(str(tmp_path), classes=["dog", "cat"]).entries
     ] == [1, 0]
-    with pytest.raises(InputError, match="no images in bee"):
-        len(ClassFolders(str(tmp_path), classes=["dog", "bee"]))
+    with pytest.raises(InputError, match="'dog' is in it twice"):
+        ClassFolders(str(tmp_path), classes=["dog", "cat", "dog"])
+
+
+def test_an_empty_class_folder_is_refused_as_it_would_shift_labels(tmp_path):
+    layouts.save(tmp_path, ["ant/1.jpg", "cat/2.jpg", "dog/3.jpg"], side=20)
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "notes.txt").write_text("none")
+    with pytest.raises(InputError, match=r"no images in bee.*class 1; remove .*classes"):
+        len(ClassFolders(str(tmp_path)))
+    given = ClassFolders(str(tmp_path), classes=["ant", "bee", "cat", "dog"])
+    assert [entry.label for entry in given.entries] == [0, 2, 3]
+
+
+def test_with_given_classes_some_may_have_no_folder(tmp_path):
+    layouts.save(tmp_path, ["cat/2.jpg", "wolf/3.jpg"], side=20)
+    source = ClassFolders(str(tmp_path), classes=["ant", "bee", "cat"])
+    assert [tuple(entry) for entry in source.entries] == [("cat/2.jpg", 2)]
+    assert source.names == ["ant", "bee", "cat"]
+    with pytest.raises(InputError, match="no images in any folder of a class; check root"):
+        len(ClassFolders(str(tmp_path), classes=["ant", "bee"]))
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["0", "1", "2", "10"], r"10 is class 2 and 2 is class 3; .*set classes"),
+        (["class_9", "class_10"], r"class_10 is class 0 and class_9 is class 1"),
+        (["val/ant", "val/bee"], r"val is the only class.*set root to .*/val"),
+        (["train", "val"], r"train, val .*splits; set root to one"),
+    ],
+)
+def test_folders_that_are_hardly_the_classes_are_warned_of(folders, said, tmp_path):
+    layouts.save(tmp_path, [f"{folder}/1.jpg" for folder in folders], side=20)
+    with pytest.warns(UserWarning, match=said):
+        len(ClassFolders(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "folders", [["00", "01", "10"], ["0", "1"], ["n02", "n10"], ["a9", "b10"], ["cat/a", "cat"]]
+)
+def test_ordinary_class_folders_are_not_warned_of(folders, tmp_path, recwarn):
+    layouts.save(tmp_path, [f"{folder}/1.jpg" for folder in folders], side=20)
+    len(ClassFolders(str(tmp_path)))
+    assert not recwarn
 
 
 def test_hidden_files_and_folders_are_ignored(tmp_path):
@@ -130,3 +195,57 @@ def test_a_hugging_face_dataset_may_have_a_damaged_image(tmp_path):
         InputError, match=r"saved, split test: unknown column 'image'; choose from: "
     ):
         len(HuggingFaceImages(str(tmp_path / "saved")))
+
+
+@pytest.fixture
+def saved_dataset(tmp_path):
+    """Saves a Hugging Face dataset of given images and labels; returns its folder."""
+    datasets = pytest.importorskip("datasets")
+    layouts.save(tmp_path, ["a.jpg"], side=20)
+
+    def save(images, labels, split=None, split_of_table=None) -> str:
+        paths = [str(tmp_path / "a.jpg") if image == "a" else image for image in images]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        columns = {"image": paths, "label": labels}
+        table = datasets.Dataset.from_dict(columns, features, split=split_of_table)
+        whole = table if split is None else datasets.DatasetDict({split: table})
+        whole.save_to_disk(tmp_path / "saved")
+        return str(tmp_path / "saved")
+
+    return save
+
+
+def test_rows_of_a_hugging_face_dataset_may_lack_an_image_or_a_label(saved_dataset):
+    empty = {"bytes": b"", "path": None}
+    folder = saved_dataset(["a", None, empty, "a"], [3, 3, 3, None], split="test")
+    source = HuggingFaceImages(folder, label="label")
+    data = layouts.prepared(source)
+    assert data[0]["label"] == 3
+    for i in (1, 2):
+        assert f"'image' has no image in row {i}; remove the row" in data[i]["error"]
+    assert "label 'None' is not a class number; use -1" in data[3]["error"]
+    # labels of out-of-distribution images do not matter
+    assert "image" in layouts.prepared(source, in_distribution=False)[3]
+
+
+def test_a_wrong_split_of_a_hugging_face_dataset_is_named_with_the_others(saved_dataset):
+    folder = saved_dataset(["a"], [3], split="validation")
+    with pytest.raises(
+        InputError, match=r"saved, split test: unknown split 'test'; choose from: validation"
+    ):
+        len(HuggingFaceImages(folder))
+    with pytest.raises(InputError, match=r"split 'tset'; choose from: validation"):
+        len(HuggingFaceImages(folder, split="tset"))
+
+
+def test_a_single_hugging_face_dataset_has_no_splits(saved_dataset):
+    folder = saved_dataset(["a"], [3], split_of_table="train")
+    assert len(HuggingFaceImages(folder)) == 1
+    assert len(HuggingFaceImages(folder, split="train")) == 1
+    with pytest.raises(InputError, match=r"single dataset \(split train\).*remove split"):
+        len(HuggingFaceImages(folder, split="test"))
+
+
+def test_a_hugging_face_dataset_without_rows_is_refused(saved_dataset):
+    with pytest.raises(InputError, match="has no images; choose another split"):
+        len(HuggingFaceImages(saved_dataset([], [], split="test")))
