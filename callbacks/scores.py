@@ -1,6 +1,7 @@
 """Scores of a run's images on disk."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from diffguard_pl.datamodules.base import fingerprint
 from diffguard_pl.errors import InputError, choose
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.evaluation.transfer import Finished
 from diffguard_pl.names import IND
+from diffguard_pl.report.repeats import COLUMNS, describe_repeats
 from diffguard_pl.runs.store import Header, PartWriter, part_files, read_scores
 from diffguard_pl.stages import Detection
 
@@ -113,6 +116,13 @@ class ScoreWriter(pl.Callback):
         self._flush()
         pl_module.wait_for_others()
 
+    def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+        """Warn of images that are in several datasets."""
+        if trainer.is_global_zero and part_files(self.folder):
+            frame, header = read_scores(self.folder, COLUMNS)
+            if line := describe_repeats(frame, header):
+                warnings.warn(line, stacklevel=2)
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, exception: BaseException
     ) -> None:
@@ -158,6 +168,7 @@ def _scored_rows(
         "nfe": [None] * count if detection.nfe is None else detection.nfe.tolist(),
     }
     table |= {name: values.tolist() for name, values in detection.scores.items()}
+    table["fingerprint"] = [fingerprint(image) for image in batch["image"]]
     table |= {name: list(_array(detection, name)) for name in columns}
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 

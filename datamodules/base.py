@@ -6,7 +6,7 @@ These are limits, batches, shards, and the loaders of calibration and training i
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from typing import Any
 
 import torch
@@ -236,7 +236,8 @@ class _Adapter(OODData):
         super().__init__()
         self.given = given
         # names are optional for a foreign data module; this is the only place that looks for them
-        self.groups = dict(getattr(given, "groups", {}))
+        groups = getattr(given, "groups", {})
+        self.groups = {str(name): str(group) for name, group in groups.items()}
         self.class_names = getattr(given, "class_names", None)
 
     def test_sources(self) -> dict[str, Dataset]:
@@ -302,6 +303,11 @@ def spread(data: Dataset, limit: int | None) -> Dataset:
 def digest(images: Tensor) -> str:
     """Return the SHA-256 of images."""
     return sha256(images.contiguous().numpy().tobytes()).hexdigest()
+
+
+def fingerprint(image: Tensor) -> str:
+    """Return 64 bits of the BLAKE2b hash of an image's pixels, in hexadecimal."""
+    return blake2b(image.float().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def contents_of(source: Dataset) -> dict[str, Any]:

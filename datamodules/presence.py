@@ -1,6 +1,7 @@
 """Presence of image files, sources of the missing ones, and downloads from OpenOOD."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,66 @@ def presence(source: Any) -> Presence:
         return Presence(0, [], str(error))
     missing = [path for path in paths if not (source.root / path).is_file()]
     return Presence(len(paths), missing)
+
+
+def repeated_files(source: Any, others: Mapping[str, Any]) -> dict[str, list[tuple[Path, Path]]]:
+    """Find the files of other sources that a source holds as well, with the same content.
+
+    Only files of equal size are opened, and only those that are equal in the middle, too, are read.
+
+    Args:
+        source: Source of images; one that is no list of files has none in common.
+        others: Other sources by dataset name.
+
+    Returns:
+        For each dataset that has any, its files and the equal ones of ``source``.
+    """
+    files = [(None, file) for file in _files(source)]
+    other_files = [(name, file) for name, other in others.items() for file in _files(other)]
+    for key in (_size, _middle, _hash):
+        keys = {file: _key_of(file, key) for _, file in {*files, *other_files}}
+        common = {keys[file] for _, file in files} & {keys[file] for _, file in other_files}
+        files = [entry for entry in files if keys[entry[1]] in common]
+        other_files = [entry for entry in other_files if keys[entry[1]] in common]
+    equal = {keys[file]: file for _, file in reversed(files)}
+    found: dict[str, list[tuple[Path, Path]]] = {}
+    for name, file in other_files:
+        found.setdefault(str(name), []).append((file, equal[keys[file]]))
+    return found
+
+
+def _files(source: Any) -> list[Path]:
+    """Return the present files of a source, in order."""
+    if not isinstance(source, ImageFiles):
+        return []
+    try:
+        files = [source.root / entry.path for entry in source.entries]
+    except InputError:
+        return []
+    return [file for file in files if file.is_file()]
+
+
+def _key_of(file: Path, key: Callable[[Path], Any]) -> Any:
+    """Return the key of a file; of one that cannot be read its path, which no other file has."""
+    try:
+        return key(file)
+    except OSError:
+        return file
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _middle(file: Path) -> bytes:
+    """Return 64 bytes from the middle of a file, which tell compressed images apart."""
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(_size(file) // 2)
+        return opened.read(64)
+
+
+def _hash(file: Path) -> bytes:
+    return sha256(file.read_bytes()).digest()
 
 
 def where_to_get(source: Any, config: str) -> str:

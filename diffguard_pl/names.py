@@ -17,6 +17,7 @@ RESERVED = (
     "stop_index",
     "nfe",
     "seconds",
+    "fingerprint",
     "error",
     "input_logits",
     "input_features",

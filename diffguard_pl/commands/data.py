@@ -73,6 +73,7 @@ def run(given: argparse.Namespace, settings: list[str], config: str) -> bool:
     for name, source in track(sources.items(), "looking for images", transient=True):
         found[name] = presence(source)
     show(config, sources, found, data.groups)
+    show_repeated(sources)
     return all(of_source.is_complete for of_source in found.values())
 
 
@@ -113,6 +114,19 @@ def show(
             continue
         print(f"{name}: {of_source.problem or missing_files(sources[name], of_source)}")
         print(f"  {where_to_get(sources[name], config)}")
+
+
+def show_repeated(sources: Mapping[str, Any]) -> None:
+    """Print which images of the in-distribution dataset are in other datasets, too."""
+    from ..datamodules.presence import repeated_files
+
+    (ind, source), *others = sources.items()
+    for name, pairs in repeated_files(source, dict(others)).items():
+        file, equal = pairs[0]
+        print(
+            f"{name}: {len(pairs)} images are in {ind} as well, such as {file} = {equal}; remove "
+            "them from one of the two"
+        )
 
 
 def missing_files(source: Any, found: "Presence") -> str:

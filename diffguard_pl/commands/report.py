@@ -5,6 +5,7 @@ It reads the folders of the runs and needs neither models nor data.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
     from ..report.build import build
     from ..report.comparison import compare
     from ..report.page.comparison_page import write_comparison_page
+    from ..report.repeats import describe_repeats
     from ..report.results import read_results
     from ..report.tables import (
         cascade_table,
@@ -79,6 +81,8 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
             run.unfinished,
         )
         console.print(table)
+        if line := describe_repeats(run.frame, run.header):
+            warnings.warn(line, stacklevel=2)
         if run.cascade_curve:
             console.print(cascade_table(run.cascade_curve, run.budget))
         page = build(run)[-1]

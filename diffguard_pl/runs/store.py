@@ -39,7 +39,7 @@ LEADING_COLUMNS = {
     "nfe": pa.int64(),
 }
 """Columns before those of the scores."""
-TRAILING_COLUMNS = {"seconds": pa.float64(), "error": pa.string()}
+TRAILING_COLUMNS = {"fingerprint": pa.string(), "seconds": pa.float64(), "error": pa.string()}
 """Columns after those of the scores."""
 
 

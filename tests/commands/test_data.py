@@ -59,6 +59,32 @@ def test_check_counts_custom_sources(config, capsys):
         data_command.main(["prepare", str(config)])
 
 
+def test_check_names_images_that_are_in_two_datasets(tmp_path, capsys):
+    layouts.save(tmp_path / "known", ["a.jpg", "b.jpg", "c.jpg"], side=20)
+    layouts.save(tmp_path / "strange", ["d.jpg", "e.jpg"], side=20)
+    (tmp_path / "strange" / "copy.jpeg").write_bytes((tmp_path / "known" / "b.jpg").read_bytes())
+    same_size = bytearray((tmp_path / "known" / "c.jpg").read_bytes())
+    same_size[-3] ^= 1
+    (tmp_path / "strange" / "almost.jpg").write_bytes(same_size)
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        """
+base: digits_ldm
+data:
+  class_path: OODDataModule
+  init_args:
+    image_size: 16
+    resize: null
+    ind: {mine: {class_path: ImageDirectory, init_args: {root: ROOT/known}}}
+    ood: {far: {strange: {class_path: ImageDirectory, init_args: {root: ROOT/strange}}}}
+""".replace("ROOT", str(tmp_path))
+    )
+    data_command.main(["check", str(config)])
+    shown = capsys.readouterr().out
+    assert "strange: 1 images are in mine as well, such as" in shown
+    assert f"{tmp_path}/strange/copy.jpeg = {tmp_path}/known/b.jpg; remove" in shown
+
+
 def test_check_counts_calibration_and_training_images_on_request(root, config, tmp_path, capsys):
     data_command.main(["check", "gdm", "--calibration", "--data.root", str(root)])
     shown = capsys.readouterr().out
