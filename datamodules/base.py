@@ -306,8 +306,9 @@ def digest(images: Tensor) -> str:
 
 
 def fingerprint(image: Tensor) -> str:
-    """Return 64 bits of the BLAKE2b hash of an image's pixels, in hexadecimal."""
-    return blake2b(image.float().numpy().tobytes(), digest_size=8).hexdigest()
+    """Return 64 bits of a hash of an image in [0, 1], rounded to 8 bits, in hexadecimal."""
+    pixels = image.float().mul(255).round().to(torch.uint8)
+    return blake2b(pixels.numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def contents_of(source: Dataset) -> dict[str, Any]:

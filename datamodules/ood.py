@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from diffguard_pl.errors import InputError, choose
+from diffguard_pl.errors import InputError, checked_name, choose
 from diffguard_pl.names import CALIBRATION, IND
 
 from .base import OODData, contents_of
@@ -79,7 +79,8 @@ class OODDataModule(OODData):
 
     def _keep(self, only: list[str] | None) -> None:
         """Leave out the out-of-distribution datasets that are not to be run."""
-        for name in only or []:
+        only = [str(name) for name in only or []]
+        for name in only:
             choose("data.only", name, list(self.groups))
         if only:
             self.groups = {name: group for name, group in self.groups.items() if name in only}
@@ -136,18 +137,21 @@ def _named_sources(
     """Return the name of the in-distribution dataset, all sources, and the groups of the others.
 
     Raises:
-        InputError: A name is reserved or not unique.
+        InputError: A name is reserved, not unique, or no name of a folder.
     """
     if len(ind) != 1:
         raise InputError(
             f"data.ind: must be one in-distribution dataset, by its name; it has {len(ind)}"
         )
-    (ind_name,) = ind
-    sources, groups = dict(ind), {}
-    for group, members in ood.items():
+    ((given, ind_source),) = ind.items()
+    ind_name = checked_name("data.ind: the dataset name", given)
+    sources, groups = {ind_name: ind_source}, {}
+    for given, members in ood.items():
+        group = checked_name("data.ood: the group name", given)
         if group in (IND, CALIBRATION):
             raise InputError(f"data.ood: the group name {group!r} is reserved; choose another")
-        for name, source in members.items():
+        for given, source in members.items():
+            name = checked_name("data.ood: the dataset name", given)
             if name in sources:
                 raise InputError(f"data.ood: the dataset name {name!r} must be unique")
             sources[name], groups[name] = source, group

@@ -258,6 +258,7 @@ class ClassFolders(ImageFiles):
             if separator and folder in numbers:  # images beside the folders have no class
                 entries.append(Entry(path, numbers[folder]))
         self._check_images_of_classes(entries)
+        self._warn_of_left_out(entries)
         _warn_of_depth(self.root, self.names, entries)
         return self._without_linked_folders(entries)
 
@@ -275,6 +276,23 @@ class ClassFolders(ImageFiles):
                 f"class folders {self.root}: no images in {empty[0]}, which would be class "
                 f"{self.names.index(empty[0])}; remove the folder, or set classes to the "
                 "classifier's classes, some of which may be without images"
+            )
+
+    def _warn_of_left_out(self, entries: list[Entry]) -> None:
+        """Warn of images that have no class, perhaps by a misspelt name."""
+        labels = {entry.label for entry in entries}
+        unused = [name for number, name in enumerate(self.names) if number not in labels]
+        used = {entry.path for entry in entries}
+        left_out = [path for path in self._listing.images if path not in used]
+        # folders that are not in a list of classes are left out on purpose, unless a class has none
+        if not unused:
+            left_out = [path for path in left_out if "/" not in path]
+        if left_out:
+            without = f", while class {unused[0]} has no images" if unused else ""
+            warnings.warn(
+                f"class folders {self.root}: {len(left_out)} images are in no folder of a class, "
+                f"such as {left_out[0]}{without}; check the names of the folders",
+                stacklevel=2,
             )
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from .config_errors import import_classes, parser_errors
 from .errors import InputError
+from .yaml_names import make_parser_keep_names, quote_names
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -82,7 +83,7 @@ def read(file: Path) -> dict[str, Any]:
         InputError: the file is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(quote_names(file.read_text()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {file}: not YAML: " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
@@ -139,6 +140,7 @@ def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> "OODD
     from .datamodules.base import OODData
 
     import_data_modules()  # configs name their classes without the package
+    make_parser_keep_names()
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")

@@ -148,12 +148,19 @@ def _first_error(found: re.Match[str], _: Collection[str]) -> str:
     errors = [line.strip() for line in re.split(r"(?:^|\s)- ", listed) if line.strip()]
     error = next((line for line in errors if "NoneType" not in line), errors[0])
     error = re.sub(r"^Problem with given class_path '[\w.]+': ", "", error)
+    if wrong := re.match(r"Expected a <class '(\w+)'>\. Got value: (.*)$", error):
+        return _must_be(key, *wrong.groups())
     return f"{key}: {error}" if error.startswith("Expected") else error
 
 
 def _wrong_value(found: re.Match[str], _: Collection[str]) -> str:
     key = ".".join(re.findall(r"key \"([\w.]+)\"", found[0]))
-    return f"{key}: must be {found[1]}, not {found[2]}"
+    return _must_be(key, found[1], found[2])
+
+
+def _must_be(key: str, kind: str, value: str) -> str:
+    remedy = "; put it in quotes" if kind == "str" else ""
+    return f"{key}: must be {kind}, not {value}{remedy}"
 
 
 EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] = {

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+MAX_NAME_BYTES = 200
+"""Longest name of a dataset or group; a file name has at most 255 bytes, some of them a suffix."""
+
 
 class InputError(ValueError):
     """Invalid setting, file or image; its message is one line, ``SETTING: problem; remedy``."""
@@ -17,3 +20,25 @@ def choose(kind: str, name: str, available: Iterable[str]) -> None:
     """
     if name not in available:
         raise InputError(f"unknown {kind} {name!r}; choose from: {', '.join(available)}")
+
+
+def checked_name(kind: str, name: object) -> str:
+    """Return the name of a dataset or group as text, which folders and files can be called.
+
+    Args:
+        kind: What it is the name of, such as ``data.ood: the dataset name``.
+        name: The given name.
+
+    Raises:
+        InputError: It is empty, too long, or has control characters.
+    """
+    text = str(name)
+    size = len(text.encode(errors="replace"))
+    if size > MAX_NAME_BYTES:
+        raise InputError(
+            f"{kind} {text[:40]!r}...: has {size} bytes, too long for the name of a file; shorten "
+            f"it to at most {MAX_NAME_BYTES}"
+        )
+    if not text.strip() or not text.isprintable():
+        raise InputError(f"{kind} {text!r}: must be printable text in one line; rename it")
+    return text

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "layout": set(),
     "names": set(),
     "random_by_index": set(),
+    "yaml_names": set(),
     "diffusion": BASICS,
     "metrics": BASICS,
     "runs": BASICS | {"metrics"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "diffguard": BASICS | {"backbones", "classifiers", "diffusion", "engine", "scores", "stages"},
     "config_errors": BASICS | {"backbones", "diffusion"},
     "datamodules": BASICS | {"checkpoints"},
-    "config": BASICS | {"config_errors", "datamodules", "diffguard", "evaluation"},
+    "config": BASICS | {"config_errors", "datamodules", "diffguard", "evaluation", "yaml_names"},
     "evaluation": BASICS
     | {"datamodules", "diffguard", "diffusion", "engine", "metrics", "runs", "scores", "stages"},
     "report": BASICS | {"metrics", "runs", "scores"},

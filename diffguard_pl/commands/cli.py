@@ -44,6 +44,7 @@ from ..runs import record
 from ..runs.lock import lock_run_folder
 from ..runs.shards import parse_shard
 from ..runs.store import part_files
+from ..yaml_names import make_parser_keep_names
 
 DEFAULT_CONFIG = "digits_ldm"
 IRRELEVANT_WARNINGS = (
@@ -92,6 +93,7 @@ def command_line(
     # Configs and flags may name these classes without their modules.
     import_data_modules()
     import_classes("model.guidance")
+    make_parser_keep_names()
     return kind(
         DiffGuardModule,
         LightningDataModule,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, checked_name
 from ..names import CALIBRATION
 from ..stages import as_batch
 
@@ -128,7 +128,8 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
         InputError: The loaders are something else or too few, or a name is ambiguous in the result
             table.
     """
-    names = list(loaders) if isinstance(loaders, Mapping) else []
+    given = list(loaders) if isinstance(loaders, Mapping) else []
+    names = [checked_name("test loaders: the dataset name", name) for name in given]
     if calibrating and names:
         return names
     if len(set(names) - {CALIBRATION}) < 2:
@@ -140,6 +141,8 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
         raise InputError(
             f"test loaders: the first must be the in-distribution one, not {CALIBRATION!r}"
         )
+    if len(set(names)) < len(names):
+        raise InputError(f"test loaders: the dataset names {', '.join(names)} must be unique")
     # the table has a row for each dataset, for each group of several, and for the mean
     group_names = [groups.get(name, name) for name in names[1:]]
     for name, group in zip(names[1:], group_names, strict=True):

@@ -1,6 +1,5 @@
 """Results of a test: gathered from finished batches of all ranks."""
 
-import math
 import warnings
 from typing import TYPE_CHECKING
 
@@ -9,15 +8,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torchmetrics import MetricCollection, SumMetric
 
 from ..metrics.bootstrap import with_intervals
+from ..metrics.chance import describe_chance
 from ..metrics.table import ResultRow
 from ..metrics.torchmetric import OODMetrics
 from .transfer import Finished
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FEWEST_LABELLED = 20
-"""Number of labelled images from which on an accuracy tells something of the labels."""
 
 
 class ResultCollector:
@@ -103,27 +100,14 @@ class ResultCollector:
         results = self.metrics.compute()
         correct, labelled = self.correct.compute(), self.labelled.compute()
         self.accuracy = (correct / labelled).item()  # NaN without labels
-        _warn_of_chance(self.datasets[0], int(correct), int(labelled), self.num_classes)
+        counts_of_labels = int(correct), int(labelled), self.num_classes
+        if line := describe_chance(self.datasets[0], *counts_of_labels):
+            rank_zero_warn(line, stacklevel=3)
         counts = self.unreadable_counts.compute()
         self.left_out = {self.datasets[int(d)]: int(count) for d, count in counts.items()}
         if results and self.metrics.table is not None:
             results = with_intervals(results, self.metrics.table)
         return results
-
-
-def _warn_of_chance(dataset: str, correct: int, labelled: int, num_classes: int) -> None:
-    """Warn if as many images are classified correctly as by guessing, or fewer."""
-    chance = 1 / num_classes
-    # two standard deviations of a binomial distribution
-    limit = labelled * chance + 2 * math.sqrt(labelled * chance * (1 - chance))
-    if labelled >= FEWEST_LABELLED and correct <= limit and num_classes > 1:
-        rank_zero_warn(
-            f"{dataset}: the classifier is right on {correct} of {labelled} labelled images, as by "
-            f"guessing one of {num_classes} classes; check that the labels follow the order of the "
-            "classifier's classes (`classes` of ClassFolders), the classifier's weights, and how "
-            "images are prepared",
-            stacklevel=3,
-        )
 
 
 def logged(results: list[ResultRow]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..checkpoints.download import cache_folder
 from ..classifiers.classifier import Classifier
 from ..errors import InputError
+from ..metrics.chance import describe_chance
 from ..runs.files import atomic_write
 from ..runs.record import weights_hash
 from ..stages import as_batch
@@ -98,7 +99,9 @@ def fit_baselines(
             "data.train, or call module.diffguard.fit_baselines(loader)"
         )
     if contents is None:
-        baselines.fit_features(*training_features(classifier, loader))
+        features, logits, labels = training_features(classifier, loader)
+        _warn_of_labels(logits, labels, first_rank)
+        baselines.fit_features(features, logits, labels)
         return
 
     folder = cache_folder() / "features"
@@ -130,7 +133,17 @@ def fit_baselines(
             "it once they can be",
             stacklevel=2,
         )
+    _warn_of_labels(kept["logits"], kept["labels"], first_rank)
     baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
+
+
+def _warn_of_labels(logits: Tensor, labels: Tensor, first_rank: bool) -> None:
+    """Warn if the classifier is right on as many training images as by guessing."""
+    is_labelled = labels >= 0
+    correct = (logits.argmax(1) == labels)[is_labelled].sum()
+    counts = int(correct), int(is_labelled.sum()), logits.shape[1]
+    if first_rank and (line := describe_chance("data.train", *counts)):
+        warnings.warn(line, stacklevel=3)
 
 
 def cache_key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str:

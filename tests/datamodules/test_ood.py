@@ -36,6 +36,11 @@ def config(tmp_path) -> Path:
             {"ood": {"near": {"a": FakeData(1)}, "far": {"a": FakeData(1)}}},
             "data.ood: .*'a' must be unique",
         ),
+        ({"ind": {"": FakeData(1)}}, "data.ind: the dataset name '': .*rename"),
+        ({"ind": {"é" * 101: FakeData(1)}}, "data.ind: .*202 bytes.*shorten it to at most 200"),
+        ({"ood": {"near": {"a\nb": FakeData(1)}}}, "data.ood: the dataset name .*printable"),
+        ({"ood": {"x" * 201: {"a": FakeData(1)}}}, "data.ood: the group name .*shorten"),
+        ({"ood": {"near": {2012: FakeData(1), "2012": FakeData(1)}}}, "'2012' must be unique"),
         ({"limit": 0}, "limit=0: must be at least 1"),
         ({"only": ["c"]}, "unknown data.only 'c'; choose from: a, b"),
         ({"on_error": "cry"}, "unknown data.on_error 'cry'; choose from: record, raise"),
@@ -204,6 +209,51 @@ data:
     with pytest.raises(SystemExit):
         run(monkeypatch, "--config", str(tmp_path / "mine.yaml"))
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+NAMED_BY_NUMBERS = """
+base: digits_ldm
+model: {steps: 2, discrepancies: [l2]}
+pictures: {count: 1}
+data:
+  class_path: OODDataModule
+  init_args:
+    image_size: 16
+    resize: null
+    num_workers: 0
+    only: [no, 1e3]
+    ind:
+      2012: {class_path: ClassFolders, init_args: {root: FOLDER, classes: [0, off]}}
+    ood:
+      2012-01-01:
+        no: {class_path: ImageDirectory, init_args: {root: FOLDER/0}}
+        1e3: {class_path: ImageDirectory, init_args: {root: FOLDER/off}}
+"""
+
+
+def test_names_that_yaml_reads_as_something_else_are_text_from_the_first_and_resume(
+    tmp_path, monkeypatch
+):
+    layouts.save(tmp_path, ["0/a.jpg", "off/b.jpg"], side=20)
+    (tmp_path / "mine.yaml").write_text(NAMED_BY_NUMBERS.replace("FOLDER", str(tmp_path)))
+    run_folder = tmp_path / "run"
+    # every image of an out-of-distribution dataset is in-distribution, too
+    with pytest.warns(UserWarning, match=r"2012: the same images.*1 of no, such as a.jpg = 0/a"):
+        run(
+            monkeypatch,
+            *("--config", str(tmp_path / "mine.yaml")),
+            *("--trainer.default_root_dir", str(run_folder)),
+        )
+    rows = scores_of(run_folder)
+    assert [(row["dataset"], row["group"]) for row in rows] == [
+        *[("2012", "ind")] * 2,
+        ("no", "2012-01-01"),
+        ("1e3", "2012-01-01"),
+    ]
+    assert [row["label"] for row in rows] == [0, 1, -1, -1]
+    with pytest.warns(UserWarning, match="same images"):
+        run(monkeypatch, "--resume", str(run_folder))
+    assert scores_of(run_folder) == rows
 
 
 def test_a_run_never_writes_to_the_folder_of_another(config, tmp_path, monkeypatch):

@@ -133,11 +133,12 @@ def test_an_empty_class_folder_is_refused_as_it_would_shift_labels(tmp_path):
     assert [entry.label for entry in given.entries] == [0, 2, 3]
 
 
-def test_with_given_classes_some_may_have_no_folder(tmp_path):
-    layouts.save(tmp_path, ["cat/2.jpg", "wolf/3.jpg"], side=20)
+def test_with_given_classes_some_may_have_no_folder(tmp_path, recwarn):
+    layouts.save(tmp_path, ["cat/2.jpg"], side=20)
     source = ClassFolders(str(tmp_path), classes=["ant", "bee", "cat"])
     assert [tuple(entry) for entry in source.entries] == [("cat/2.jpg", 2)]
     assert source.names == ["ant", "bee", "cat"]
+    assert not recwarn
     with pytest.raises(InputError, match="no images in any folder of a class; check root"):
         len(ClassFolders(str(tmp_path), classes=["ant", "bee"]))
 
@@ -155,6 +156,16 @@ def test_folders_that_are_hardly_the_classes_are_warned_of(folders, said, tmp_pa
     layouts.save(tmp_path, [f"{folder}/1.jpg" for folder in folders], side=20)
     with pytest.warns(UserWarning, match=said):
         len(ClassFolders(str(tmp_path)))
+
+
+def test_images_in_no_folder_of_a_class_are_warned_of(tmp_path):
+    layouts.save(tmp_path, ["cat/1.jpg", "dog/2.jpg", "dog/3.jpg"], side=20)
+    misspelt = r"2 images .*such as dog/2.jpg, while class dgo has no images; check the names"
+    with pytest.warns(UserWarning, match=misspelt):
+        assert len(ClassFolders(str(tmp_path), classes=["cat", "dgo"])) == 1
+    layouts.save(tmp_path, ["beside.jpg"], side=20)
+    with pytest.warns(UserWarning, match=r"1 images .*such as beside.jpg; check"):
+        assert len(ClassFolders(str(tmp_path))) == 3
 
 
 @pytest.mark.parametrize(

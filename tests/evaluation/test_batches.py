@@ -106,6 +106,12 @@ def test_test_loaders_that_do_not_make_a_table(loaders, groups, said):
         dataset_names(loaders, groups, calibrating=False)
 
 
+def test_names_of_datasets_are_text():
+    assert dataset_names({2012: [], "b": []}, {}, False) == ["2012", "b"]
+    with pytest.raises(InputError, match=r"test loaders: .*shorten"):
+        dataset_names({"a": [], "b" * 300: []}, {}, False)
+
+
 def test_names_of_datasets_in_order():
     loaders = {"ind": [], "calibration": [], "a": [], "b": []}
     assert dataset_names(loaders, {"a": "near", "b": "near"}, False) == [*loaders]

@@ -18,6 +18,7 @@ from diffguard_pl.datamodules import ClassFolders, OODDataModule
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out
 from diffguard_pl.runs.store import read_scores
+from diffguard_pl.scores.baselines.collection import Baselines
 from diffguard_pl.scores.training_features import fit_baselines
 
 
@@ -58,6 +59,16 @@ def test_fitted_baselines_require_training_images(tmp_path):
     module.diffguard.fit_baselines(DataLoader(digits("train"), 64))
     trainer.test(module, {"a": loader, "b": loader}, verbose=False)
     assert [row.score for row in module.results][-1] == "knn"
+
+
+def test_training_labels_in_another_order_are_warned_of(digits_ldm):
+    train = spread(digits("train"), 64)
+    shifted = [item | {"label": (item["label"] + 1) % 8} for item in train]
+    baselines = Baselines(["knn"], digits_ldm.classifier)
+    with pytest.warns(UserWarning, match=r"data.train: .* of 64 labelled .*order"):
+        fit_baselines(
+            baselines, digits_ldm.classifier, DataLoader(shifted, 64), None, "32", True, int
+        )
 
 
 def vars_of(config: str) -> dict:
