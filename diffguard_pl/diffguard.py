@@ -35,7 +35,7 @@ from .layout import keep_contiguous
 from .scores.baselines.collection import Baselines
 from .scores.baselines.names import DEFAULT_BASELINES
 from .scores.discrepancies import Discrepancies, Seen
-from .scores.piq_scores import FeatureScore
+from .scores.piq_scores import FeatureScore, SharedVGG16
 from .scores.training_features import training_features
 from .stages import Detection, Inversion, Prediction, Reconstruction
 
@@ -124,15 +124,18 @@ class DiffGuard(nn.Module):
             )
 
         # Scores: discrepancies of stage 4, and baselines from the classifier's pass of stage 1.
-        self.discrepancies = Discrepancies(discrepancies)
+        # One VGG-16 serves DISTS and LPIPS, as scores and for early stop.
+        vgg16 = SharedVGG16()
+        self.discrepancies = Discrepancies(discrepancies, vgg16)
         self.baselines = Baselines(baselines, classifier)
         if shared := set(self.discrepancies.names) & set(self.baselines.names):
             raise InputError(
                 f"discrepancies: {min(shared)!r} is also the name of a baseline; rename it"
             )
-        self.stop_metrics = nn.ModuleDict(
-            {name: FeatureScore(name) for name in self.sampling.early_stop if name != "psnr"}
-        )
+        self.stop_metrics = nn.ModuleDict()
+        for name in self.sampling.early_stop:
+            if name != "psnr":
+                self.stop_metrics[name] = FeatureScore(name, vgg16)
 
         # backbones and discrepancies of your own, too
         keep_contiguous(self)

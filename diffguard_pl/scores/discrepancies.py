@@ -20,7 +20,7 @@ from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 from ..errors import InputError, choose
 from ..names import RESERVED
 from .import_path import accepts, import_object
-from .piq_scores import PIQ, PiqScore
+from .piq_scores import PIQ, PiqScore, SharedVGG16
 
 
 class Seen(NamedTuple):
@@ -107,6 +107,7 @@ class Discrepancies(nn.Module):
 
     Args:
         names: Names of :data:`DISCREPANCIES`, or import paths, which contain a dot.
+        vgg16: Network of DISTS and LPIPS. Defaults to a new one.
 
     Attributes:
         names: Names of the scores; of an import path the last part.
@@ -118,7 +119,7 @@ class Discrepancies(nn.Module):
         InputError: A name is unknown, or a path does not lead to a discrepancy.
     """
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str], vgg16: SharedVGG16 | None = None):
         super().__init__()
         for name in names:
             if "." not in name:
@@ -128,7 +129,8 @@ class Discrepancies(nn.Module):
             raise InputError(f"discrepancies: {list(names)} must be one or more names, each once")
 
         # Modules in two containers: their names are part of the hash of a detector's weights.
-        self.piq = nn.ModuleDict({name: PiqScore(name) for name in names if name in PIQ})
+        vgg16 = vgg16 or SharedVGG16()
+        self.piq = nn.ModuleDict({name: PiqScore(name, vgg16) for name in names if name in PIQ})
         imported = [_Imported(path) for path in names if "." in path]
         self.own = nn.ModuleList(imported)
         self._compare: dict[str, Compare] = {score.name: score for score in imported}

@@ -1,15 +1,17 @@
 """Image distances of piq as scores, higher = more alike. piq is imported when one is built."""
 
-import os
-import warnings
+import pickle
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..checkpoints.tensors import tensors_only
 from ..dtypes import at_least_float32
 from ..errors import InputError
 
@@ -30,17 +32,13 @@ class PiqScore(nn.Module):
 
     Args:
         name: Name of :data:`PIQ`.
+        vgg16: Network of DISTS and LPIPS. Defaults to one of its own.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, vgg16: "SharedVGG16 | None" = None):
         super().__init__()
-        import piq
-
-        loss, self.offset = PIQ[name]
-        self.loss: Any
-        self.name = name
-        with _downloaded_weights(name):
-            self.loss = getattr(piq, loss)(reduction="none").requires_grad_(False)
+        self.name, self.offset = name, PIQ[name][1]
+        self.loss: Any = _build_loss(name, vgg16 or SharedVGG16()).requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Compare images [N, 3, H, W] in [0, 1], pair by pair: [N].
@@ -87,24 +85,78 @@ class FeatureScore(PiqScore):
         return 1 - loss if self.name == "dists" else loss
 
 
-@contextmanager
-def _downloaded_weights(name: str) -> Iterator[None]:
-    """Let DISTS and LPIPS download their weights, as tensors only; without a network, say how."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+# ---- the weights of DISTS and LPIPS
+
+
+class SharedVGG16:
+    """Convolutions of a VGG-16 that DISTS and LPIPS share: in memory once, loaded when first used.
+
+    piq would build a whole VGG-16 for each of them, of 138 million random numbers.
+    """
+
+    def __init__(self) -> None:
+        self._layers: nn.Sequential | None = None
+
+    def layers(self) -> nn.Sequential:
+        """Return a sequence of the layers; DISTS replaces the pooling layers of its own one."""
+        if self._layers is None:
+            self._layers = _load_vgg16()
+        return nn.Sequential(OrderedDict(self._layers.named_children()))
+
+
+def _load_vgg16() -> nn.Sequential:
+    """Load the convolutions of torchvision's VGG-16; none of their weights is initialised."""
+    from torchvision.models import VGG16_Weights, vgg16
+
+    with torch.device("meta"):
+        layers = vgg16(init_weights=False).features
+    weights = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    state = {}
+    for key in layers.state_dict():
+        state[key] = weights[f"features.{key}"]
+    layers.load_state_dict(state, assign=True)
+    return layers.requires_grad_(False).eval()
+
+
+def _build_loss(name: str, vgg16: SharedVGG16) -> nn.Module:
+    """Build a loss of piq; DISTS and LPIPS with the shared VGG-16 and downloaded weights."""
+    import piq
+    from piq import perceptual
+
+    kind = getattr(piq, PIQ[name][0])
+    if not issubclass(kind, perceptual.ContentLoss):
+        return kind(reduction="none")
     try:
-        with warnings.catch_warnings():
-            # piq calls torchvision's deprecated interface.
-            warnings.filterwarnings("ignore", ".*'pretrained'.*|.*weight enum.*")
-            yield
+        # the lock of tensors_only lets one thread at a time in
+        with tensors_only(), _replaced_vgg16(perceptual, vgg16):
+            return kind(reduction="none")
     except OSError as error:
-        files = f"vgg16-397923af.pth and {name}_weights.pt"
-        raise InputError(
-            f"discrepancies: {name}: cannot download its weights ({error}); put {files} into "
-            f"{torch.hub.get_dir()}/checkpoints, or choose other discrepancies"
-        ) from error
+        raise _weights_error(name, f"cannot download its weights ({error})", "put") from error
+    except (
+        AssertionError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _weights_error(name, f"damaged weights ({reason})", "put undamaged") from error
+
+
+@contextmanager
+def _replaced_vgg16(perceptual: Any, vgg16: SharedVGG16) -> Iterator[None]:
+    """Let piq take the shared network where it would build one."""
+    original = perceptual.vgg16
+    perceptual.vgg16 = lambda **_: SimpleNamespace(features=vgg16.layers())
+    try:
+        yield
     finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+        perceptual.vgg16 = original
+
+
+def _weights_error(name: str, problem: str, put: str) -> InputError:
+    return InputError(
+        f"discrepancies: {name}: {problem}; {put} vgg16-397923af.pth and {name}_weights.pt into "
+        f"{torch.hub.get_dir()}/checkpoints, or choose other discrepancies"
+    )
