@@ -13,7 +13,7 @@ from diffguard_pl.datamodules.listing import list_files, list_images
 
 
 def test_the_suffixes_are_those_of_the_formats_that_are_read():
-    assert {".jfif", ".jpe", ".avif", ".jp2", ".ico", ".mpo", ".apng", ".pnm"} <= READABLE_SUFFIXES
+    assert {".jfif", ".jpe", ".jp2", ".ico", ".mpo", ".apng", ".pnm"} <= READABLE_SUFFIXES
     assert not {".psd", ".eps", ".pdf", ".heic"} & READABLE_SUFFIXES
     assert {Image.EXTENSION[suffix] for suffix in READABLE_SUFFIXES} == {*FORMATS, "MPO"}
 

@@ -119,11 +119,12 @@ def test_images_are_turned_upright_as_by_pillow(orientation):
 def test_an_exif_block_that_cannot_be_written_back_or_read_loses_no_photo():
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = 6, IFDRational(72, 1)
-    # the resolution 72/1 becomes -72/1, of a type without a sign
+    # the resolution 72/1 becomes -72/1, which Pillow reads, and fails to write without a sign
     content = layouts.encoded(layouts.photographs()[2].crop((0, 0, 60, 40)), "JPEG", exif=exif)
     header = exif.tobytes()
-    numerator = header.index(b"\0\0\0\x48\0\0\0\x01")
-    negative = header[:numerator] + b"\xff\xff\xff\xb8" + header[numerator + 4 :]
+    negative = header.replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x0a").replace(
+        b"\0\0\0\x48\0\0\0\x01", b"\xff\xff\xff\xb8\0\0\0\x01"
+    )
     assert read_image(content.replace(header, negative), upright=True).size == (40, 60)
     damaged = header[:6] + b"XX" + header[8:]
     assert read_image(content.replace(header, damaged), upright=True).size == (60, 40)
