@@ -52,13 +52,12 @@ class PictureWriter(pl.Callback):
         rows = scored[["dataset", "index", primary]].itertuples(index=False)
         scores = {(dataset, index): score for dataset, index, score in rows}
         for path in picture_paths(pl_module.run_folder):
-            try:
-                found = read_picture(path)
-                score = scores[found.dataset, found.index]
-            except (OSError, KeyError, ValueError):
+            found = read_picture(path)
+            if found is None or (found.dataset, found.index) not in scores:
                 # damaged, or of an image without a score: it is drawn again with its score
                 path.unlink(missing_ok=True)
                 continue
+            score = scores[found.dataset, found.index]
             candidate = candidate_for(found.dataset, found.index, score)
             self.kept.setdefault(found.dataset, []).append(candidate)
 

@@ -66,6 +66,7 @@ class RunRecord(SaveConfigCallback):
             "versions": record.package_versions(),
             "revisions": record.git_revisions(),
             "slurm_job": record.slurm_job_id(),
+            "slurm_restarts": record.slurm_restarts(),
         }
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
@@ -75,7 +76,7 @@ class RunRecord(SaveConfigCallback):
         saved = Path(folder) / record.CONFIG_FILE
         if not saved.exists():
             with atomic_write(saved) as unfinished:
-                unfinished.write_text(settings)
+                unfinished.write_text(settings, encoding="utf-8")
 
 
 def _check_same(
@@ -92,6 +93,6 @@ def _check_same(
         if name in data and data[name] != before:
             raise InputError(
                 f"run folder {folder}: the images of {name} have changed since the run began "
-                f"({before['images']} then, {data[name]['images']} now); "
+                f"({before.get('images')} then, {data[name].get('images')} now); "
                 "restore them, or start another run"
             )

@@ -17,7 +17,7 @@ from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.evaluation.transfer import Finished
 from diffguard_pl.names import IND
 from diffguard_pl.report.repeats import COLUMNS, describe_repeats
-from diffguard_pl.runs.store import Header, PartWriter, part_files, read_scores
+from diffguard_pl.runs.store import Header, PartWriter, part_files, part_numbers, read_scores
 from diffguard_pl.stages import Detection
 
 ARRAYS = {
@@ -67,7 +67,7 @@ class ScoreWriter(pl.Callback):
                 f"run folder {self.folder}: holds the results of another run; "
                 "resume it, choose another folder, or remove them"
             )
-        self.session = 1 + max((int(part.name.split("-")[1]) for part in found), default=-1)
+        self.session = 1 + max((int(part_numbers(part)[0]) for part in found), default=-1)
         if not found:
             return
         earlier, header = read_scores(self.folder, only=found)

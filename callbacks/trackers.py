@@ -167,7 +167,7 @@ def _sample(run: Path, primary: str, count: int) -> Iterator[tuple["pd.Series", 
         at_random = sorted(indices, key=lambda index: random_key(name, index))
         for index in list(dict.fromkeys([*from_ends[: count // 2], *at_random]))[:count]:
             picture = read_picture(picture_path(run, name, index))
-            if picture.dataset == name:
+            if picture is not None and picture.dataset == name:
                 yield kept[kept["index"] == index].iloc[0], picture
 
 

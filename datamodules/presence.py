@@ -170,7 +170,7 @@ def _download(name: str, published: PublishedSet, root: Path) -> None:
     known = _known_hashes(root).get(f"{name}.zip")
     file = fetch(google_drive(published.drive), folder, f"{name}.zip", sha256=known)
     if known is None:
-        with (root / HASHES).open("a") as hashes:
+        with (root / HASHES).open("a", encoding="utf-8") as hashes:
             hashes.write(f"{pooch.file_hash(file)}  {name}.zip\n")
     unzip(file, folder)
     file.unlink()
@@ -181,5 +181,5 @@ def _known_hashes(root: Path) -> dict[str, str]:
     file = root / HASHES
     if not file.exists():
         return {}
-    lines = [line.partition("  ") for line in file.read_text().splitlines()]
+    lines = [line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines()]
     return {name: value for value, _, name in lines}

@@ -83,7 +83,7 @@ def read(file: Path) -> dict[str, Any]:
         InputError: the file is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(quote_names(file.read_text()))
+        content = yaml.safe_load(quote_names(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {file}: not YAML: " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):

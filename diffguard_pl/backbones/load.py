@@ -147,7 +147,7 @@ def load_class_embedding(folder: Path) -> nn.Embedding:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a diffusers config file."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"checkpoint {path}: missing or not JSON; download it again") from error
 

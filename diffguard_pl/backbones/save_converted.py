@@ -72,7 +72,7 @@ def save_converted(
             first_stage.save_pretrained(folder / "vqvae")
             (folder / "class_embedding").mkdir()
             save_file(embedding.state_dict(), folder / "class_embedding" / "model.safetensors")
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2))
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
     return out
 
 
@@ -90,7 +90,7 @@ def _family(path: Path) -> type[Architecture]:
 
 def _read_architecture(kind: type[Architecture], file: Path) -> Architecture:
     try:
-        return parse_architecture(kind, yaml.safe_load(file.read_text()), str(file))
+        return parse_architecture(kind, yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
     except (OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -136,6 +136,6 @@ def is_up_to_date(copy: Path, source: Path | None, architecture: Architecture) -
 def _read_record(folder: Path) -> dict:
     """Return the content of ``converted.json``; empty if the file is missing or damaged."""
     try:
-        return json.loads((folder / RECORD_FILE).read_text())
+        return json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError
+from ..runs.lock import locked
 
 if TYPE_CHECKING:
     import requests
@@ -133,30 +134,6 @@ def _is_complete(path: Path, size: int | None) -> bool:
     return True
 
 
-@contextmanager
-def locked(path: Path, progress: bool = True) -> Iterator[None]:
-    """Let one process at a time create ``path``; the others wait here.
-
-    Args:
-        path: File or folder to create; its parent folder is created if it does not exist.
-        progress: Whether to report on stderr that the process waits. Defaults to True.
-    """
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        if progress:
-            print(f"waiting for another process to finish {path.name}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _download(url: str, part: Path, size: int | None, progress: bool) -> None:
     """Complete ``part``, over as many connections as needed."""
     import requests
@@ -209,7 +186,7 @@ def _append(url: str, part: Path, size: int | None, show: ShowProgress) -> None:
         _check_size(url, part, state["total"], size)
 
         # Record the file's version before the first byte, so that the part can be resumed.
-        _state_file(part).write_text(json.dumps(state))
+        _state_file(part).write_text(json.dumps(state), encoding="utf-8")
         if not is_rest:
             done = 0
         with part.open("ab" if is_rest else "wb") as file:
@@ -242,7 +219,7 @@ def _server_state(response: "requests.Response") -> dict:
 def _read_state(part: Path) -> dict:
     """Return total size and version of the file when the download of ``part`` began."""
     try:
-        return json.loads(_state_file(part).read_text())
+        return json.loads(_state_file(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return UNKNOWN_STATE
 

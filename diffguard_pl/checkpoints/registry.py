@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from ..errors import InputError
+from ..runs.lock import locked
 from .architectures import Architecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
-from .download import cache_folder, fetch, list_members, locked, unzip
+from .download import cache_folder, fetch, list_members, unzip
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Folder of the weights that come with the package."""

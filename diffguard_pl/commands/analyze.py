@@ -64,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
             )
         folder = Path(cli.trainer.default_root_dir)
         with atomic_write(folder / CONFIG_FILE) as unfinished:
-            unfinished.write_text(cli.parser.dump(cli.config, skip_none=False))
+            unfinished.write_text(cli.parser.dump(cli.config, skip_none=False), encoding="utf-8")
         write_noise_accuracy(module.points, folder / "analysis.csv")
         draw_noise_accuracy(module.points, module.dataset, folder / "analysis.png")
         print(f"accuracy: {folder / 'analysis.csv'}\n    plot: {folder / 'analysis.png'}")

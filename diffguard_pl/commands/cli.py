@@ -3,13 +3,11 @@
 It is LightningCLI's, plus configs by name, a folder for each run, ``--resume`` and ``--shard``.
 """
 
-import itertools
 import logging
-import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -33,7 +31,7 @@ from ..callbacks import (
     TrajectoryLogger,
     WandbRun,
 )
-from ..config import config_name, config_names, find_config, with_bases
+from ..config import config_name, config_names, find_config, read, with_bases
 from ..config_errors import explain, import_classes, parser_errors
 from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
@@ -41,7 +39,7 @@ from ..errors import InputError
 from ..evaluation.module import DiffGuardModule
 from ..evaluation.noise_accuracy import Analysis
 from ..runs import record
-from ..runs.lock import lock_run_folder
+from ..runs.lock import lock_new_run_folder, lock_run_folder
 from ..runs.shards import parse_shard
 from ..runs.store import part_files
 from ..yaml_names import make_parser_keep_names
@@ -128,7 +126,9 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], str]:
         if option in ("-c", "--config", "--resume") and not equals:
             value = rest.pop(0) if rest else ""
         if option == "--resume":
-            resolved = ["--config", str(saved_config(value)), *resolved, "--resume", value]
+            saved = saved_config(value)
+            read(saved)
+            resolved = ["--config", str(saved), *resolved, "--resume", value]
             names.append("resumed")
         elif option in ("-c", "--config"):
             if not value:
@@ -166,14 +166,34 @@ def saved_config(folder: str) -> Path:
     return path
 
 
-def make_new_folder(path: str) -> str:
-    """Make a folder of this name, with ``-2``, ``-3``, ... if another run has just taken it."""
-    for number in itertools.count(1):
-        name = path if number == 1 else f"{path}-{number}"
-        with suppress(FileExistsError):
-            Path(name).mkdir(parents=True)
-            return name
-    raise AssertionError
+def find_run_of_job(runs: Path, job: str, settings: dict[str, Any]) -> Path | None:
+    """Return the folder in which a requeued SLURM job began the run of a config, or None.
+
+    The job may run several configs, or one config several times. It repeats its commands, so each
+    of them takes up the first folder of its config that none has taken up since the restart.
+
+    Args:
+        runs: Folder of the runs.
+        job: ID of the job.
+        settings: All settings of the run.
+    """
+    of_settings, of_scores = [], []
+    for folder in sorted(runs.glob(f"*_job{job}*")):
+        if not re.search(rf"_job{re.escape(job)}(-\d+)?$", folder.name):
+            continue
+        try:
+            begun = record.read_record(folder)
+        except InputError:  # is reported if the run is resumed by name
+            continue
+        config, session = begun.get("config"), record.last_session(begun)
+        is_taken = session.get("slurm_restarts") == record.slurm_restarts()
+        if config is None or is_taken:
+            continue
+        if config == settings:
+            of_settings.append(folder)
+        elif record.first_difference(config, settings) is None:
+            of_scores.append(folder)
+    return next(iter(of_settings + of_scores), None)
 
 
 class Parser(LightningArgumentParser):
@@ -241,14 +261,15 @@ class RunCLI(LightningCLI):
         resume = self.config.pop("resume", None)
         if self.config.get("shard"):
             parse_shard(self.config.shard)
-        self.choose_folder(resume)
+        given = self.config.trainer.default_root_dir
         # The saved config is complete, and a run of it goes to a folder of its own.
         self.config.base = None
         self.config.trainer.default_root_dir = None
+        self.choose_folder(resume, given)
         if self.resumed:
             self.check_resumable()
 
-    def choose_folder(self, resume: str | None) -> None:
+    def choose_folder(self, resume: str | None, given: str | None) -> None:
         """Set ``folder``, ``resumed`` and ``is_new_folder``.
 
         ``resumed`` is whether the run has begun in the folder, ``is_new_folder`` whether the folder
@@ -256,8 +277,8 @@ class RunCLI(LightningCLI):
 
         Args:
             resume: Folder that ``--resume`` names.
+            given: Setting ``trainer.default_root_dir``.
         """
-        given = self.config.trainer.default_root_dir
         job = record.slurm_job_id()
         self.is_new_folder = False
         if resume is not None:
@@ -265,16 +286,14 @@ class RunCLI(LightningCLI):
             self.folder, self.resumed = resume, True
             return
         if given is not None:
-            sessions = record.read_record(given).get("sessions", [{}])
+            session = record.last_session(record.read_record(given))
             # A requeued SLURM job resumes its own run.
-            self.folder, self.resumed = (
-                given,
-                job is not None and sessions[-1].get("slurm_job") == job,
-            )
+            self.folder, self.resumed = given, job is not None and session.get("slurm_job") == job
             return
-        if job is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
-            for folder in sorted(Path(self.runs).glob(f"*_job{job}")):
-                self.folder, self.resumed = str(folder), (folder / record.RECORD_FILE).exists()
+        if job is not None and record.slurm_restarts() > 0:
+            folder = find_run_of_job(Path(self.runs), job, self.settings())
+            if folder is not None:
+                self.folder, self.resumed = str(folder), True
                 return
         suffix = f"_job{job}" if job else ""
         self.folder = f"{self.runs}/{datetime.now():%Y-%m-%d_%H-%M-%S}{suffix}"
@@ -284,7 +303,7 @@ class RunCLI(LightningCLI):
         """Raise an `InputError` where further scores would differ from the run's earlier ones."""
         begun = record.read_record(self.folder).get("config")
         if begun is None:
-            begun = yaml.safe_load(saved_config(self.folder).read_text())
+            begun = read(saved_config(self.folder))
         settings = self.settings()
         if why := record.first_difference(begun, settings):
             raise InputError(
@@ -309,21 +328,19 @@ class RunCLI(LightningCLI):
             self.data.use_shard(parse_shard(shard))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            if self.is_new_folder:
-                self.folder = make_new_folder(self.folder)
-            lock_run_folder(self.folder)
         # Set where classes are made from, not in self.config, which is saved.
         self.config_init.trainer.default_root_dir = self.folder
-        if not self.resumed and part_files(Path(self.folder)):
-            raise InputError(
-                f"run folder {self.folder}: holds the results of another run; --resume it, choose "
-                "another folder, or remove them"
-            )
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, ModuleNotFoundError, MisconfigurationException) as error:
             raise InputError(f"trainer: {error}") from error
+        # Lightning takes the rank from RANK and the like, even if no launcher has set them. Only
+        # the trainer knows which launcher is at work.
+        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            self.lock_folder()
+            # Another run may have taken the name meanwhile.
+            trainer._default_root_dir = self.folder  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ScoreWriter):
                 callback.resume = self.resumed
@@ -333,13 +350,29 @@ class RunCLI(LightningCLI):
                 logger.attach(self.folder, self.settings(), wandb_run)
         return trainer
 
+    def lock_folder(self) -> None:
+        """Lock the folder of the run, which is created if it does not exist.
+
+        Raises:
+            InputError: It cannot be written, or is that of another run.
+        """
+        if self.is_new_folder:
+            self.folder = str(lock_new_run_folder(self.folder))
+        else:
+            lock_run_folder(self.folder)
+        if not self.resumed and part_files(Path(self.folder)):
+            raise InputError(
+                f"run folder {self.folder}: holds the results of another run; --resume it, choose "
+                "another folder, or remove them"
+            )
+
     def _check_same_folder(self, resume: str, given: str | None) -> None:
         """Raise an `InputError` if ``--resume`` and ``trainer.default_root_dir`` contradict."""
         if given is None or Path(given).resolve() == Path(resume).resolve():
             return
-        saved = yaml.safe_load(saved_config(resume).read_text())
+        saved = read(saved_config(resume)).get("trainer")
         # A folder that has been moved since still has its old path in the config.
-        if given != saved.get("trainer", {}).get("default_root_dir"):
+        if given != (saved.get("default_root_dir") if isinstance(saved, dict) else None):
             raise InputError(
                 f"--resume {resume}: the run stays in that folder; leave out "
                 f"trainer.default_root_dir={given}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..runs.lock import make_new_folder
 from ..runs.slurm import batch_file, executor, job_parameters
 from .errors import one_line_errors, require
 
@@ -183,10 +184,10 @@ def _run_folder(test_args: list[str], make: bool) -> tuple[Path, bool]:
     given = _value_of("--resume", test_args) or _value_of("--trainer.default_root_dir", test_args)
     if given:
         return Path(given), False
-    from .cli import make_new_folder, resolve_configs
+    from .cli import resolve_configs
 
-    folder = f"runs/{resolve_configs(test_args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    return Path(make_new_folder(folder) if make else folder), make
+    folder = Path(f"runs/{resolve_configs(test_args)[1]}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return make_new_folder(folder)[0] if make else folder, make
 
 
 def _commands(folder: Path, test_args: list[str], shards: int | None) -> list[list[str]]:

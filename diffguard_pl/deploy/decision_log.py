@@ -6,11 +6,9 @@ file without that companion is somebody else's, and is never changed.
 """
 
 import csv
-import fcntl
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..runs.csv_files import as_text, original_text
+from ..runs.lock import Lock
 
 if TYPE_CHECKING:
     from .decisions import Decision, Decisions
@@ -103,17 +102,23 @@ class DecisionLog:
     def __init__(self, path: Path, resume: bool):
         self.path = path
         self.companion = path.with_name(f".{path.name}.detector")
+        self.lock = Lock(path.with_name(f".{path.name}.lock"))
         self.is_csv = path.suffix.lower() == ".csv"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file():
                 raise InputError(f"{path}: is not a regular file; choose another name")
+            if not self.lock.acquire_unless_held():
+                raise InputError(
+                    f"{path}: in use by {self.lock.owner}; {self.lock.remedy}, or choose another "
+                    "name"
+                )
             self.is_new = not path.exists()
             self.file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="")
         except OSError as error:
+            self.lock.release()
             raise self._unwritable(error) from error
         try:
-            self._lock()
             lines, self.complete_bytes = self._read(resume)
         except BaseException:
             self.close()
@@ -135,7 +140,7 @@ class DecisionLog:
         origin = {"detector": detector, "tpr": tpr}
         try:
             if self.path.stat().st_size == 0:
-                self.companion.write_text(json.dumps(origin) + "\n")
+                self.companion.write_text(json.dumps(origin) + "\n", encoding="utf-8")
             else:
                 self._check_origin(origin)
             self.file.truncate(self.complete_bytes)
@@ -153,26 +158,13 @@ class DecisionLog:
             self._append(lambda: self.file.write(as_json(line) + "\n"))
 
     def close(self) -> None:
-        """Close the file, which releases the lock, and remove it if it is new and empty."""
+        """Close the file, remove it if it is new and empty, and release the lock."""
+        with suppress(OSError):  # write() has reported it
+            self.file.close()
         with suppress(OSError):
             if self.is_new and self.path.stat().st_size == 0:
                 self.path.unlink()
-        with suppress(OSError):  # write() has reported it
-            self.file.close()
-
-    def _lock(self) -> None:
-        """Lock the file itself: the system releases it however the process ends."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
-                raise BlockingIOError  # the previous owner has removed it meanwhile
-        except (BlockingIOError, FileNotFoundError) as error:
-            self.is_new = False
-            raise InputError(
-                f"{self.path}: another process is writing to it; wait, or choose another name"
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self.lock.release()
 
     def _read(self, resume: bool) -> tuple[list[dict[str, Any]], int]:
         """Return the complete lines of the file and their size in bytes."""
@@ -214,7 +206,7 @@ class DecisionLog:
     def _check_origin(self, origin: dict[str, Any]) -> None:
         """Check that the existing lines are of the same detector and TPR."""
         try:
-            earlier = dict(json.loads(self.companion.read_text()))
+            earlier = dict(json.loads(self.companion.read_text(encoding="utf-8")))
         except (RecursionError, TypeError, ValueError) as error:
             raise InputError(f"{self.companion}: is damaged; choose another --out") from error
         if earlier == origin:

@@ -96,7 +96,7 @@ class DetectorFile:
         content["calibration"] = _to_json(self.calibration)
         content["reference"] = {name: _to_json(scores) for name, scores in self.reference.items()}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "DetectorFile":
@@ -287,7 +287,7 @@ def _plain_settings(guidance: Any) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         shipped = sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}"))
         raise InputError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .gallery import kept_pictures, random_key, read_picture
+from .gallery import random_key, read_picture
 from .page.run_page import write_run_page
 from .pictures import Picture, draw_grid
 from .plots import draw_cascade_curve, draw_plots
@@ -57,7 +57,7 @@ def grid_pictures(run: RunResults) -> dict[str, dict[str, list[Picture]]]:
         The most mismatched, random and least mismatched images of each dataset by its heading;
         without datasets of which no picture was kept.
     """
-    paths = kept_pictures(run.folder)
+    paths = run.pictures
     # The run's callback keeps more pictures than are drawn here, but not those of all images.
     scored = run.scored
     pairs = zip(scored["dataset"], scored["index"], strict=True)
@@ -92,9 +92,8 @@ def _pictures(
     """Read the kept pictures of images, and caption them; skips damaged files."""
     pictures = []
     for _, image in images.iterrows():
-        try:
-            kept = read_picture(paths[image["dataset"], image["index"]])
-        except (OSError, KeyError, ValueError):
+        kept = read_picture(paths[image["dataset"], image["index"]])
+        if kept is None:
             continue
         parts = ("input", "unguided", "reconstruction")
         panels = [kept.panels[part] for part in parts if part in kept.panels]

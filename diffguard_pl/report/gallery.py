@@ -7,7 +7,10 @@ panels, so a file is readable without its path.
 
 import math
 import re
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +22,16 @@ from ..runs.files import atomic_write
 
 FOLDER = "pictures"
 PANELS = ("input", "unguided", "reconstruction", "mask")
+NOT_A_PICTURE = (
+    EOFError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""Errors with which Pillow and the metadata tell that a file is damaged or something else."""
 
 
 @dataclass
@@ -109,14 +122,24 @@ def picture_paths(run: Path) -> list[Path]:
 
 
 def kept_pictures(run: Path) -> dict[tuple[str, int], Path]:
-    """Map (dataset, index) to the path of the kept picture; skips files that are not one."""
-    found = {}
+    """Map (dataset, index) to the path of the kept picture.
+
+    Files that are not kept pictures are left out, and counted on standard error.
+    """
+    found, foreign = {}, []
     for path in picture_paths(run):
         try:
-            with Image.open(path) as strip:
-                found[strip.info["dataset"], int(strip.info["index"])] = path
-        except (OSError, KeyError, ValueError):
-            continue
+            with _opened(path) as strip:
+                dataset, index, _ = _identity(strip)
+                found[dataset, index] = path
+        except NOT_A_PICTURE:
+            foreign.append(path)
+    if foreign:
+        print(
+            f"{run / FOLDER}: {len(foreign)} files are damaged or not pictures of a run, and are "
+            f"left out, such as {foreign[0].relative_to(run / FOLDER)}; remove them",
+            file=sys.stderr,
+        )
     return found
 
 
@@ -138,19 +161,41 @@ def write_picture(run: Path, picture: KeptPicture) -> None:
         strip.save(unfinished, format="png", pnginfo=metadata)
 
 
-def read_picture(path: Path) -> KeptPicture:
-    """Read the panels of an image.
+def read_picture(path: Path) -> KeptPicture | None:
+    """Read the panels of an image; None if the file is damaged or not a kept picture."""
+    try:
+        with _opened(path) as strip:
+            dataset, index, names = _identity(strip)
+            strip.load()
+            side = strip.height
+            panels = {
+                name: strip.crop((i * side, 0, (i + 1) * side, side))
+                for i, name in enumerate(names)
+            }
+    except NOT_A_PICTURE:
+        return None
+    return KeptPicture(dataset, index, panels)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture without decoding it; one with too many pixels raises an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=["PNG"]) as strip:
+            yield strip
+
+
+def _identity(strip: Image.Image) -> tuple[str, int, list[str]]:
+    """Return dataset, index and panels in the metadata of a picture.
 
     Raises:
-        OSError: The file cannot be read, or is not an image.
-        KeyError: The image is not a kept picture.
-        ValueError: The metadata is damaged.
+        KeyError, ValueError: They are missing, or are not those of an image of this size.
     """
-    with Image.open(path) as strip:
-        strip.load()
-        # Panels are squares, so the height of the strip tells where each begins.
-        side = strip.height
-        panels = {}
-        for i, name in enumerate(strip.info["panels"].split(",")):
-            panels[name] = strip.crop((i * side, 0, (i + 1) * side, side))
-        return KeptPicture(strip.info["dataset"], int(strip.info["index"]), panels)
+    names = strip.info["panels"].split(",")
+    # Panels are squares that stand side by side.
+    if strip.size != (len(names) * strip.height, strip.height):
+        raise ValueError("has other panels")
+    if not {"input", "reconstruction"} <= {*names} <= {*PANELS}:
+        raise ValueError("has other panels")
+    return strip.info["dataset"], int(strip.info["index"]), names

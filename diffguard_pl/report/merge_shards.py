@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..runs import record
 from ..runs.files import atomic_write
 from ..runs.shards import parse_shard
-from ..runs.store import SCORES_FOLDER, part_files, read_header, read_scores
+from ..runs.store import SCORES_FOLDER, part_files, part_numbers, read_header, read_scores
 from .gallery import Candidate, candidate_for, choose_candidates, picture_paths, read_picture
 
 
@@ -35,7 +35,7 @@ def merge_shards(out: Path, shards: Sequence[Path]) -> None:
     config = records[0]["config"] | {"shard": None}
     record.write_record(out, _merged_record(records, config))
     with atomic_write(out / record.CONFIG_FILE) as unfinished:
-        unfinished.write_text(yaml.safe_dump(config, sort_keys=False))
+        unfinished.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     # Pictures before scores: a run folder with scores has its pictures, too.
     _copy_pictures(out, shards)
     _copy_scores(out, shards)
@@ -46,15 +46,13 @@ def _merged_record(records: Sequence[dict[str, Any]], config: dict[str, Any]) ->
     sessions = [
         session | {"shard": of_shard["config"]["shard"]}
         for of_shard in records
-        for session in of_shard["sessions"]
+        for session in of_shard.get("sessions", [])
     ]
     sessions.sort(key=lambda session: str(session.get("began")))
     merged = records[0] | {"config": config, "sessions": sessions}
-    if all("images" in of_shard for of_shard in records):
-        merged["images"] = {
-            name: sum(of_shard["images"][name] for of_shard in records)
-            for name in records[0]["images"]
-        }
+    images = [of_shard.get("images", {}) for of_shard in records]
+    if all(of_shard.keys() == images[0].keys() for of_shard in images):
+        merged["images"] = {name: sum(of_shard[name] for of_shard in images) for name in images[0]}
     return merged
 
 
@@ -64,7 +62,7 @@ def _copy_scores(out: Path, shards: Sequence[Path]) -> None:
     for folder in shards:
         numbers: dict[str, int] = {}
         for part in part_files(folder):
-            _, session, rank, count = part.stem.split("-")
+            session, rank, count = part_numbers(part)
             number = numbers.setdefault(session, sessions + len(numbers))
             name = f"part-{number:03}-{rank}-{count}.parquet"
             with atomic_write(out / SCORES_FOLDER / name) as unfinished:
@@ -74,17 +72,17 @@ def _copy_scores(out: Path, shards: Sequence[Path]) -> None:
 
 def _copy_pictures(out: Path, shards: Sequence[Path]) -> None:
     """Copy the pictures that one run would have kept, of those that the shards have kept."""
-    settings = record.read_record(shards[0])["config"].get("pictures", {})
+    settings = record.read_record(shards[0])["config"].get("pictures") or {}
     candidates: dict[str, dict[Candidate, Path]] = {}
     for folder in shards:
         results, header = read_scores(folder)
         scores = results.set_index(["dataset", "index"])[header.scores[0]].to_dict()
         for path in picture_paths(folder):
-            try:
-                picture = read_picture(path)
-                score = scores[picture.dataset, picture.index]
-            except (OSError, KeyError, ValueError):
-                continue  # a damaged picture is no reason to lose the scores
+            picture = read_picture(path)
+            # a damaged picture is no reason to lose the scores
+            if picture is None or (picture.dataset, picture.index) not in scores:
+                continue
+            score = scores[picture.dataset, picture.index]
             candidate = candidate_for(picture.dataset, picture.index, score)
             candidates.setdefault(picture.dataset, {})[candidate] = path
     for of_dataset in candidates.values():
@@ -117,11 +115,11 @@ def _check_shard(folder: Path, of_shard: dict[str, Any]) -> int:
             f"{folder}: not a diffguard_pl run: {SCORES_FOLDER}/part-*.parquet not found"
         )
     shard = of_shard.get("config", {}).get("shard")
-    if shard is None:
+    if not isinstance(shard, str):
         raise InputError(
             f"{folder}: not a shard of a run (test --shard I/N); diffguard-pl report compares runs"
         )
-    if not of_shard["sessions"][-1].get("ended"):
+    if not record.last_session(of_shard).get("ended"):
         raise InputError(
             f"{folder}: shard {shard} is unfinished; diffguard-pl test --resume {folder}"
         )

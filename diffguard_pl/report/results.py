@@ -1,6 +1,5 @@
 """Results of a run, read from its folder alone."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..metrics.bootstrap import with_intervals
 from ..metrics.table import ResultRow, ScoreTable, result_rows, sizes
 from ..names import CALIBRATION
+from ..runs.record import read_record_as_it_is
 from ..runs.store import Header, read_scores, score_table
 from ..scores.combination import Combination
 from .cascade_curve import CascadePoint, cascade_curve
+from .gallery import kept_pictures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +59,11 @@ class RunResults:
         """Name to display: config and time, the last two parts of the folder."""
         folder = self.folder.resolve()
         return f"{folder.parent.name}/{folder.name}"
+
+    @cached_property
+    def pictures(self) -> dict[tuple[str, int], Path]:
+        """Path of the kept picture by dataset and index of the image."""
+        return kept_pictures(self.folder)
 
     @property
     def primary_score(self) -> str:
@@ -221,7 +228,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
     A report needs the scores only, so a damaged record costs some facts, not the report.
     """
     try:
-        record = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
+        return read_record_as_it_is(folder)
+    except InputError:
         return {}
-    return record if isinstance(record, dict) else {}

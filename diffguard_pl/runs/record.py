@@ -43,37 +43,75 @@ CHANGEABLE_MODEL_SETTINGS = ("slots", "compile")
 """Settings of the model that do not affect scores, except for rounding."""
 TRAINER_SETTINGS = ("precision", "limit_test_batches", "fast_dev_run")
 """Settings of the trainer that affect scores, or which images are scored."""
+ENTRIES: dict[str, type] = {
+    "config": dict,
+    "weights": dict,
+    "data": dict,
+    "images": dict,
+    "sessions": list,
+}
+"""Entries of a record that others than the report rely on, and their types."""
+MAX_DEPTH = 64
+"""Levels of nesting beyond which a record is damaged; further code may descend without fear."""
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Return the record of a run, or an empty dict if it has none.
 
     Raises:
-        InputError: The record cannot be read.
+        InputError: The record cannot be read, or has another form.
+    """
+    path = Path(folder) / RECORD_FILE
+    run_record = read_record_as_it_is(folder)
+    for name, kind in ENTRIES.items():
+        if name in run_record and not isinstance(run_record[name], kind):
+            raise _unreadable(path, f"{name} is not a {kind.__name__}")
+    entries = [*run_record.get("sessions", []), *run_record.get("data", {}).values()]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise _unreadable(path, "sessions and data do not hold dicts")
+    return run_record
+
+
+def read_record_as_it_is(folder: str | Path) -> dict[str, Any]:
+    """Return the record of a run, whatever its entries hold, or an empty dict if it has none.
+
+    Raises:
+        InputError: The record cannot be read, or is not a dict.
     """
     path = Path(folder) / RECORD_FILE
     try:
-        return json.loads(path.read_text())
+        run_record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); remove it to continue without the record"
-        ) from error
+        raise _unreadable(path, error) from error
+    except RecursionError as error:
+        raise _unreadable(path, "nested too deeply") from error
+    if not isinstance(run_record, dict):
+        raise _unreadable(path, "not a dict")
+    if _depth_exceeds(run_record, MAX_DEPTH):
+        raise _unreadable(path, "nested too deeply")
+    return run_record
+
+
+def last_session(run_record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the latest session of a record, or an empty dict if it has none."""
+    sessions = run_record.get("sessions")
+    return sessions[-1] if sessions else {}
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> None:
     """Write the record of a run atomically."""
     with atomic_write(Path(folder) / RECORD_FILE) as file:
-        file.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        file.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def update_session(folder: str | Path, **entries: Any) -> None:
     """Add entries to the current session of the record."""
     record = read_record(folder)
-    sessions = record.setdefault("sessions", [{}])
+    sessions = record.get("sessions") or [{}]
     sessions[-1].update(entries)
-    write_record(folder, record)
+    write_record(folder, record | {"sessions": sessions})
 
 
 def timestamp() -> str:
@@ -171,6 +209,12 @@ def slurm_job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def slurm_restarts() -> int:
+    """Return how often the current SLURM job has been requeued; 0 outside one."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
 def launch_command() -> list[str]:
     """Return the command that started this process, as it can be repeated."""
     program, package = Path(sys.argv[0]), Path(__file__).parents[1]
@@ -201,22 +245,18 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 def _score_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that scores depend on, by dotted name."""
-    model = dict(config.get("model") or {})
-    for name in CHANGEABLE_MODEL_SETTINGS:
-        model.pop(name, None)
-    data = json.loads(json.dumps(config.get("data")))
-    for name in CHANGEABLE_DATA_SETTINGS:
-        (data.get("init_args") or {}).pop(name, None)
-    trainer = config.get("trainer") or {}
-    return _flatten(
-        {
-            "model": model,
-            "data": data,
-            "trainer": {name: trainer.get(name) for name in TRAINER_SETTINGS},
-            "shard": config.get("shard"),
-            "seed_everything": config.get("seed_everything"),
-        }
-    )
+    settings = {name: config.get(name) for name in ("model", "data", "shard", "seed_everything")}
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict):
+        settings["trainer"] = {name: trainer.get(name) for name in TRAINER_SETTINGS}
+    changeable = [f"model.{name}" for name in CHANGEABLE_MODEL_SETTINGS]
+    changeable += [f"data.init_args.{name}" for name in CHANGEABLE_DATA_SETTINGS]
+    flat = _flatten(json.loads(json.dumps(settings, default=str)))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in changeable)
+    }
 
 
 def _flatten(settings: Any, key: str = "") -> dict[str, Any]:
@@ -231,3 +271,23 @@ def _flatten(settings: Any, key: str = "") -> dict[str, Any]:
 
 def _in_words(value: Any) -> str:
     return "not set" if value is None else json.dumps(value)
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    """Return whether dicts and lists are nested deeper than a limit, without recursion."""
+    level = [value]
+    for _ in range(limit):
+        children: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                children += one.values()
+            elif isinstance(one, list):
+                children += one
+        level = children
+    return bool(level)
+
+
+def _unreadable(path: Path, reason: object) -> InputError:
+    return InputError(
+        f"{path}: cannot be read ({reason}); remove it to continue without the record"
+    )

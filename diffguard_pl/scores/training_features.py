@@ -7,13 +7,12 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from ..classifiers.classifier import Classifier
 from ..errors import InputError
 from ..metrics.chance import describe_chance
 from ..runs.files import atomic_write
+from ..runs.lock import locked
 from ..runs.record import weights_hash
 from ..stages import as_batch
 from .baselines.collection import Baselines
@@ -178,20 +178,12 @@ def cache_key(classifier: Classifier, contents: dict[str, Any], precision: str) 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file that several processes would compute."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print("waiting for another process that computes these features", flush=True)
-            lock.acquire()
-    except OSError as error:
-        raise InputError(
-            f"DIFFGUARD_CACHE: cannot write {lock.lock_file} ({error.strerror or error}); set it "
-            "to a writable folder"
-        ) from error
-    try:
+            stack.enter_context(locked(path))
+        except OSError as error:
+            raise InputError(
+                f"DIFFGUARD_CACHE: cannot write beside {path} ({error.strerror or error}); set it "
+                "to a writable folder"
+            ) from error
         yield
-    finally:
-        lock.release()

@@ -180,7 +180,12 @@ def test_one_process_at_a_time_writes_a_log(run, tmp_path):
     first = DecisionLog(out, resume=False)
     for options in ([], ["--resume"]):
         message = run(*images, "--out", str(out), *options).message
-        assert "another process" in message
+        assert f"in use by process {os.getpid()} on" in message
+        assert "wait" in message
     assert out.exists()
     first.close()
     assert run(*images, "--out", str(out)).status == 0
+    assert {path.name for path in tmp_path.iterdir() if "out" in path.name} == {
+        "out.jsonl",
+        ".out.jsonl.detector",
+    }

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import diffguard_pl
 from diffguard_pl import DiffGuardModule, InputError
 from diffguard_pl.callbacks import ScoreWriter, TrajectoryLogger
-from diffguard_pl.commands.cli import make_new_folder
 from diffguard_pl.commands.errors import one_line_errors
 from diffguard_pl.commands.evaluate import main
 from diffguard_pl.config import config_names, find_config
+from diffguard_pl.runs.lock import make_new_folder
 
 QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
 
@@ -113,8 +113,8 @@ def test_progress_in_a_terminal_is_a_bar(tmp_path):
 
 
 def test_runs_that_begin_in_the_same_second_get_different_folders(tmp_path):
-    names = [make_new_folder(str(tmp_path / "runs" / "now")) for _ in range(3)]
-    assert [Path(name).name for name in names] == ["now", "now-2", "now-3"]
+    names = [make_new_folder(tmp_path / "runs" / "now")[0] for _ in range(3)]
+    assert [name.name for name in names] == ["now", "now-2", "now-3"]
 
 
 def test_later_configs_and_the_command_line_override(tmp_path):

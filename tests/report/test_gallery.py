@@ -2,11 +2,15 @@
 
 import math
 import re
+import struct
+import zlib
 
 import numpy as np
+import pytest
 from helpers.report_runs import card_images, make_plain_run, make_run
 from PIL import Image
 
+from diffguard_pl.commands.report import main
 from diffguard_pl.report.build import build
 from diffguard_pl.report.gallery import (
     KeptPicture,
@@ -74,6 +78,32 @@ def test_damaged_and_foreign_pictures_are_skipped(tmp_path):
     intact = {("digits", 1), ("letters", 0), ("photos", 0), ("photos", 1)}
     intact |= {("maps <b>&", 0), ("maps <b>&", 1)}
     assert card_images(build(read_results(folder))[-1]) == intact
+
+
+def png(width: int, height: int, **metadata: str) -> bytes:
+    """Return a PNG that claims a size and lacks most of its pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    texts = [f"{key}\0{value}".encode() for key, value in metadata.items()]
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    chunks = [chunk(b"IHDR", header), *(chunk(b"tEXt", text) for text in texts), pixels]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "size", [(60_000, 30_000), (20_000, 10_000), (60_000, 1), (4, 4)], ids=lambda size: str(size[0])
+)
+def test_a_picture_with_more_pixels_than_its_panels_is_left_out(tmp_path, size, capsys):
+    folder = make_run(tmp_path / "run", pictures=1)
+    about = {"dataset": "digits", "index": "0", "panels": "input,reconstruction"}
+    picture_path(folder, "digits", 0).write_bytes(png(*size, **about))
+    main([str(folder)])
+    assert ("digits", 0) not in card_images(folder / "report.html")
+    assert re.search(r"pictures: 1 files .*digits/0.png; remove", capsys.readouterr().err)
 
 
 def test_datasets_with_similar_names_have_separate_folders(tmp_path):

@@ -55,6 +55,34 @@ def test_a_record_is_read_back_and_a_session_is_updated(tmp_path):
         record.read_record(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"config": ' + b'{"a": ' * 200 + b"1" + b"}" * 201,
+        b"[]",
+        b'"\xe4"',
+        b'{"sessions": {}}',
+        b'{"sessions": [1]}',
+        b'{"config": []}',
+        b'{"data": {"digits": 5}}',
+    ],
+    ids=lambda content: content[:20].decode("latin1"),
+)
+def test_a_damaged_record_is_named_with_the_remedy(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"run.json: .*remove it") as refused:
+        record.read_record(tmp_path)
+    assert len(str(refused.value)) < 300
+
+
+def test_a_record_without_sessions_gets_one(tmp_path):
+    record.write_record(tmp_path, {"sessions": []})
+    record.update_session(tmp_path, ended=1)
+    assert record.last_session(record.read_record(tmp_path)) == {"ended": 1}
+    assert record.last_session({}) == {}
+
+
 def test_the_hash_of_weights_depends_on_names_types_and_values():
     def weights(fill=1.0, dtype=torch.bfloat16):
         layer = torch.nn.Linear(2, 3, bias=False).to(dtype)

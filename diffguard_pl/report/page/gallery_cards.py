@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from ...metrics.detection import threshold_at_tpr
-from ..gallery import kept_pictures, read_picture
+from ..gallery import read_picture
 from ..pictures import difference
 from ..results import RunResults
 from .rendering import to_json
@@ -89,7 +89,7 @@ def gallery_cards(run: RunResults, limit: int = GALLERY_BYTES) -> GalleryCards:
     is_ind = (scored["dataset"] == run.ind).to_numpy()
     confusions = np.stack([confusion(score, is_ind) for score in run.table.values.T], axis=1)
 
-    paths = kept_pictures(run.folder)
+    paths = run.pictures
     pairs = zip(scored["dataset"], scored["index"], strict=True)
     kept = scored[[pair in paths for pair in pairs]]
 
@@ -148,12 +148,12 @@ def _facts(image: pd.Series, run: RunResults, confusions: np.ndarray) -> dict[st
 
 def _panels(path: Path) -> dict[str, Any] | None:
     """Return the panels of a kept picture as data URIs; None if it cannot be read."""
-    try:
-        panels = read_picture(path).panels
-        reference = panels["unguided"] if "unguided" in panels else panels["input"]
-        panels["difference"] = difference(reference, panels["reconstruction"])
-    except (OSError, KeyError, ValueError):
+    kept = read_picture(path)
+    if kept is None:
         return None
+    panels = kept.panels
+    reference = panels["unguided"] if "unguided" in panels else panels["input"]
+    panels["difference"] = difference(reference, panels["reconstruction"])
     # WebP's lossy compression blurs the edges of small pictures and of masks.
     is_small = panels["input"].width < SMALL_SIDE
     pictures = {}
