@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .record import slurm_job_id, timestamp
+from .record import CONFIG_FILE, RECORD_FILE, slurm_job_id, timestamp
 
 if TYPE_CHECKING:  # imported where a lock is acquired, since it takes a while
     from filelock import BaseFileLock
@@ -240,17 +240,24 @@ def make_new_folder(path: str | Path) -> tuple[Path, list[Path]]:
 def releasing_locks() -> Iterator[None]:
     """Release the run folders that this process has locked when the block ends.
 
-    Folders that were created for a run that has left nothing in them are removed.
+    A folder that was created for a run, and that the run has left empty, is removed; so is that of
+    a run that has failed before it had any results.
     """
+    has_failed = False
     try:
         yield
+    except Exception:
+        has_failed = True
+        raise
     finally:
         while held_locks:
-            _, (lock, made) = held_locks.popitem()
+            folder, (lock, made) = held_locks.popitem()
             lock.release()
-            for folder in made:
+            if made and has_failed:
+                _remove_start(folder)
+            for empty in made:
                 with suppress(OSError):  # has content
-                    folder.rmdir()
+                    empty.rmdir()
 
 
 def _lock(folder: Path, made: list[Path]) -> None:
@@ -261,6 +268,15 @@ def _lock(folder: Path, made: list[Path]) -> None:
             f"run folder {folder}: in use by {lock.owner}; {lock.remedy}, or choose another folder"
         )
     held_locks[folder.resolve()] = lock, made
+
+
+def _remove_start(folder: Path) -> None:
+    """Remove record and config from a folder that holds nothing else."""
+    with suppress(OSError):
+        files = list(folder.iterdir())
+        if {file.name for file in files} <= {RECORD_FILE, CONFIG_FILE}:
+            for file in files:
+                file.unlink()
 
 
 def _missing_folders(folder: Path) -> list[Path]:

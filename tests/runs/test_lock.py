@@ -139,6 +139,23 @@ def test_a_folder_that_was_made_for_a_run_goes_with_it_if_it_stays_empty(tmp_pat
     }
 
 
+@pytest.mark.parametrize("results", [False, True])
+def test_a_run_that_fails_before_it_has_results_leaves_no_folder(tmp_path, results):
+    def fail(folder: Path) -> None:
+        with releasing_locks():
+            lock_run_folder(folder)
+            for name in ("run.json", "config.yaml"):
+                (folder / name).touch()
+            if results:
+                (folder / "scores").mkdir()
+            raise InputError("data: missing")
+
+    with pytest.raises(InputError, match="data"):
+        fail(tmp_path / "runs" / "a")
+    assert (tmp_path / "runs" / "a" / "run.json").exists() == results
+    assert (tmp_path / "runs").exists() == results
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/run: cannot be written \(Not a directory\)"):
