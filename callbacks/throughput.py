@@ -1,8 +1,8 @@
 """Throughput of a run, and the stages that take its time."""
 
-import resource
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -54,8 +54,9 @@ class ThroughputMonitor(pl.Callback):
             torch.distributed.all_gather_object(gathered, totals)
             for name in ("images", "nfe", "useful_nfe", "batch_nfe"):
                 totals[name] = sum(of_rank[name] for of_rank in gathered)
-            for name in ("seconds", "peak_memory_bytes"):
-                totals[name] = max(of_rank[name] for of_rank in gathered)
+            totals["seconds"] = max(of_rank["seconds"] for of_rank in gathered)
+            peaks = [of_rank["peak_memory_bytes"] for of_rank in gathered]
+            totals["peak_memory_bytes"] = None if None in peaks else max(peaks)
             totals |= _rates(totals)
         if trainer.is_global_zero:
             self._record(trainer, pl_module, totals, "throughput/")
@@ -81,7 +82,11 @@ class ThroughputMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, totals: dict[str, Any], prefix: str
     ) -> None:
         update_session(pl_module.run_folder, throughput=totals)
-        numbers = {prefix + name: value for name, value in totals.items() if name != "stages"}
+        numbers = {
+            prefix + name: value
+            for name, value in totals.items()
+            if name != "stages" and value is not None
+        }
         numbers |= {f"{prefix}seconds_{name}": value for name, value in totals["stages"].items()}
         self.records += 1
         for logger in trainer.loggers:
@@ -97,10 +102,19 @@ def _rates(totals: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes of a GPU, or of this process on the CPU."""
+def _peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory in bytes of a GPU, or of this process on the CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # macOS counts bytes, Linux kilobytes
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with suppress(ImportError):
+        import resource
+
+        # macOS counts bytes, Linux kilobytes
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # Windows
+    with suppress(ImportError):
+        import psutil
+
+        return getattr(psutil.Process().memory_info(), "peak_wset", None)
+    return None

@@ -173,7 +173,9 @@ def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    split = json.loads(resources.files(__package__).joinpath("digits_split.json").read_text(encoding="utf-8"))
+    split = json.loads(
+        resources.files(__package__).joinpath("digits_split.json").read_text(encoding="utf-8")
+    )
     return (data.images / 16).astype(np.float32), data.target, split
 
 

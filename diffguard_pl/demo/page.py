@@ -155,7 +155,7 @@ def serve(
         enable_monitoring=False,
         theme=gr.themes.Base(font=SANS, font_mono=MONO, neutral_hue="stone", primary_hue="blue"),
         css_paths=HERE / "page.css",
-        head=f"<script>{(HERE / 'page.js').read_text(encoding="utf-8")}</script>",
+        head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",
     )
     # what it has to say of invalid requests is in the responses
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)

@@ -96,7 +96,8 @@ class DetectorFile:
         content["calibration"] = _to_json(self.calibration)
         content["reference"] = {name: _to_json(scores) for name, scores in self.reference.items()}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "DetectorFile":

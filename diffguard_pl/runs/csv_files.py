@@ -23,7 +23,10 @@ def write_csv(header: Sequence[str], lines: Iterable[Sequence[Any]], path: Path)
     Raises:
         InputError: The file could not be written.
     """
-    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
+    with (
+        atomic_write(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         for line in (header, *lines):
             writer.writerow([as_text(value) for value in line])

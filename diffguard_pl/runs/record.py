@@ -162,7 +162,9 @@ def _git_revision(place: Path) -> str | None:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(folder), *args]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        )
         return done.stdout.strip()
 
     try:

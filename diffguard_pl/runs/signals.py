@@ -1,7 +1,7 @@
 """Graceful termination on SIGTERM, SIGUSR1 and SIGUSR2.
 
 A scheduler or an operator sends SIGTERM; SLURM sends SIGUSR1 or SIGUSR2 shortly before a job's
-time limit. callbacks/stop.py ends a test with them.
+time limit. callbacks/stop.py ends a test with them. Windows has SIGTERM alone.
 """
 
 import os
@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE_SIGNALS: tuple[int, ...] = tuple(
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 """Signals that precede a job's time limit; the job is requeued after them.
 
 ``#SBATCH --signal=USR1@120`` sends the first, submitit the second.
 """
-HANDLED_SIGNALS = (signal.SIGTERM, *REQUEUE_SIGNALS)
+HANDLED_SIGNALS: tuple[int, ...] = (signal.SIGTERM, *REQUEUE_SIGNALS)
 
 
 class StopRequested(BaseException):

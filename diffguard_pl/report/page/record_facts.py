@@ -55,7 +55,8 @@ def session_facts(session: Mapping[str, Any]) -> dict[str, Any]:
 def local_time(iso: Any) -> str:
     """Format an ISO time to the minute in its own time zone; other text stays as it is."""
     try:
-        return datetime.fromisoformat(str(iso)).strftime("%-d %B %Y, %H:%M %Z")
+        time = datetime.fromisoformat(str(iso))
+        return f"{time.day} {time:%B %Y, %H:%M %Z}"
     except ValueError:
         return str(iso)
 
