@@ -1,9 +1,14 @@
 """Shared fixtures: the golden runs of the original, and the embedded benchmark."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from helpers.windows import hide_posix
+
+if os.environ.get("WITHOUT_POSIX"):
+    hide_posix()
 
 import diffguard_pl
 from diffguard_pl import DiffGuard

@@ -341,6 +341,11 @@ class RunCLI(LightningCLI):
             self.lock_folder()
             # Another run may have taken the name meanwhile.
             trainer._default_root_dir = self.folder  # type: ignore[attr-defined]
+        if not self.resumed and part_files(Path(self.folder)):
+            raise InputError(
+                f"run folder {self.folder}: holds the results of another run; --resume it, choose "
+                "another folder, or remove them"
+            )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ScoreWriter):
                 callback.resume = self.resumed
@@ -354,17 +359,12 @@ class RunCLI(LightningCLI):
         """Lock the folder of the run, which is created if it does not exist.
 
         Raises:
-            InputError: It cannot be written, or is that of another run.
+            InputError: It cannot be written, or another run is writing to it.
         """
         if self.is_new_folder:
             self.folder = str(lock_new_run_folder(self.folder))
         else:
             lock_run_folder(self.folder)
-        if not self.resumed and part_files(Path(self.folder)):
-            raise InputError(
-                f"run folder {self.folder}: holds the results of another run; --resume it, choose "
-                "another folder, or remove them"
-            )
 
     def _check_same_folder(self, resume: str, given: str | None) -> None:
         """Raise an `InputError` if ``--resume`` and ``trainer.default_root_dir`` contradict."""

@@ -92,6 +92,9 @@ class Lock:
         with suppress(OSError):
             self.held.release()
         self.held = None
+        if sys.platform == "win32":  # which removes no file that a process has open
+            with suppress(OSError):
+                self.path.unlink()
 
     @property
     def owner(self) -> str:

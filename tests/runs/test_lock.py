@@ -12,6 +12,9 @@ from diffguard_pl import InputError
 from diffguard_pl.runs import lock as locks
 from diffguard_pl.runs.lock import Lock, lock_new_run_folder, lock_run_folder, releasing_locks
 
+pytestmark = pytest.mark.skipif(
+    "WITHOUT_POSIX" in os.environ, reason="the other processes of these tests have locks"
+)
 LOCK = """
 import socket, sys
 from diffguard_pl.runs import lock

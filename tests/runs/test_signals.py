@@ -9,13 +9,25 @@ import pytest
 from diffguard_pl.runs import signals
 from diffguard_pl.runs.signals import GracefulTermination, StopRequested
 
+needs_requeue_signals = pytest.mark.skipif(
+    not signals.REQUEUE_SIGNALS, reason="this system lacks SIGUSR1"
+)
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        pytest.param("SIGUSR1", marks=needs_requeue_signals),
+        pytest.param("SIGUSR2", marks=needs_requeue_signals),
+    ],
+)
 def test_a_signal_interrupts_the_program(name):
     with GracefulTermination().handling_signals(), pytest.raises(StopRequested, match=name):
         signal.raise_signal(signal.Signals[name])
 
 
+@needs_requeue_signals
 def test_a_deferred_signal_waits_for_the_check_and_the_first_one_counts():
     before = signal.getsignal(signal.SIGUSR1)
     forwarded = []
