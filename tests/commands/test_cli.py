@@ -1,6 +1,5 @@
 """The folder of a run, as the commands that run a model choose, lock and leave it."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffguard_pl.commands import calibrate, evaluate
 from diffguard_pl.commands.cli import find_run_of_job
+from diffguard_pl.config import find_config
 from diffguard_pl.runs import record
 from diffguard_pl.runs.lock import Lock
 
@@ -107,7 +107,7 @@ def test_a_failed_start_leaves_no_folder(tmp_path, monkeypatch, chosen):
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
 def test_a_damaged_file_of_a_run_to_resume_is_named_in_one_line(tmp_path, name):
-    files = {"config.yaml": b"model: {steps: 5}\n", "run.json": json.dumps({}).encode()}
+    files = {"config.yaml": find_config("digits_ldm").read_bytes(), "run.json": b"{}"}
     damaged = {"config.yaml": "# Gr\u00f6\u00dfe\n".encode("latin-1"), "run.json": b"[" * 100_000}
     for file, content in (files | {name: damaged[name]}).items():
         (tmp_path / file).write_bytes(content)
