@@ -133,7 +133,8 @@ class Lock:
                     raise
         try:
             lease = SoftFileLease(self.lease, lease_duration=LEASE_SECONDS)
-            lease.acquire(timeout=timeout)
+            # The first attempt may only remove the lease of a process that has ended.
+            lease.acquire(timeout=timeout or 0.2)
             return lease
         except LeaseSettingsMismatch as error:  # the lease is of another version
             raise Timeout(str(self.lease)) from error

@@ -61,6 +61,16 @@ def test_a_folder_without_a_complete_run_is_refused_in_one_line(tmp_path, damage
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "record", [b"[" * 100_000, b"\xff", b"[]", b'{"sessions": [{"command": ["\\ud800"]}, 1]}']
+)
+def test_a_damaged_record_costs_facts_and_not_the_report(tmp_path, record, capsys):
+    run = make_plain_run(tmp_path / "run", {"far": "far"}, count=3)
+    (run / "run.json").write_bytes(record)
+    main([str(run)])
+    assert (run / "report.html").exists()
+
+
 def test_images_without_a_score_are_neither_most_nor_least_mismatched(tmp_path):
     run = read_results(make_plain_run(tmp_path / "run", {"nan": "near"}, pictures=12))
     strips = grid_pictures(run)["nan (near), 12 images"]

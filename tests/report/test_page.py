@@ -24,7 +24,7 @@ from diffguard_pl.report.comparison import compare
 from diffguard_pl.report.page import gallery_cards
 from diffguard_pl.report.page.comparison_page import write_comparison_page
 from diffguard_pl.report.page.run_page import write_run_page
-from diffguard_pl.report.results import read_results
+from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.combination import Cascade, Combination, Fusion
 
@@ -60,7 +60,7 @@ def test_a_page_of_many_datasets_scores_and_small_pictures_stays_below_15_mb(tmp
     images = list(zip(frame["dataset"], frame["index"], strict=True))
     uri = "data:image/webp;base64," + "A" * 120
     panels = dict.fromkeys(("input", "reconstruction", "difference"), uri)
-    monkeypatch.setattr(gallery_cards, "kept_pictures", lambda run: dict.fromkeys(images, run))
+    monkeypatch.setattr(RunResults, "pictures", dict.fromkeys(images, folder))
     monkeypatch.setattr(gallery_cards, "_panels", lambda path: {"pictures": panels, "small": True})
     results = result_rows(score_table(frame, header))
     write_run_page(read_results(folder, results), tmp_path / "report.html")

@@ -30,7 +30,9 @@ def render(template: str, data: Mapping[str, Any], context: Mapping[str, Any]) -
         "js": Markup((HERE / "page.js").read_text("utf-8")),
         "plotly": Markup(_plotly_js()),
     }
-    return _environment().get_template(template).render(context, **embedded)
+    page = _environment().get_template(template).render(context, **embedded)
+    # Half of a surrogate pair, as in a damaged record, cannot be written.
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
 def to_json(data: Any) -> str:
