@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,10 @@ class ScoreWriter(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         """Warn of images that are in several datasets."""
-        if trainer.is_global_zero and part_files(self.folder):
-            frame, header = read_scores(self.folder, COLUMNS)
-            if line := describe_repeats(frame, header):
+        if not trainer.is_global_zero or not part_files(self.folder):
+            return
+        with suppress(InputError):  # a damaged part is reported by those who need it
+            if line := describe_repeats(*read_scores(self.folder, COLUMNS)):
                 warnings.warn(line, stacklevel=2)
 
     def on_exception(

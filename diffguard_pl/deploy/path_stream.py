@@ -1,5 +1,6 @@
 """Paths of images to decide on: files, folders, and standard input as its lines arrive."""
 
+import codecs
 import os
 import select
 import sys
@@ -74,7 +75,7 @@ def arriving_lines() -> Iterator[list[bytes]]:
     Reads the descriptor itself: Python's buffer would hold lines back until it is full.
 
     Raises:
-        InputError: Standard input is closed, or a line is longer than `GROUP_BYTES`.
+        InputError: Standard input is closed or not text, or a line is longer than `GROUP_BYTES`.
     """
     try:
         source = sys.stdin.fileno()
@@ -82,7 +83,7 @@ def arriving_lines() -> Iterator[list[bytes]]:
         raise InputError(
             "-: standard input is closed; give it the paths of images, one per line"
         ) from error
-    incomplete, has_ended = b"", False
+    incomplete, is_first, has_ended = b"", True, False
     while not has_ended:
         received, has_ended = _receive(source)
         received = incomplete + received
@@ -96,6 +97,14 @@ def arriving_lines() -> Iterator[list[bytes]]:
                 f"-: standard input has a line of more than {GROUP_BYTES:,} bytes; give it the "
                 "paths of images, one per line"
             )
+        if b"\0" in complete:
+            raise InputError(
+                "-: standard input has bytes of value 0, as UTF-16 or `find -print0` have; give it "
+                "the paths of images in UTF-8, one per line"
+            )
+        if is_first:  # Windows marks files of UTF-8
+            complete = complete.removeprefix(codecs.BOM_UTF8)
+            is_first = not complete
         lines = [line.rstrip(b"\r") for line in complete.split(b"\n") if line.strip()]
         if lines:
             yield lines

@@ -29,14 +29,20 @@ def give_input(tmp_path, monkeypatch):
 
 
 def test_standard_input_has_one_path_per_line_and_each_counts_once(give_input):
-    give_input(b"a.png\r\nb.png\n\na.png\nc.png")
+    give_input(b"\xef\xbb\xbfa.png\r\nb.png\n\na.png\nc.png")
     first, *rest = image_paths(["z.png", "-", "b.png"])
     assert list(first) == ["z.png"]
     assert [path for group in rest for path in group] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "-: .*empty"), (bytes(1 << 21), "-: .*1,048,576 bytes")]
+    ("content", "message"),
+    [
+        (b"", "-: .*empty"),
+        (b"a" * (1 << 21), "-: .*1,048,576 bytes"),
+        ("a.png\nb.png\n".encode("utf-16"), "-: .*UTF-16.*UTF-8"),
+        (b"a.png\0b.png\0", "-: .*print0.*one per line"),
+    ],
 )
 def test_input_without_paths_is_refused(give_input, content, message):
     give_input(content)
@@ -60,6 +66,22 @@ def test_a_folder_keeps_the_name_that_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (group,) = image_paths(["~nobody"])
     assert list(group) == ["~nobody/digit0.png"]
+
+
+def test_images_are_found_by_suffix_or_content_and_other_files_are_named(tmp_path):
+    (known,) = saved(digits("test").images[:1], tmp_path, "digit")
+    content = (tmp_path / "digit0.png").read_bytes()
+    for name in ("a.jfif", "no_suffix", ".hidden", "c.heic"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("P5 is a format, too")
+    (tmp_path / ".git").mkdir()
+    passed_over: list[str] = []
+    (group,) = image_paths([str(tmp_path)], passed_over)
+    assert [os.path.basename(path) for path in group] == [
+        *(".hidden", "a.jfif", "c.heic", "digit0.png", "no_suffix")
+    ]
+    assert known in group
+    assert passed_over == [f"{tmp_path}/.git/", f"{tmp_path}/notes.txt"]
 
 
 def test_a_steady_stream_of_paths_does_not_hold_them_up(monkeypatch):
