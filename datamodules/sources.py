@@ -162,6 +162,8 @@ class ImageList(ImageFiles):
         if not found:
             raise InputError(f"{where}: must be 'path label', not {line[:80]!r}")
         path, label = found.groups()
+        if "\0" in path:
+            raise InputError(f"{where}: has a NUL character in its path; save the list as UTF-8")
         is_absolute = path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", path)
         if is_absolute or ".." in re.split(r"[\\/]", path):
             raise InputError(
@@ -181,7 +183,10 @@ def _label_of(dictionary: str, where: str) -> int:
             content = json.loads(dictionary)
         except ValueError:
             content = ast.literal_eval(dictionary)
-        return operator.index(content["label"])
+        label = operator.index(content["label"])
+        if abs(label) >= 10**9:  # as many digits as a plain label may have
+            raise ValueError("too large")
+        return label
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
         raise InputError(
             f"{where}: must be a dictionary with an integer 'label', not {dictionary[:80]!r}"
