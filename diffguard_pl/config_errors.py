@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from .errors import InputError
+from .errors import InputError, one_line
 
 CLASSES = {
     "model.guidance": (
@@ -62,8 +62,8 @@ def explain(message: str, settings: Collection[str] = ()) -> str:
     for pattern, answer in EXPLANATIONS.items():
         found = re.search(pattern, text)
         if found and (line := answer(found, settings)):
-            return line
-    return text
+            return one_line(line)
+    return one_line(text)
 
 
 def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:

@@ -1,13 +1,33 @@
 """The exception for every mistake that a user can correct."""
 
+import re
 from collections.abc import Iterable
 
 MAX_NAME_BYTES = 200
 """Longest name of a dataset or group; a file name has at most 255 bytes, some of them a suffix."""
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+LONGEST = 1500
+"""Number of characters of a message; names in it come from files and may be of any length."""
 
 
 class InputError(ValueError):
-    """Invalid setting, file or image; its message is one line, ``SETTING: problem; remedy``."""
+    """Invalid setting, file or image; its message is one line, ``SETTING: problem; remedy``.
+
+    Args:
+        message: Text. Names in it may hold anything, see `one_line`.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Escape line ends and other control characters, and leave out the middle of a long text."""
+    text = CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], text)
+    if len(text) <= LONGEST:
+        return text
+    end = LONGEST // 3  # it has the remedy
+    return f"{text[: LONGEST - end - 5]} ... {text[-end:]}"
 
 
 def choose(kind: str, name: str, available: Iterable[str]) -> None:
