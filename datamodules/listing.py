@@ -8,6 +8,19 @@ from diffguard_pl.errors import InputError
 
 from .formats import READABLE_SUFFIXES, has_image_name
 
+SYSTEM_FOLDERS = {
+    "#recycle",
+    "$RECYCLE.BIN",
+    "@eaDir",
+    "System Volume Information",
+    "__MACOSX",
+    "lost+found",
+}
+"""Folders that a file system, a disk station or an archive adds, with thumbnails or deleted images.
+
+They are treated as hidden: as a class, one would shift the labels of all others.
+"""
+
 
 class Listing(NamedTuple):
     """Files below a folder, as paths relative to it, in order.
@@ -53,7 +66,7 @@ def list_files(root: Path) -> Listing:
         below = Path(folder).relative_to(root)
 
         # hidden folders are not entered: snapshots of file systems may hold all images again
-        hidden = [name for name in subfolders if name.startswith(".")]
+        hidden = [name for name in subfolders if name.startswith(".") or name in SYSTEM_FOLDERS]
         listing.others.extend(f"{(below / name).as_posix()}/" for name in hidden)
         subfolders[:] = [name for name in subfolders if name not in hidden]
         listing.folders.extend((below / name).as_posix() for name in subfolders)

@@ -49,6 +49,13 @@ def test_other_files_and_hidden_ones_are_passed_over(tmp_path):
     assert listing.folders == ["b"]
 
 
+@pytest.mark.parametrize("added", ["@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints"])
+def test_a_folder_that_a_system_adds_is_no_class(tmp_path, added):
+    layouts.save(tmp_path, ["cat/a.png", "dog/b.png", f"{added}/cat/a.png"], side=20)
+    assert ClassFolders(str(tmp_path)).names == ["cat", "dog"]
+    assert list_files(tmp_path).others == [f"{added}/"]
+
+
 def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
     layouts.save(tmp_path, ["a.png", "locked/b.png"], side=20)
     scandir = os.scandir
