@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ LEFT_OUT = 3
 
 1 is an error, 2 means invalid arguments.
 """
+
+WORKER_IS_LOST = r"DataLoader worker \(pid|Too many open files|Pin memory thread exited"
 
 
 @contextmanager
@@ -43,6 +46,12 @@ def _known_error(error: Exception) -> str | None:
         return f"{first_line} Lower model.slots or data.batch_size; --resume keeps what is scored"
     if any(name.startswith(("torch._dynamo", "torch._inductor")) for name in names):
         return f"model.compile: cannot compile the diffusion model ({first_line}); set it to false"
+    # torch reports the loss of a process that reads images, and nothing else, in these words
+    if isinstance(error, RuntimeError) and re.match(WORKER_IS_LOST, first_line):
+        return (
+            f"data.num_workers, --workers: a process that reads images is lost ({first_line[:200]}"
+            "); lower it, or allow more open files (ulimit -n), memory and shared memory"
+        )
     return None
 
 
