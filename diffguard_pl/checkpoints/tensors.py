@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import InputError
+from .mistaken import refuse_mistaken_file
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Environment variable of torch that makes every ``torch.load`` read tensors only."""
@@ -70,6 +71,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path}: file not found; check the path")
+    refuse_mistaken_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,0 +1,37 @@
+"""Files that are taken for checkpoints: what they are, by their first bytes, and the remedy."""
+
+import re
+from pathlib import Path
+
+from ..errors import InputError
+
+GIT_LFS = b"version https://git-lfs"
+HTML = re.compile(rb"\s*<(!doctype\s+html|html|\?xml)\b", re.IGNORECASE)
+TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
+"""Beginning of a file of ``torch.save``: in its zip format, and in the one before it."""
+SAFETENSORS = re.compile(rb".{6}\0\0\{", re.DOTALL)
+"""Beginning of a safetensors file: the length of its JSON header as 8 bytes, and the header."""
+
+
+def refuse_mistaken_file(path: Path) -> None:
+    """Raise an `InputError` for a file that is not the checkpoint that its name says."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"checkpoint {path}: cannot be read ({reason}); allow it") from error
+    is_safetensors = path.suffix == ".safetensors"
+    problem = None
+    if not start:
+        problem = "is truncated to nothing; download it again"
+    elif start.startswith(GIT_LFS):
+        problem = "is a pointer of Git LFS; run git lfs pull, or download the file itself"
+    elif HTML.match(start):
+        problem = "is a web page, such as a confirmation or an error; download the file itself"
+    elif is_safetensors and start.startswith(TORCH):
+        problem = "is a file of torch.save; rename it to end in .pt"
+    elif not is_safetensors and SAFETENSORS.match(start):
+        problem = "is a safetensors file; rename it to end in .safetensors"
+    if problem:
+        raise InputError(f"checkpoint {path}: {problem}")
