@@ -25,7 +25,7 @@ from ..dtypes import at_least_float32
 from ..errors import InputError, choose
 from .base import Backbone
 from .latent import decode_vq
-from .load import load_class_embedding, load_diffusers, read_json
+from .load import image_side, load_class_embedding, load_diffusers, read_json
 
 NETWORKS = ("DiTTransformer2DModel", "UNet2DModel", "UNet2DConditionModel")
 """Supported classes of the network."""
@@ -271,14 +271,7 @@ def _load_autoencoder(folder: Path, channels: int) -> Any:
 def _image_size(folder: Path, network: Any, autoencoder: Any) -> int:
     """Return the side of the images: the network's, times the autoencoder's downsampling factor."""
     # The autoencoder's sample_size does not help: Stable Diffusion's is 256 or 512 for any use.
-    size = network.config.sample_size
-    if isinstance(size, (list, tuple)) and len(set(size)) == 1:
-        size = size[0]
-    if not isinstance(size, int):
-        raise InputError(
-            f"checkpoint {folder}: sample_size of the network's config.json must be one number of "
-            f"pixels, not {size}"
-        )
+    size = image_side(network, folder)
     if autoencoder is None:
         return size
     return size * 2 ** (len(autoencoder.config.block_out_channels) - 1)

@@ -1,5 +1,6 @@
 """Latent-space backbone: CompVis latent-diffusion, class-conditional, with a VQ first stage."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,13 @@ from ..dtypes import at_least_float32
 from ..errors import choose
 from .base import Backbone
 from .convert_latent_diffusion import build_first_stage, build_latent_unet, load_latent_diffusion
-from .load import RANDOM, load_class_embedding, load_diffusers, with_random_weights
+from .load import (
+    RANDOM,
+    image_side,
+    load_class_embedding,
+    load_diffusers,
+    with_random_weights,
+)
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, VQModel
@@ -51,7 +58,7 @@ class LatentDiffusion(Backbone):
         a = architecture or known_architecture(checkpoint, LatentDiffusionArchitecture)
         choose("ddim_discretize", ddim_discretize, list(DISCRETIZATIONS))
         unet, embedding, first_stage = _load_networks(checkpoint, a)
-        super().__init__(first_stage.config.sample_size, input_size, process_method)
+        super().__init__(image_side(first_stage, Path(checkpoint)), input_size, process_method)
         self.ddim_discretize = ddim_discretize
         self.unet = unet
         self.embedding = embedding

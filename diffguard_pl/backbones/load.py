@@ -111,14 +111,19 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
     with garbage_collection_paused():
         module_class = getattr(import_module("diffusers"), class_name)
     num_heads = config.pop("num_heads", None)
+    if num_heads is not None and (type(num_heads) is not int or num_heads < 1):
+        raise InputError(
+            f"checkpoint {config_file}: num_heads must be a number from 1 on, not "
+            f"{str(num_heads)[:40]!r}; download it again"
+        )
 
     # Only parameters go to the meta device. Buffers that no file holds, such as DiT's sine
     # positions, are computed by the constructor.
     with register_module_parameter_registration_hook(_parameter_on_meta):  # type: ignore[arg-type]
         try:
             module = module_class.from_config(config)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # diffusers does not check the settings of a config
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
                 f"checkpoint {config_file}: diffusers cannot build a {module_class.__name__} from "
                 f"it ({reason}); download it again"
@@ -134,6 +139,23 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
             if key not in computed:
                 weights[_current_attention_key(key)] = OriginalTensor(key, tensor)
     return load_converted(module, weights, folder, {".": "config.json of that folder"})
+
+
+def image_side(network: Any, folder: Path) -> int:
+    """Return the side of the images or latents that a network takes, by its config.json.
+
+    Raises:
+        InputError: Its sample_size is missing, or not one number.
+    """
+    size = network.config.sample_size
+    if isinstance(size, (list, tuple)) and size and all(part == size[0] for part in size):
+        size = size[0]
+    if type(size) is not int or size < 1:
+        raise InputError(
+            f"checkpoint {folder}: sample_size of the network's config.json must be one number of "
+            f"pixels, not {str(size)[:40]}; set it to the side of its images"
+        )
+    return size
 
 
 def load_class_embedding(folder: Path) -> nn.Embedding:

@@ -1,6 +1,7 @@
 """Pixel-space backbone: the guided-diffusion family, with or without class labels."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from ..dtypes import at_least_float32
 from ..errors import choose
 from .base import Backbone
 from .convert_guided_diffusion import build_guided_diffusion, load_guided_diffusion
-from .load import RANDOM, load_diffusers, with_random_weights
+from .load import RANDOM, image_side, load_diffusers, with_random_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -64,7 +65,7 @@ class PixelDiffusion(Backbone):
         a = architecture or known_architecture(checkpoint, GuidedDiffusionArchitecture)
         choose("noise_schedule", a.noise_schedule, list(NOISE_SCHEDULES))
         unet = _load_unet(checkpoint, a)
-        super().__init__(unet.config.sample_size, input_size, process_method)
+        super().__init__(image_side(unet, Path(checkpoint)), input_size, process_method)
         self.unet = unet
         self.clip_denoised = clip_denoised
         self.num_classes = unet.config.num_class_embeds
