@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,11 @@ class ScoreWriter(pl.Callback):
             )
         self.columns, self.every, self.resume = [ARRAYS[name] for name in keep], every, False
         self.writer: PartWriter | None = None
+        self.fingerprints: list[list[Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: DiffGuardModule, stage: str) -> None:
         """Find earlier results."""
+        self.fingerprints = []
         self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
         # only the first rank looks: another one may see the first new part already
         found: list[Path] = trainer.strategy.broadcast(part_files(self.folder))
@@ -107,7 +108,9 @@ class ScoreWriter(pl.Callback):
         # images are computed side by side, so that each counts with the mean
         seconds = self.spent / max(1, images)
         for one in finished:
-            self.writer.add(self._rows(one, pl_module, seconds))
+            rows = self._rows(one, pl_module, seconds)
+            self.writer.add(rows)
+            self.fingerprints += [[row.get(name) for name in COLUMNS] for row in rows]
         if images:
             self.spent = 0.0
         if time.monotonic() - self.last_flush >= self.every:
@@ -119,11 +122,19 @@ class ScoreWriter(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         """Warn of images that are in several datasets."""
-        if not trainer.is_global_zero or not part_files(self.folder):
+        gathered: list[Any] = [self.fingerprints]
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.fingerprints)
+        if not trainer.is_global_zero:
             return
-        with suppress(InputError):  # a damaged part is reported by those who need it
-            if line := describe_repeats(*read_scores(self.folder, COLUMNS)):
-                warnings.warn(line, stacklevel=2)
+        import pandas as pd
+
+        rows = [row for of_rank in gathered for row in of_rank]
+        if pl_module.earlier is not None:
+            rows += pl_module.earlier[COLUMNS].to_numpy().tolist()
+        if line := describe_repeats(pd.DataFrame(rows, columns=COLUMNS), pl_module.datasets):
+            warnings.warn(line, stacklevel=2)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, exception: BaseException

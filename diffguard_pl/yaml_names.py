@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import yaml
 
@@ -28,13 +29,13 @@ def quote_names(text: str) -> str:
     return text
 
 
+@cache  # once in a process
 def make_parser_keep_names() -> None:
     """Make jsonargparse read names in config files and on the command line as text."""
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
-    if load.__module__ != __name__:
-        set_loader("yaml", lambda text: load(quote_names(text)), exceptions=(yaml.YAMLError,))
+    set_loader("yaml", lambda text: load(quote_names(text)), exceptions=(yaml.YAMLError,))
 
 
 def _names(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:

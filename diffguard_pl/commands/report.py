@@ -81,7 +81,7 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
             run.unfinished,
         )
         console.print(table)
-        if line := describe_repeats(run.frame, run.header):
+        if line := describe_repeats(run.frame, run.header.datasets):
             warnings.warn(line, stacklevel=2)
         if run.cascade_curve:
             console.print(cascade_table(run.cascade_curve, run.budget))

@@ -1,8 +1,7 @@
 """Images of the in-distribution dataset that other datasets hold as well."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from ..runs.store import Header
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -11,15 +10,15 @@ COLUMNS = ["dataset", "index", "path", "fingerprint"]
 """Columns of the scores that repeated images are found by."""
 
 
-def describe_repeats(frame: "pd.DataFrame", header: Header) -> str:
+def describe_repeats(frame: "pd.DataFrame", datasets: Sequence[str]) -> str:
     """Describe in one line which images are in several datasets; empty if none is.
 
     Args:
         frame: Table of a run's scores with at least `COLUMNS`.
-        header: Header of the run.
+        datasets: Names of the datasets, the in-distribution one first.
     """
     known = frame[frame["fingerprint"].notna()]
-    is_ind = known["dataset"] == header.datasets[0]
+    is_ind = known["dataset"] == datasets[0]
     ind_paths = known[is_ind].drop_duplicates("fingerprint").set_index("fingerprint")["path"]
     others = known[~is_ind & known["fingerprint"].isin(ind_paths.index)]
     parts = []
@@ -32,7 +31,7 @@ def describe_repeats(frame: "pd.DataFrame", header: Header) -> str:
     if not parts:
         return ""
     return (
-        f"{header.datasets[0]}: the same images, to the pixel, are in other datasets: "
+        f"{datasets[0]}: the same images, to the pixel, are in other datasets: "
         f"{'; '.join(parts)}. Their scores are equal, so that no threshold separates them; remove "
         "them from one of the two"
     )
