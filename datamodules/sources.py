@@ -162,8 +162,6 @@ class ImageList(ImageFiles):
         if not found:
             raise InputError(f"{where}: must be 'path label', not {line[:80]!r}")
         path, label = found.groups()
-        if "\0" in path:
-            raise InputError(f"{where}: has a NUL character in its path; save the list as UTF-8")
         is_absolute = path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", path)
         if is_absolute or ".." in re.split(r"[\\/]", path):
             raise InputError(
