@@ -84,7 +84,9 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(quote_names(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"config {file}: not UTF-8 text; save it as UTF-8") from error
+    except yaml.YAMLError as error:
         raise InputError(f"config {file}: not YAML: " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise InputError(f"config {file}: must map settings, not be a {type(content).__name__}")

@@ -55,6 +55,10 @@ ONLY_IN = {
     "wandb": {"callbacks"},
     "argparse": {"checkpoints", "commands", "config", "config_errors"},
     "gradio": {"demo"},
+    "filelock": {"runs"},
+    # Windows lacks these.
+    "fcntl": set(),
+    "resource": {"callbacks"},
 }
 TORCH_ALONE = {"diffusion", "engine"}
 

@@ -114,6 +114,6 @@ def test_a_damaged_file_of_a_run_to_resume_is_named_in_one_line(tmp_path, name):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(["--resume", str(tmp_path)])
     message = str(stopped.value)
-    assert name in message
+    assert f"{name}: " in message
     assert "\n" not in message
     assert len(message) < 400
