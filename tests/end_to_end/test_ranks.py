@@ -285,7 +285,7 @@ def test_a_second_run_in_the_folder_of_another_is_refused_with_the_name_of_the_f
         wait_for(lambda: len(part_files(tmp_path / "run")) >= 1)
         for args in (SLOW, ["--resume", "run", *SLOW]):
             said = run(tmp_path, *args, status=1)
-            assert f"error: run folder run: process {first.pid} on " in said
+            assert f"error: run folder run: in use by process {first.pid} on " in said
             assert "(SLURM job 4711), started 20" in said
         first.kill()
         first.wait()
