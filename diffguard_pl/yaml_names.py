@@ -19,6 +19,7 @@ def quote_names(text: str) -> str:
     Raises:
         yaml.YAMLError: The text is not YAML.
     """
+    text = text.removeprefix("\ufeff")  # a byte order mark is not counted in the places of nodes
     root = yaml.compose(text, Loader=FastLoader)
     names = [node for node in _names(root) if _needs_quotes(node)]
     # from the last one on, so that the places of the others stay

@@ -14,6 +14,11 @@ def test_a_key_is_the_text_that_was_written(name):
     }
 
 
+@pytest.mark.parametrize("before", ["\ufeff", "# 😀 é\n", "a: 1\r\n"])
+def test_what_comes_before_a_name_does_not_shift_it(before):
+    assert yaml.safe_load(quote_names(f"{before}2012: {{no: 1}}\r\n"))["2012"] == {"no": 1}
+
+
 def test_settings_of_names_are_text_and_values_are_not():
     text = "only: [2012, no, a]\nlabel: 1.5\nclasses: null\nlimit: 2012\nresize: null\nno: no\n"
     assert yaml.safe_load(quote_names(text)) == {
