@@ -47,7 +47,7 @@ def parser_errors(prefix: str = "") -> Iterator[None]:
         raise
     except ArgumentError as error:
         raise InputError(prefix + explain(str(error))) from error
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (OverflowError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(explain(str(error))) from error
 
 

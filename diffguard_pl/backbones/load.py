@@ -29,6 +29,9 @@ class OriginalTensor(NamedTuple):
     tensor: Tensor
 
 
+LARGEST_NUMBER = 2**20
+"""Largest number in a config.json: with that many layers, memory would run out before an error."""
+
 ConvertedWeights = dict[str, OriginalTensor]
 """Tensors by their key in the diffusers module."""
 
@@ -106,6 +109,13 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
             "*.safetensors or *.bin"
         )
     config = read_json(config_file)
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int) and abs(number) > LARGEST_NUMBER for number in numbers):
+            raise InputError(
+                f"checkpoint {config_file}: {name} must be at most {LARGEST_NUMBER}; download it "
+                "again"
+            )
     allowed = (class_names,) if isinstance(class_names, str) else class_names
     class_name = _class_name(config, allowed, folder)
     with garbage_collection_paused():

@@ -257,6 +257,10 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(ReportPage, "page")
         parser.add_lightning_class_args(ReconstructionLogger, "reconstructions")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with parser_errors():  # of a value that Python cannot convert
+            super().parse_arguments(parser, args)
+
     def before_instantiate_classes(self) -> None:
         resume = self.config.pop("resume", None)
         if self.config.get("shard"):

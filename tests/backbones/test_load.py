@@ -15,7 +15,7 @@ from diffusers import (
 )
 from helpers.golden import GDM_ARCHITECTURE, LDM_ARCHITECTURE
 from helpers.originals import original_state, saved, some_eps
-from helpers.small_models import autoencoder, dit, output, samples
+from helpers.small_models import autoencoder, dit, edit_json, output, samples
 from safetensors.torch import load_file, save_file
 
 from diffguard_pl import InputError
@@ -26,6 +26,7 @@ from diffguard_pl.backbones import (
 )
 from diffguard_pl.backbones.diffusers_pipeline import NETWORKS
 from diffguard_pl.backbones.load import load_diffusers
+from diffguard_pl.checkpoints.registry import SHIPPED
 
 
 def resave(layout: str, place: Path, network: DiTTransformer2DModel) -> None:
@@ -167,3 +168,20 @@ def test_random_weights_are_the_same_each_time_and_say_so(kind, architecture):
     images = torch.linspace(-1, 1, 3 * one.image_size**2).view(1, 3, one.image_size, one.image_size)
     assert one.decode(one.encode(images)).std() > 0.1
     assert not any(parameter.requires_grad for parameter in one.parameters())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("sample_size", None),
+        ("sample_size", [16, 8]),
+        ("layers_per_block", 2**40),
+        ("norm_num_groups", "x"),
+        ("num_heads", -1),
+    ],
+)
+def test_a_setting_that_a_network_cannot_have_is_refused(tmp_path, setting, value):
+    shutil.copytree(SHIPPED / "digits_gdm", tmp_path / "unet")
+    edit_json(tmp_path / "unet" / "config.json", **{setting: value})
+    with pytest.raises(InputError, match=r"config\.json"):
+        PixelDiffusion(str(tmp_path / "unet"))
