@@ -236,7 +236,8 @@ class DiffGuard(nn.Module):
         """Stage 4: compare the reconstruction with the input, or with the unguided reconstruction.
 
         Returns:
-            The discrepancies [N] by name, higher = more alike = more in-distribution.
+            The discrepancies [N] by name, higher = more alike = more in-distribution; NaN where the
+            classifier's logits are NaN, since an image without a label cannot be judged.
         """
         # Reference of the comparison. The classifier has seen the input in stage 1.
         target, target_view = images, prediction.view
@@ -249,9 +250,13 @@ class DiffGuard(nn.Module):
         guided_view = target_view
         if self.discrepancies.needs_classifier:
             guided_view = self.classifier.view(reconstruction.guided)
-        return self.discrepancies(
+        scores = self.discrepancies(
             Seen(target, *target_view), Seen(reconstruction.guided, *guided_view)
         )
+        unlabelled = prediction.view.logits.isnan().any(dim=1)
+        return {
+            name: values.masked_fill(unlabelled, float("nan")) for name, values in scores.items()
+        }
 
     def detection(
         self,

@@ -1,5 +1,6 @@
 """DiffGuard composed of its parts: what goes in, what comes out, and which parts fit together."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.golden import (
 )
 from helpers.originals import original_state, saved
 from helpers.streams import cheap_diffguard
+from torch import nn
 
 import diffguard_pl
 from diffguard_pl import Classifier, DiffGuard, InputError
@@ -224,3 +226,37 @@ def test_a_classifier_of_more_classes_than_the_backbone_is_rejected(digits_ldm):
     parts = classifier, digits_ldm.backbone, ClassifierFreeGuidance()
     with pytest.raises(InputError, match="classifier: must have at most the 8 classes"):
         DiffGuard(*parts, 10, ["l2"])
+
+
+# ------------------------------------------------------------------------------- NaN
+
+
+def with_nan(network: nn.Module) -> nn.Module:
+    """Return a copy with a weight that is NaN."""
+    damaged = copy.deepcopy(network)
+    next(damaged.parameters()).data.fill_(float("nan"))
+    return damaged
+
+
+@pytest.mark.parametrize("part", ["classifier", "unet", "first_stage", "embedding"])
+def test_nan_of_any_network_is_in_the_scores(part, digits_ldm):
+    classifier, backbone = digits_ldm.classifier, digits_ldm.backbone
+    if part == "classifier":
+        classifier = with_nan(classifier)
+    else:
+        backbone = copy.deepcopy(backbone)
+        setattr(backbone, part, with_nan(getattr(backbone, part)))
+    diffguard = DiffGuard(classifier, backbone, ClassifierFreeGuidance(), 2, ["l2", "ssim"])
+    scores = diffguard(digits("test").images[:2]).scores
+    assert scores["l2"].isnan().all()
+    assert scores["ssim"].isnan().all()
+
+
+def test_nan_of_one_image_leaves_the_others(digits_ldm):
+    backbone, images = digits_ldm.backbone, digits("test").images[:3]
+    x = digits_ldm.encode(images)
+    x[1, 0, 0, 0] = float("nan")
+    decoded = backbone.decode(x)
+    assert decoded.isnan().flatten(1).any(dim=1).tolist() == [False, True, False]
+    expected = backbone.decode(digits_ldm.encode(images))
+    torch.testing.assert_close(decoded[[0, 2]], expected[[0, 2]])

@@ -114,7 +114,11 @@ def decode_vq(autoencoder: "VQModel", latents: Tensor, dtype: torch.dtype) -> Te
             channels_last.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
         )
         nearest = distances.argmin(dim=1)
-        quantised = codes[nearest].view_as(channels_last).movedim(-1, 1).contiguous()
+        quantised = codes[nearest].view_as(channels_last)
+
+        # Every code is equally far from NaN: such latents stay NaN instead of becoming an image.
+        has_code = channels_last.isfinite().all(dim=-1, keepdim=True)
+        quantised = torch.where(has_code, quantised, float("nan")).movedim(-1, 1).contiguous()
     decoded = autoencoder.decode(quantised.to(dtype), force_not_quantize=True)
     return at_least_float32(decoded.sample)
 

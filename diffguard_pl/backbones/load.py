@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..checkpoints.tensors import load_tensors
+from ..checkpoints.tensors import load_tensors, weight_problem
 from ..errors import InputError
 from ..imports import garbage_collection_paused
 from ..layout import keep_contiguous
@@ -53,7 +53,7 @@ def load_converted(
 
     Raises:
         InputError: A key is missing, unexpected or has another shape; names the first such key and
-            the setting to check.
+            the setting to check. Or a tensor is not floating point, or has NaN.
     """
 
     def misfit(key: str, problem: str) -> InputError:
@@ -76,6 +76,9 @@ def load_converted(
     for key, tensor in expected.items():
         if key not in weights:
             raise misfit(key, f"its {key} {list(tensor.shape)} is missing")
+    for key, (original_key, tensor) in weights.items():
+        if problem := weight_problem(tensor, expected[key]):
+            raise InputError(f"checkpoint {path}: its {original_key} {problem}")
 
     state = {key: weights[key].tensor.to(tensor.dtype) for key, tensor in expected.items()}
     module.load_state_dict(state, assign=True)

@@ -100,6 +100,32 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
+def weight_problem(tensor: Tensor, expected: Tensor) -> str | None:
+    """Return what keeps a tensor from being a weight; None if nothing does.
+
+    Args:
+        tensor: Tensor of a checkpoint.
+        expected: Weight of the module, on any device.
+    """
+    if not expected.is_floating_point():
+        return None
+    if not tensor.is_floating_point():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return f"is {dtype}, not floating point; save the weights as they were trained"
+    # types of one byte have no arithmetic
+    values = tensor.float() if tensor.itemsize == 1 else tensor
+
+    # A sum is not finite if any value is not. It may overflow, so only then look at each value;
+    # -inf stands in masks, which are weights of some modules.
+    if values.sum().isfinite():
+        return None
+    if values.isnan().any():
+        return "has NaN; the training diverged or the file is damaged, choose another checkpoint"
+    if values.isposinf().any():
+        return "has infinite values; choose another checkpoint"
+    return None
+
+
 def _is_zip(path: Path) -> bool:
     """Return whether a pickle is in torch's zip format, which can be memory-mapped."""
     with path.open("rb") as file:

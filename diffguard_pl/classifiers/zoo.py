@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ..checkpoints.registry import resolve
-from ..checkpoints.tensors import load_tensors, tensors_only
+from ..checkpoints.tensors import load_tensors, tensors_only, weight_problem
 from ..errors import InputError, choose
 
 INTERPOLATIONS = ["bilinear", "bicubic"]
@@ -245,6 +245,9 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
             break
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
 
+    for key, tensor in model.state_dict().items():
+        if key in state and (problem := weight_problem(state[key], tensor)):
+            raise InputError(f"classifier.checkpoint: {path}: its {key} {problem}")
     problem = _load_state(model, state)
     if problem:
         raise InputError(

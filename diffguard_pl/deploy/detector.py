@@ -183,6 +183,11 @@ class Detector:
             deciding = self.combination(reference, others)[self.score]
         else:
             deciding = scores[self.score]
+        if len(deciding) and not np.isfinite(deciding).any():
+            raise InputError(
+                f"calibrate: the score {self.score} is NaN or infinite for every image; check the "
+                "checkpoints of classifier and backbone, and the precision"
+            )
         self.calibrated = threshold(deciding, self.tpr)
         self.calibration, self.reference = np.sort(lowest_for_nan(deciding)), reference
         return self

@@ -280,6 +280,18 @@ class DiffGuardModule(pl.LightningModule):
         self.log_dict(logged(self.results), rank_zero_only=True)
         self.log("accuracy", self.ind_accuracy, rank_zero_only=True)
 
+    def on_test_end(self) -> None:
+        # callbacks have written scores and results by now
+        for score, datasets in self.metrics.never_finite.items():
+            # images that the cascade left out have no discrepancy
+            if self.gate is not None and len(datasets) < len(self.datasets):
+                continue
+            raise InputError(
+                f"model: the score {score} is NaN or infinite for every image of "
+                f"{', '.join(datasets)}; check the checkpoints of classifier and backbone, and "
+                "trainer.precision if it is not 32"
+            )
+
     # ------------------------------------------------------------------ checkpoints of Lightning
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

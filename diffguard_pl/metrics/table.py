@@ -62,6 +62,19 @@ def sizes(table: ScoreTable) -> dict[str, int]:
     return {name: int((table.members == d).sum()) for d, name in enumerate(table.datasets)}
 
 
+def never_finite(table: ScoreTable) -> dict[str, list[str]]:
+    """Return the datasets on which a score is never finite, by the name of the score."""
+    found: dict[str, list[str]] = {}
+    for d, dataset in enumerate(table.datasets):
+        values = table.of(d)
+        if len(values) == 0:
+            continue
+        for k, score in enumerate(table.scores):
+            if not np.isfinite(values[:, k]).any():
+                found.setdefault(score, []).append(dataset)
+    return found
+
+
 def result_rows(table: ScoreTable) -> list[ResultRow]:
     """Compute a row for each dataset and score, then for the mean of each group.
 

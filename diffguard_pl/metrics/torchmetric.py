@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ..errors import InputError
-from .table import ResultRow, ScoreTable, result_rows, sizes
+from .table import ResultRow, ScoreTable, never_finite, result_rows, sizes
 
 
 class OODMetrics(Metric):
@@ -28,6 +28,8 @@ class OODMetrics(Metric):
     Attributes:
         table: Scores of all ranks after :meth:`compute`, in the order of the datasets.
         sizes: Number of images of each dataset after :meth:`compute`.
+        never_finite: Datasets on which a score is NaN or infinite for every image, by the name of
+            the score, after :meth:`compute`.
 
     Example:
         >>> metric = OODMetrics(["msp"], ["cifar10", "svhn"])
@@ -60,6 +62,7 @@ class OODMetrics(Metric):
         self.first_rank, self.derive = first_rank, derive
         self.sizes: dict[str, int] = {}
         self.table: ScoreTable | None = None
+        self.never_finite: dict[str, list[str]] = {}
         for state in ("values", "members", "indices"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
@@ -104,6 +107,7 @@ class OODMetrics(Metric):
         order = np.lexsort((indices, members))
         values, members = values[order].astype(np.float64), members[order]
         table = ScoreTable(self.scores, self.datasets, self.groups, values, members)
+        self.never_finite = never_finite(table)
         self.table = table if self.derive is None else self.derive(table)
         self.sizes = sizes(self.table)
         return result_rows(self.table)

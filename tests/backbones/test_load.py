@@ -14,7 +14,7 @@ from diffusers import (
     DiTTransformer2DModel,
 )
 from helpers.golden import GDM_ARCHITECTURE, LDM_ARCHITECTURE
-from helpers.originals import original_state, saved, some_eps
+from helpers.originals import GDM_FILE, LDM_FILE, original_state, saved, some_eps
 from helpers.small_models import autoencoder, dit, edit_json, output, samples
 from safetensors.torch import load_file, save_file
 
@@ -185,3 +185,46 @@ def test_a_setting_that_a_network_cannot_have_is_refused(tmp_path, setting, valu
     edit_json(tmp_path / "unet" / "config.json", **{setting: value})
     with pytest.raises(InputError, match=r"config\.json"):
         PixelDiffusion(str(tmp_path / "unet"))
+
+
+def with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    damaged = tensor.clone()
+    damaged.view(-1)[-1] = float("nan")
+    return damaged
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [(with_nan, "has NaN"), (lambda tensor: (100 * tensor).to(torch.int8), "int8.*floating point")],
+)
+@pytest.mark.parametrize(
+    ("file", "kind", "architecture", "key"),
+    [
+        (GDM_FILE, PixelDiffusion, GDM_ARCHITECTURE, "out.2.weight"),
+        (GDM_FILE, PixelDiffusion, GDM_ARCHITECTURE, "middle_block.1.qkv.weight"),
+        (LDM_FILE, LatentDiffusion, LDM_ARCHITECTURE, "cond_stage_model.embedding.weight"),
+        (
+            LDM_FILE,
+            LatentDiffusion,
+            LDM_ARCHITECTURE,
+            "first_stage_model.quantize.embedding.weight",
+        ),
+    ],
+)
+def test_weights_with_nan_or_cast_to_integers_are_refused(
+    file, kind, architecture, key, damage, problem, tmp_path
+):
+    state = torch.load(file, weights_only=True)
+    tensors = state.get("state_dict", state)
+    tensors[key] = damage(tensors[key])
+    with pytest.raises(InputError, match=rf"model.pt: its {key} .*{problem}"):
+        kind(saved(state, tmp_path / "model.pt"), architecture)
+
+
+def test_a_diffusers_folder_with_nan_is_refused(copy):
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_in.bias"] = with_nan(tensors["decoder.conv_in.bias"])
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"vae: its decoder.conv_in.bias has NaN"):
+        DiffusersPipeline(str(copy))

@@ -1,6 +1,7 @@
 """Checkpoint files are read as tensors only, whole or not at all."""
 
 import pickle
+import re
 import sys
 import types
 
@@ -10,7 +11,7 @@ from helpers.originals import GDM_FILE
 from safetensors.torch import save_file
 
 from diffguard_pl import InputError
-from diffguard_pl.checkpoints.tensors import load_tensors
+from diffguard_pl.checkpoints.tensors import load_tensors, weight_problem
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -62,3 +63,39 @@ def test_a_lightning_checkpoint_with_callbacks_in_it_loads_without_running_them(
         }
         torch.save(content, tmp_path / "model.ckpt")
     assert list(load_tensors(tmp_path / "model.ckpt")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (torch.tensor([1.0, float("nan")]), "NaN"),
+        (torch.tensor([1.0, float("nan")], dtype=torch.bfloat16), "NaN"),
+        (torch.tensor([float("inf"), -float("inf")]), "infinite"),
+        (torch.tensor([1, 2]), "int64.*floating point"),
+        (torch.tensor([1, 2], dtype=torch.int8), "int8.*floating point"),
+        (torch.tensor([True, False]), "bool.*floating point"),
+        (torch.tensor([1j, 2]), "complex64.*floating point"),
+    ],
+)
+def test_what_cannot_be_a_weight_is_described(values, problem):
+    assert re.search(problem, str(weight_problem(values, torch.zeros(2, device="meta"))))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor([1.0, -2.0]),
+        # the sum overflows, and no value is infinite
+        torch.full((100_000,), 60000.0, dtype=torch.float16),
+        torch.tensor([3e38, 3e38]),
+        torch.tensor([0.0, -float("inf")]),
+        torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+        torch.zeros(0),
+    ],
+)
+def test_weights_of_any_precision_and_masks_are_none_of_that(values):
+    assert weight_problem(values, torch.zeros(values.shape)) is None
+
+
+def test_an_integer_of_the_module_may_be_one_in_the_file():
+    assert weight_problem(torch.tensor(3), torch.tensor(0)) is None

@@ -227,3 +227,20 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path):
     )
     with pytest.raises(InputError, match=r"does not fit SmallResNet, its fc.bias is missing"):
         Classifier(SmallResNet(5), str(tmp_path / "less.pt"), input_size=16)
+
+
+@pytest.mark.parametrize(
+    ("key", "damage", "problem"),
+    [
+        ("fc.weight", lambda weight: weight * float("nan"), "NaN"),
+        ("fc.bias", lambda bias: (100 * bias).to(torch.int8), "int8.*floating point"),
+    ],
+)
+def test_weights_with_nan_or_cast_to_integers_are_refused(key, damage, problem, tmp_path):
+    state = SmallResNet(5).state_dict()
+    assert key in state
+    torch.save(state | {key: damage(state[key])}, tmp_path / "classifier.pt")
+    with pytest.raises(InputError, match=rf"classifier.checkpoint: .*its {key} .*{problem}"):
+        Classifier(SmallResNet(5), str(tmp_path / "classifier.pt"), input_size=16)
+    torch.save(state, tmp_path / "classifier.pt")
+    Classifier(SmallResNet(5), str(tmp_path / "classifier.pt"), input_size=16)

@@ -356,3 +356,9 @@ def test_a_cascade_decides_by_one_rule_whether_the_run_skipped_or_not(digits_ldm
         "nan"
     )  # the diffusion model has failed
     assert skipping.predict_features(unknown).accepted.tolist() == [False]
+
+
+def test_a_calibration_needs_finite_scores(digits_ldm):
+    detector = Detector(digits_ldm, score="maps")
+    with pytest.raises(InputError, match="score maps is NaN or infinite for every image; check"):
+        detector.calibrate_features(torch.full((200, len(digits_ldm.score_names)), float("nan")))

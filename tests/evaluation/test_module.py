@@ -1,5 +1,8 @@
 """The LightningModule: what a test leaves behind, and what it does with any data module."""
 
+import copy
+import math
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -104,3 +107,22 @@ def test_a_combination_without_calibration_images_names_both_remedies(digits_ldm
     tested = module(digits_ldm, fusion=Fusion(["l2", "msp"]))
     with pytest.raises(InputError, match=r"data\.calibration.*test loader.*'calibration'"):
         trainer(tmp_path).test(tested, loaders(), verbose=False)
+
+
+class Keeper(pl.Callback):
+    """Keeps the results, as callbacks write them."""
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.results = pl_module.results
+
+
+def test_scores_that_are_never_finite_end_with_an_error_after_the_results(digits_ldm, tmp_path):
+    backbone, keeper = copy.deepcopy(digits_ldm.backbone), Keeper()
+    next(backbone.unet.parameters()).data.fill_(float("nan"))
+    tested = module(digits_ldm, backbone=backbone, baselines=["msp"])
+    with pytest.raises(InputError, match=r"score l2 is NaN .*ind, ood; check the checkpoints"):
+        trainer(tmp_path, keeper).test(tested, loaders(), verbose=False)
+    # the baseline has its results
+    by_score = {row.score: row.metrics.auroc for row in keeper.results}
+    assert math.isnan(by_score["l2"])
+    assert not math.isnan(by_score["msp"])

@@ -5,7 +5,7 @@ import pytest
 from helpers.results import sklearn_metrics
 
 from diffguard_pl import InputError
-from diffguard_pl.metrics.table import ScoreTable, result_rows, sizes
+from diffguard_pl.metrics.table import ScoreTable, never_finite, result_rows, sizes
 
 
 def test_the_table_holds_every_dataset_and_the_mean_of_a_group():
@@ -28,6 +28,12 @@ def test_a_nan_score_affects_only_its_own_rows():
     good, broken = result_rows(table)
     assert good.metrics.auroc == 1
     assert np.isnan(broken.metrics).all()
+
+
+def test_a_score_that_is_never_finite_is_named_with_its_datasets():
+    values = np.array([[1.0, np.nan, np.inf], [np.nan, np.nan, 0.0], [1.0, -np.inf, -np.inf]])
+    table = ScoreTable(["a", "b", "c"], ["ind", "ood", "none"], {}, values, np.array([0, 0, 1]))
+    assert never_finite(table) == {"b": ["ind", "ood"], "c": ["ood"]}
 
 
 def test_an_empty_dataset_has_nan_metrics_and_does_not_affect_the_others():
