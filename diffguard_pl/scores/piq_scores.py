@@ -41,11 +41,14 @@ class PiqScore(nn.Module):
         self.loss: Any = _build_loss(name, vgg16 or SharedVGG16()).requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare images [N, 3, H, W] in [0, 1], pair by pair: [N].
+        """Compare images [N, 3, H, W] in [0, 1], pair by pair: [N]; NaN where an image has NaN.
 
         Raises:
             InputError: The loss does not support images of this size.
         """
+        # piq would refuse the whole batch
+        undefined = (a.isnan() | b.isnan()).flatten(1).any(dim=1)
+        a, b = (images.masked_fill(undefined.view(-1, 1, 1, 1), 0.0) for images in (a, b))
         dtype = torch.float64 if a.dtype == b.dtype == torch.float64 else torch.float32
         try:
             distance = self.loss(a.to(dtype), b.to(dtype))
@@ -57,7 +60,7 @@ class PiqScore(nn.Module):
                 f"discrepancies: {self.name} does not support {a.shape[-1]} px images ({reason}); "
                 "choose another one"
             ) from error
-        return self.offset - distance.reshape(len(a))
+        return (self.offset - distance.reshape(len(a))).masked_fill(undefined, float("nan"))
 
 
 class FeatureScore(PiqScore):
