@@ -48,7 +48,14 @@ def parser_errors(prefix: str = "") -> Iterator[None]:
     except ArgumentError as error:
         raise InputError(prefix + explain(str(error))) from error
     except (OverflowError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(explain(str(error))) from error
+        raise InputError(prefix + explain(str(error))) from error
+    # what constructors of other libraries raise for a wrong value
+    except (AssertionError, ImportError, LookupError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"{prefix}a class_path cannot be built ({type(error).__name__}: {text}); check its "
+            "settings"
+        ) from error
 
 
 def explain(message: str, settings: Collection[str] = ()) -> str:
@@ -105,7 +112,18 @@ def subclasses(base: type) -> list[type]:
 
 def _setting_of_class(found: re.Match[str], _: Collection[str]) -> str:
     class_path, option = found.groups()
-    return unknown("setting", option, _settings_of_class(class_path))
+    module, _, name = class_path.rpartition(".")
+    built = getattr(sys.modules[module], name)
+    line = unknown("setting", option, _settings_of(built))
+    kinds = {parameter.kind for parameter in inspect.signature(built).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        line += f"; other settings that {name} passes on go into dict_kwargs"
+    return line
+
+
+def _keyword(found: re.Match[str], _: Collection[str]) -> str:
+    name, option = found.groups()
+    return f"unknown setting {option} of {name}; correct it in init_args or dict_kwargs"
 
 
 def _source(found: re.Match[str], _: Collection[str]) -> str:
@@ -168,6 +186,7 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] 
     r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted": (
         _setting_of_class
     ),
+    r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'": _keyword,
     # a class that does not exist
     r"key \"(?:ind|ood|train|calibration)\": .*?import path string: ?'?([\w.]+)": _source,
     r"key \"(model\.guidance|model\.backbone|data)\":.*?import path string: ?'?([\w.]+)": _class,
@@ -185,9 +204,11 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] 
 """Maps the pattern of a message, with single spaces, to the function that writes our line."""
 
 
-def _settings_of_class(class_path: str) -> list[str]:
-    """List the settings of a class that has been imported."""
+def _settings_of(built: Callable) -> list[str]:
+    """List the settings of a class, or of a function that returns an instance."""
     from jsonargparse import ArgumentParser
 
-    module, _, name = class_path.rpartition(".")
-    return ArgumentParser().add_class_arguments(getattr(sys.modules[module], name))
+    parser = ArgumentParser()
+    if inspect.isclass(built):
+        return parser.add_class_arguments(built)
+    return parser.add_function_arguments(built)
