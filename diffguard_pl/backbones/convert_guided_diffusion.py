@@ -5,7 +5,7 @@ guided-diffusion and CompVis latent-diffusion share one layout of the UNet's key
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import Architecture, GuidedDiffusionArchitecture
-from ..checkpoints.tensors import load_tensors
-from .load import ConvertedWeights, OriginalTensor, load_converted, set_num_heads
+from ..checkpoints.state_dicts import OriginalTensor
+from ..diffusion.schedule import (
+    cosine_alpha_bar,
+    half_cosine_alpha_bar,
+    linear_alpha_bar,
+    linear_root_alpha_bar,
+)
+from ..errors import InputError, choose
+from .load import ConvertedWeights, contradicts, find_original, load_converted, set_num_heads
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
+NOISE_SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    "linear": linear_alpha_bar,
+    "cosine": cosine_alpha_bar,
+    "ldm_linear": linear_root_alpha_bar,
+    "cos_linear": half_cosine_alpha_bar,
+}
+"""Functions of the number of timesteps, by the name that guided-diffusion gives a schedule."""
+UNET_KEYS = ("time_embed.0.weight", "input_blocks.0.0.weight")
+"""Keys that every UNet in this layout has."""
 SETTINGS = {
     r"^class_embedding": "backbone.architecture.class_cond",
     r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
@@ -35,12 +51,26 @@ def load_guided_diffusion(path: Path, architecture: GuidedDiffusionArchitecture)
     """Load the UNet of a guided-diffusion checkpoint.
 
     Raises:
-        InputError: The file is damaged or does not fit the architecture.
+        InputError: The file is damaged, or does not fit or contradicts the architecture.
     """
     unet = build_guided_diffusion(architecture)
-    weights = convert_unet_keys(load_tensors(path), architecture)
+    found = find_original(path, UNET_KEYS, architecture.use_ema)
+    weights = convert_unet_keys(found.tensors, architecture)
     weights = _split_qkv(weights, unet, architecture.use_new_attention_order)
-    return load_converted(unet, weights, path, SETTINGS)
+    load_converted(unet, weights, path, SETTINGS)
+
+    # guided-diffusion's files have no noise schedule, but those of other programs may
+    a = architecture
+    choose("noise_schedule", a.noise_schedule, list(NOISE_SCHEDULES))
+    alpha_bar = found.nearest("alphas_cumprod")
+    expected = NOISE_SCHEDULES[a.noise_schedule](a.diffusion_steps)
+    if alpha_bar is not None and contradicts(alpha_bar, expected):
+        raise InputError(
+            f"checkpoint {path}: its alphas_cumprod is not that of the {a.noise_schedule} schedule "
+            f"with {a.diffusion_steps} steps; check the settings "
+            "backbone.architecture.noise_schedule and diffusion_steps"
+        )
+    return unet
 
 
 def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2DModel":
@@ -140,14 +170,13 @@ INSIDE_ATTENTION = [
 
 
 def convert_unet_keys(
-    tensors: Mapping[str, Tensor], architecture: Architecture, prefix: str = ""
+    tensors: Mapping[str, OriginalTensor], architecture: Architecture
 ) -> ConvertedWeights:
     """Rename the keys of a UNet from the original layout to diffusers'.
 
     Args:
-        tensors: Tensors by their original key without ``prefix``.
+        tensors: Tensors by their key in the original UNet.
         architecture: Architecture of the UNet.
-        prefix: Prefix of the keys in the checkpoint file, for error messages.
 
     Returns:
         The tensors by their new key; a key that the architecture does not have stays as it is.
@@ -169,7 +198,7 @@ def convert_unet_keys(
             new_key = f"{new_names[match[1]]}.{key[match.end() :]}"
         for pattern, replacement in rules:
             new_key = re.sub(pattern, replacement, new_key)
-        converted[new_key] = OriginalTensor(f"{prefix}{key}", tensor)
+        converted[new_key] = tensor
     return converted
 
 

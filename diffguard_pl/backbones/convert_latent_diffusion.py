@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import FirstStageArchitecture, LatentDiffusionArchitecture
-from ..checkpoints.tensors import load_tensors
+from ..checkpoints.state_dicts import OriginalTensor, Weights
+from ..diffusion.schedule import latent_alpha_bar
+from ..errors import InputError
 from .convert_guided_diffusion import convert_unet_keys
-from .load import ConvertedWeights, OriginalTensor, load_converted
+from .load import ConvertedWeights, contradicts, find_original, load_converted
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, VQModel
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 UNET = "model.diffusion_model."
 CLASS_EMBEDDING = "cond_stage_model.embedding."
 FIRST_STAGE = "first_stage_model."
+COMPVIS_KEYS = (
+    f"{UNET}time_embed.0.weight",
+    f"{CLASS_EMBEDDING}weight",
+    f"{FIRST_STAGE}quantize.embedding.weight",
+)
+"""A key of each of the three networks."""
 
 # The setting that decides whether a key fits, by a regular expression of the key.
 UNET_SETTINGS = {
@@ -48,27 +56,27 @@ def load_latent_diffusion(
     """Load UNet, class embedding and VQ first stage of a CompVis latent-diffusion checkpoint.
 
     Raises:
-        InputError: The file is damaged or does not fit the architecture.
+        InputError: The file is damaged, or does not fit or contradicts the architecture.
     """
-    tensors = load_tensors(path)
+    found = find_original(path, COMPVIS_KEYS, architecture.use_ema)
+    tensors = found.tensors
     unet, embedding = build_latent_unet(architecture)
 
-    weights = convert_unet_keys(_with_prefix(tensors, UNET), architecture, prefix=UNET)
+    weights = convert_unet_keys(_with_prefix(tensors, UNET), architecture)
     load_converted(unet, weights, path, UNET_SETTINGS)
 
-    weights = {}
-    for key, tensor in _with_prefix(tensors, CLASS_EMBEDDING).items():
-        weights[key] = OriginalTensor(CLASS_EMBEDDING + key, tensor)
+    weights = _with_prefix(tensors, CLASS_EMBEDDING)
     load_converted(embedding, weights, path, CLASS_EMBEDDING_SETTINGS)
 
     first_stage = load_first_stage(
         tensors, architecture.first_stage, architecture.scale_factor, path
     )
+    _check_constants(found, architecture, path)
     return unet, embedding, first_stage
 
 
 def load_first_stage(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, OriginalTensor],
     architecture: FirstStageArchitecture,
     scale_factor: float,
     path: Path,
@@ -76,7 +84,7 @@ def load_first_stage(
     """Load the VQ first stage of a CompVis latent-diffusion checkpoint.
 
     Args:
-        tensors: All tensors of the checkpoint.
+        tensors: All tensors of the checkpoint, by CompVis' key.
         architecture: Architecture of the first stage.
         scale_factor: Factor on the latents before they are diffused.
         path: File of the checkpoint, for the error message.
@@ -85,17 +93,56 @@ def load_first_stage(
         InputError: The tensors do not fit the architecture.
     """
     weights: ConvertedWeights = {}
-    for key, tensor in _with_prefix(tensors, FIRST_STAGE).items():
-        # layers of the training loss and of its logging
-        if key.startswith(("loss.", "colorize")):
+    for key, (original_key, tensor) in _with_prefix(tensors, FIRST_STAGE).items():
+        # the training loss, its logging, and an average that CompVis does not use either
+        if key.startswith(("loss.", "colorize", "model_ema.")):
             continue
         new_key = _convert_first_stage_key(key, len(architecture.ch_mult))
         # The original's attention has 1x1 convolutions, diffusers' has linear layers.
         if re.search(r"attentions\.\d+\.to_", new_key) and tensor.ndim == 4:
             tensor = tensor.squeeze(-1).squeeze(-1)
-        weights[new_key] = OriginalTensor(FIRST_STAGE + key, tensor)
+        weights[new_key] = OriginalTensor(original_key, tensor)
     module = build_first_stage(architecture, scale_factor)
     return load_converted(module, weights, path, FIRST_STAGE_SETTINGS)
+
+
+def _check_constants(found: Weights, architecture: LatentDiffusionArchitecture, path: Path) -> None:
+    """Raise an `InputError` if the file's own noise schedule or latent scale is another one."""
+    a = architecture
+    scale_factor = found.nearest("scale_factor")
+    if scale_factor is not None and contradicts(scale_factor, torch.tensor(a.scale_factor)):
+        raise InputError(
+            f"checkpoint {path}: its scale_factor is {float(scale_factor):.6g}, not "
+            f"{a.scale_factor:g}; set backbone.architecture.scale_factor to that"
+        )
+    alpha_bar = found.nearest("alphas_cumprod")
+    expected = latent_alpha_bar(
+        a.beta_schedule, a.linear_start, a.linear_end, a.cosine_s, a.timesteps
+    )
+    if alpha_bar is not None and contradicts(alpha_bar, expected):
+        settings = _schedule_settings(alpha_bar) or "another schedule"
+        raise InputError(
+            f"checkpoint {path}: its alphas_cumprod is that of {settings}, not of beta_schedule "
+            f"{a.beta_schedule}, linear_start {a.linear_start:g}, linear_end {a.linear_end:g} and "
+            f"timesteps {a.timesteps}; set these in backbone.architecture to those of its training"
+        )
+
+
+def _schedule_settings(alpha_bar: Tensor) -> str | None:
+    """Return the settings of a schedule alpha-bar [T] with linear betas or roots of betas."""
+    alpha_bar = alpha_bar.double().flatten()
+    if len(alpha_bar) < 2:
+        return None
+    start, end = 1 - alpha_bar[0].item(), 1 - (alpha_bar[-1] / alpha_bar[-2]).item()
+    if not 0 < start <= end < 1:
+        return None
+    for name in ("linear", "sqrt_linear"):
+        if not contradicts(alpha_bar, latent_alpha_bar(name, start, end, 0, len(alpha_bar))):
+            return (
+                f"beta_schedule {name}, linear_start {start:.4g}, linear_end {end:.4g} and "
+                f"timesteps {len(alpha_bar)}"
+            )
+    return None
 
 
 # ---- build
@@ -193,7 +240,7 @@ def _convert_first_stage_key(key: str, levels: int) -> str:
     return key
 
 
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, OriginalTensor], prefix: str) -> ConvertedWeights:
     """Return the tensors whose key has a prefix, by their key without it."""
     return {
         key.removeprefix(prefix): tensor

@@ -7,33 +7,63 @@ no weight is initialised for nothing or copied. diffusers is imported when a net
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..checkpoints.tensors import load_tensors, weight_problem
+from ..checkpoints.state_dicts import (
+    OriginalTensor,
+    Weights,
+    choose_weights,
+    find_weights,
+    first_keys,
+    is_for_training,
+    shortened,
+)
+from ..checkpoints.tensors import load_content, load_tensors, weight_problem
 from ..errors import InputError
 from ..imports import garbage_collection_paused
 from ..layout import keep_contiguous
 
-
-class OriginalTensor(NamedTuple):
-    """A tensor and its key in the checkpoint file, so that an error can name the key users find."""
-
-    key: str
-    tensor: Tensor
-
-
 LARGEST_NUMBER = 2**20
 """Largest number in a config.json: with that many layers, memory would run out before an error."""
-
 ConvertedWeights = dict[str, OriginalTensor]
 """Tensors by their key in the diffusers module."""
+
+
+def find_original(path: Path, keys: Collection[str], use_ema: bool) -> Weights:
+    """Find the weights of a network of known keys in a checkpoint in its authors' layout.
+
+    Args:
+        path: File of the checkpoint.
+        keys: Some of the network's keys, enough to recognise it.
+        use_ema: Whether to prefer averages over the steps of the training, if the file has both.
+
+    Raises:
+        InputError: The file is damaged, does not have the keys, or has them in several places.
+    """
+    content = load_content(path)
+    found = find_weights(content, keys)
+    if not found:
+        raise InputError(
+            f"checkpoint {path}: does not fit, it has no {' nor '.join(keys)}; "
+            f"{first_keys(content)}"
+        )
+    return choose_weights(found, use_ema, path, "backbone.architecture.use_ema")
+
+
+def contradicts(stored: Tensor, expected: Tensor) -> bool:
+    """Return whether numbers in a file are others than the settings give, apart from rounding."""
+    if not stored.is_floating_point() or stored.numel() != expected.numel():
+        return True
+    tolerance = max(1e-4, 4 * torch.finfo(stored.dtype).eps)
+    stored, expected = stored.double().flatten(), expected.double().flatten()
+    return not torch.allclose(stored, expected, rtol=tolerance, atol=tolerance / 100)
 
 
 def load_converted(
@@ -43,7 +73,8 @@ def load_converted(
 
     Args:
         module: Module that defines the expected keys and shapes.
-        weights: Tensors for all keys of the module, and for no others.
+        weights: Tensors for all keys of the module, and for no others; those of losses, metrics and
+            counters are ignored.
         path: File of the weights, for the error message.
         settings: Maps a regular expression of module keys to the setting that decides whether they
             fit, for the error message; the first match counts.
@@ -66,13 +97,13 @@ def load_converted(
 
     expected = module.state_dict()
     for key, (original_key, tensor) in weights.items():
-        shape = list(tensor.shape)
+        name, shape = shortened(original_key), list(tensor.shape)
         if key not in expected:
-            raise misfit(key, f"its {original_key} {shape} is unexpected")
+            if is_for_training(original_key):
+                continue
+            raise misfit(key, f"its {name} {shape} is unexpected")
         if tensor.shape != expected[key].shape:
-            raise misfit(
-                key, f"its {original_key} is {shape}, expected {list(expected[key].shape)}"
-            )
+            raise misfit(key, f"its {name} is {shape}, expected {list(expected[key].shape)}")
     for key, tensor in expected.items():
         if key not in weights:
             raise misfit(key, f"its {key} {list(tensor.shape)} is missing")
@@ -175,7 +206,10 @@ def load_class_embedding(folder: Path) -> nn.Embedding:
     """Load the class embedding [N, D] of a folder, ``class_embedding/model.safetensors``."""
     path = folder / "class_embedding" / "model.safetensors"
     weights = {key: OriginalTensor(key, tensor) for key, tensor in load_tensors(path).items()}
-    classes, dim = weights["weight"].tensor.shape
+    weight = weights.get("weight")
+    if weight is None or weight.tensor.ndim != 2:
+        raise InputError(f"checkpoint {path}: must hold one tensor weight [N, D]; convert it again")
+    classes, dim = weight.tensor.shape
     return load_converted(nn.Embedding(classes, dim, device="meta"), weights, path, {})
 
 

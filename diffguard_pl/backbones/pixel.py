@@ -1,6 +1,5 @@
 """Pixel-space backbone: the guided-diffusion family, with or without class labels."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,31 +7,19 @@ from torch import Tensor
 
 from ..checkpoints.architectures import GuidedDiffusionArchitecture
 from ..checkpoints.converted import converted_or_original, known_architecture
-from ..diffusion.schedule import (
-    Schedule,
-    cosine_alpha_bar,
-    half_cosine_alpha_bar,
-    linear_alpha_bar,
-    linear_root_alpha_bar,
-    respaced,
-    respaced_by,
-)
+from ..diffusion.schedule import Schedule, respaced, respaced_by
 from ..dtypes import at_least_float32
 from ..errors import choose
 from .base import Backbone
-from .convert_guided_diffusion import build_guided_diffusion, load_guided_diffusion
+from .convert_guided_diffusion import (
+    NOISE_SCHEDULES,
+    build_guided_diffusion,
+    load_guided_diffusion,
+)
 from .load import RANDOM, image_side, load_diffusers, with_random_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
-
-NOISE_SCHEDULES: dict[str, Callable[[int], Tensor]] = {
-    "linear": linear_alpha_bar,
-    "cosine": cosine_alpha_bar,
-    "ldm_linear": linear_root_alpha_bar,
-    "cos_linear": half_cosine_alpha_bar,
-}
-"""Functions of the number of timesteps, by the name that guided-diffusion gives a schedule."""
 
 
 class PixelDiffusion(Backbone):

@@ -27,11 +27,12 @@ from ..checkpoints.converted import (
     parse_architecture,
 )
 from ..checkpoints.registry import resolve
-from ..checkpoints.tensors import load_tensors
+from ..checkpoints.state_dicts import find_weights, first_keys
+from ..checkpoints.tensors import load_content
 from ..errors import InputError
 from ..runs.files import apply_umask
-from .convert_guided_diffusion import load_guided_diffusion
-from .convert_latent_diffusion import load_latent_diffusion
+from .convert_guided_diffusion import UNET_KEYS, load_guided_diffusion
+from .convert_latent_diffusion import UNET, load_latent_diffusion
 
 
 def save_converted(
@@ -78,14 +79,13 @@ def save_converted(
 
 def _family(path: Path) -> type[Architecture]:
     """Return the architecture's class, by the keys of a checkpoint."""
-    keys = list(load_tensors(path))
-    if any(key.startswith("model.diffusion_model.") for key in keys):
+    content = load_content(path)
+    if find_weights(content, [UNET + key for key in UNET_KEYS]):
         return LatentDiffusionArchitecture
-    if any(key.startswith("input_blocks.") for key in keys):
+    if find_weights(content, UNET_KEYS):
         return GuidedDiffusionArchitecture
     families = "guided diffusion (input_blocks...) nor latent diffusion (model.diffusion_model...)"
-    first = next(iter(keys), "none")
-    raise InputError(f"checkpoint {path}: neither {families}; its first key is {first}")
+    raise InputError(f"checkpoint {path}: neither {families}; {first_keys(content)}")
 
 
 def _read_architecture(kind: type[Architecture], file: Path) -> Architecture:

@@ -33,6 +33,8 @@ class GuidedDiffusionArchitecture:
         diffusion_steps: Number of timesteps of the training.
         rescale_timesteps: Whether the network expects timesteps rescaled to [0, 1000), as
             improved-diffusion's models do.
+        use_ema: Whether to use the moving average of the weights, if the file has both it and the
+            weights themselves.
     """
 
     image_size: int = 256
@@ -51,6 +53,7 @@ class GuidedDiffusionArchitecture:
     noise_schedule: str = "linear"
     diffusion_steps: int = 1000
     rescale_timesteps: bool = False
+    use_ema: bool = True
 
     @property
     def attention_levels(self) -> list[bool]:
@@ -118,6 +121,8 @@ class LatentDiffusionArchitecture:
         linear_end: Last beta of the noise schedule.
         cosine_s: Offset of the schedule ``cosine``.
         timesteps: Number of timesteps of the training.
+        use_ema: Whether to use the moving average of the UNet's weights (``model_ema``), with which
+            CompVis samples, if the file has it.
         first_stage: Architecture of the autoencoder.
     """
 
@@ -137,6 +142,7 @@ class LatentDiffusionArchitecture:
     linear_end: float = 0.0195
     cosine_s: float = 0.008
     timesteps: int = 1000
+    use_ema: bool = True
     first_stage: FirstStageArchitecture = field(default_factory=FirstStageArchitecture)
 
     @property

@@ -1,6 +1,7 @@
 """Files that are taken for checkpoints: what they are, by their first bytes, and the remedy."""
 
 import re
+import zipfile
 from pathlib import Path
 
 from ..errors import InputError
@@ -33,5 +34,28 @@ def refuse_mistaken_file(path: Path) -> None:
         problem = "is a file of torch.save; rename it to end in .pt"
     elif not is_safetensors and SAFETENSORS.match(start):
         problem = "is a safetensors file; rename it to end in .safetensors"
+    elif zipfile.is_zipfile(path):
+        problem = _mistaken_archive(path)
     if problem:
         raise InputError(f"checkpoint {path}: {problem}")
+
+
+def _mistaken_archive(path: Path) -> str | None:
+    """Say what is wrong with a .zip file that torch.save has not written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile):
+        # torch says what is damaged
+        return None
+    if "constants.pkl" in names:
+        return (
+            "is TorchScript, which holds code; save its state dict with "
+            "torch.save(torch.jit.load(FILE).state_dict(), FILE2)"
+        )
+    if "data.pkl" not in names:
+        return (
+            "is an archive of another kind than torch.save writes (an exported program, NumPy "
+            "arrays, packed files); save the model's state_dict(), or unpack it"
+        )
+    return None

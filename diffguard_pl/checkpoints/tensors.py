@@ -22,18 +22,36 @@ _ENVIRONMENT_LOCK = threading.RLock()
 
 
 class _Placeholder:
-    """Stand-in for a Lightning callback named in a checkpoint; none of its code is imported."""
+    """Stand-in for an object beside the tensors of a checkpoint; none of its code is imported."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
 
+    def __setstate__(self, state: Any) -> None:
+        pass
 
-LIGHTNING_CALLBACKS: list[Any] = [
-    (_Placeholder, f"{package}.callbacks.{name}")
-    for package in ("pytorch_lightning", "lightning.pytorch")
-    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
-]
-"""Classes that Lightning's checkpoints mention, each with its placeholder."""
+
+HARMLESS_CLASSES = (
+    "argparse.Namespace",
+    "datetime.datetime",
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+)
+"""Classes of what training programs save beside the tensors: arguments, scores, callbacks."""
+PLACEHOLDERS: list[Any] = [(_Placeholder, name) for name in HARMLESS_CLASSES]
 
 
 @contextmanager
@@ -47,7 +65,7 @@ def tensors_only() -> Iterator[None]:
         before = os.environ.get(FORCE_WEIGHTS_ONLY)
         os.environ[FORCE_WEIGHTS_ONLY] = "1"
         try:
-            with torch.serialization.safe_globals(LIGHTNING_CALLBACKS):
+            with torch.serialization.safe_globals(PLACEHOLDERS):
                 yield
         finally:
             if before is None:
@@ -56,11 +74,10 @@ def tensors_only() -> Iterator[None]:
                 os.environ[FORCE_WEIGHTS_ONLY] = before
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a checkpoint file by key.
+def load_content(path: Path) -> Any:
+    """Load what a checkpoint file holds: tensors in containers, such as nested dicts.
 
-    The file is memory-mapped if its format allows it. If it holds a ``state_dict`` (Lightning,
-    CompVis), the tensors of that are returned.
+    The file is memory-mapped if its format allows it.
 
     Args:
         path: A .safetensors file, or a pickle written by ``torch.save``.
@@ -75,26 +92,34 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with tensors_only():
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         # torch names the class or function that it refused to import
-        refused = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S{1,100})", str(error))
         problem = "damaged, or not a checkpoint"
         if refused:
             problem = f"holds {refused[1]}, which is not a tensor and would run code"
         raise InputError(
             f"checkpoint {path}: refused, {problem}; save its state_dict only, or download it again"
         ) from error
-    except Exception as error:  # a truncated or damaged file may make torch raise anything
+    # a damaged pickle may call and index anything, so any exception is possible
+    except Exception as error:
         size = path.stat().st_size
         raise InputError(
             f"checkpoint {path}: truncated or not a checkpoint ({size:,} bytes); download it again"
         ) from error
 
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Load the tensors by key of a file that holds one state dict and nothing else.
+
+    Raises:
+        InputError: As for :func:`load_content`, or the file holds something else.
+    """
+    state = load_content(path)
     if not state or not isinstance(state, dict):
         raise InputError(
-            f"checkpoint {path}: must hold a state dict, not a {type(content).__name__}; save the "
+            f"checkpoint {path}: must hold a state dict, not a {type(state).__name__}; save the "
             "model's state_dict()"
         )
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}

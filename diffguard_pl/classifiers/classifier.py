@@ -61,6 +61,8 @@ class Classifier(nn.Module):
             last attention.
         map_layers: Names of the layers for the discrepancy ``maps``. Defaults to the model's
             outermost layers with feature maps; in a vision transformer to the layer for Grad-CAM.
+        use_ema: Whether to use the moving average of the weights, if the checkpoint has both it and
+            the weights themselves. Defaults to True.
 
     Attributes:
         class_names: English name of each class; None if unknown.
@@ -83,12 +85,13 @@ class Classifier(nn.Module):
         interpolation: str | None = None,
         cam_layer: str | None = None,
         map_layers: list[str] | None = None,
+        use_ema: bool = True,
     ):
         super().__init__()
         loaded = load_model(model, weights, download=not checkpoint)
         self.model, self.class_names = loaded.model.eval(), loaded.class_names
         if checkpoint:
-            load_weights(self.model, checkpoint)
+            load_weights(self.model, checkpoint, use_ema)
         keep_contiguous(self.model)
         self.requires_grad_(False)
 

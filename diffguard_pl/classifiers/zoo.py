@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ..checkpoints.registry import resolve
-from ..checkpoints.tensors import load_tensors, tensors_only, weight_problem
+from ..checkpoints.state_dicts import (
+    Weights,
+    choose_weights,
+    find_weights,
+    first_keys,
+    is_for_training,
+    shortened,
+)
+from ..checkpoints.tensors import load_content, tensors_only, weight_problem
 from ..errors import InputError, choose
 
 INTERPOLATIONS = ["bilinear", "bicubic"]
 RANDOM = "random"
 """Value of ``weights`` that stands for random weights."""
-KEY_PREFIXES = ("module.", "model.", "net.")
-"""Prefixes that DataParallel, Lightning and training scripts add to every key of a checkpoint."""
 LOADING_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
 """Errors of a failed download and of a damaged or unsafe file."""
 
@@ -221,62 +227,78 @@ def _load_timm(name: str, weights: str | None, download: bool) -> LoadedModel:
 # ---- weights
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> None:
+def load_weights(model: nn.Module, checkpoint: str, use_ema: bool = True) -> None:
     """Load a checkpoint into a model.
 
-    The layouts of torchvision, timm and OpenOOD are supported: a state dict, one inside of
-    ``state_dict``, and one with a prefix on every key.
+    The weights may be anywhere in the file, with any prefix: they are where the model's keys are.
 
     Args:
         model: Model that takes the weights.
         checkpoint: File, folder with ``model.safetensors``, or name of shipped weights.
+        use_ema: Whether to prefer averages over the steps of the training, if the file has both.
+            Defaults to True.
 
     Raises:
         InputError: The file is not found, or does not fit; names the first key that does not.
     """
     path = resolve(checkpoint)
-    state = load_tensors(path / "model.safetensors" if path.is_dir() else path)
+    content = load_content(path / "model.safetensors" if path.is_dir() else path)
 
-    # Prefixes may be nested, as in model.module.fc.weight.
-    expected = model.state_dict().keys()
-    while expected.isdisjoint(state):
-        prefix = _common_prefix(state)
-        if prefix is None:
-            break
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-
-    for key, tensor in model.state_dict().items():
-        if key in state and (problem := weight_problem(state[key], tensor)):
-            raise InputError(f"classifier.checkpoint: {path}: its {key} {problem}")
-    problem = _load_state(model, state)
+    expected = model.state_dict()
+    found = find_weights(content, expected.keys())
+    # networks of one family have the same keys, e.g. those of a teacher and its student
+    fitting = [weights for weights in found if _has_shapes(weights, expected)]
+    if not found:
+        problem: str | None = "it has none of its keys"
+    else:
+        weights = choose_weights(fitting or found[:1], use_ema, path, "classifier.use_ema")
+        for key, entry in weights.tensors.items():
+            wrong = weight_problem(entry.tensor, expected[key]) if key in expected else None
+            if wrong:
+                raise InputError(
+                    f"classifier.checkpoint: {path}: its {shortened(entry.key)} {wrong}"
+                )
+        problem = _load_state(model, weights)
     if problem:
+        if not found or not found[0].is_complete:
+            problem += f"; {first_keys(content)}"
         raise InputError(
             f"classifier.checkpoint: {path} does not fit {type(model).__name__}, {problem}; check "
             "classifier.model"
         )
 
 
-def _common_prefix(state: dict[str, Tensor]) -> str | None:
-    """Return the known prefix that all keys have; None if they have none."""
-    for prefix in KEY_PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            return prefix
-    return None
+def _has_shapes(weights: Weights, expected: dict[str, Tensor]) -> bool:
+    """Return whether all tensors have the shapes of the model's."""
+    tensors = weights.tensors
+    return all(
+        tensors[key].tensor.shape == tensor.shape
+        for key, tensor in expected.items()
+        if key in tensors
+    )
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor]) -> str | None:
-    """Load a state dict; return what is wrong with the first key that does not fit, if any."""
+def _load_state(model: nn.Module, weights: Weights) -> str | None:
+    """Load weights; return what is wrong with the first key that does not fit, if any."""
+    tensors = weights.tensors
+
+    def original(key: str) -> str:
+        return shortened(tensors[key].key if key in tensors else key)
+
     try:
+        state = {key: entry.tensor for key, entry in tensors.items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         sizes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
         if sizes is None:
-            raise
-        return f"its {sizes[1]} is {sizes[2]}, expected {sizes[3]}"
+            return shortened(str(error))
+        return f"its {original(sizes[1])} is {sizes[2]}, expected {sizes[3]}"
     if missing:
         return f"its {missing[0]} is missing"
-    if unexpected:
-        return f"its {unexpected[0]} is unexpected"
+    for key in unexpected:
+        # integers count something, and are never weights
+        if tensors[key].tensor.is_floating_point() and not is_for_training(key):
+            return f"its {original(key)} is unexpected"
     return None
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel, VQModel
 from helpers.golden import GDM_ARCHITECTURE, LDM_ARCHITECTURE
-from helpers.originals import GDM_FILE, LDM_FILE, original_state, saved
+from helpers.originals import GDM_FILE, LDM_FILE, original_state, saved, some_eps
 
 from diffguard_pl import InputError
 from diffguard_pl.backbones import (
@@ -19,6 +19,7 @@ from diffguard_pl.backbones.convert_guided_diffusion import (
     unet_module_names,
 )
 from diffguard_pl.checkpoints.registry import PUBLISHED
+from diffguard_pl.diffusion.schedule import linear_alpha_bar
 
 VARIANTS = [
     {},
@@ -146,3 +147,40 @@ def test_each_module_of_the_unet_has_one_name_in_either_layout():
 def test_published_architectures_have_as_many_parameters_as_in_the_original_code(name, parameters):
     unet = build_guided_diffusion(PUBLISHED[name].architecture)
     assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [("model", "module."), ("ema", ""), ("state_dict", "model.diffusion_model."), ("", "net.")],
+)
+def test_a_unet_is_found_wherever_it_is_and_keys_are_named_as_in_the_file(path, place, tmp_path):
+    state = {f"{place}{key}": t for key, t in original_state(GDM_ARCHITECTURE).items()}
+    state |= {f"{place}n_averaged": torch.tensor(1), "criterion.weight": torch.ones(3)}
+    content = {path: state, "step": 7} if path else state
+    plain = PixelDiffusion(
+        saved(original_state(GDM_ARCHITECTURE), tmp_path / "a.pt"), GDM_ARCHITECTURE
+    )
+    found = PixelDiffusion(saved(content, tmp_path / "b.pt"), GDM_ARCHITECTURE)
+    assert torch.equal(some_eps(found), some_eps(plain))
+    with pytest.raises(InputError, match=rf"b.pt: .*its {place}time_embed.0.weight is \[128, 32\]"):
+        PixelDiffusion(str(tmp_path / "b.pt"), replace(GDM_ARCHITECTURE, num_channels=64))
+
+
+def test_the_average_beside_the_weights_is_used_and_a_contradicting_schedule_refused(
+    tmp_path, capsys
+):
+    state = original_state(GDM_ARCHITECTURE)
+    average = {f"module.{key}": tensor / 2 for key, tensor in state.items()}
+    path = saved({"model": state, "ema": average}, tmp_path / "both.pt")
+    averaged = PixelDiffusion(path, GDM_ARCHITECTURE)
+    assert "uses the weights of ema, not of model" in capsys.readouterr().err
+    trained = PixelDiffusion(path, replace(GDM_ARCHITECTURE, use_ema=False))
+    bias = "conv_in.bias"
+    assert torch.equal(averaged.unet.state_dict()[bias], trained.unet.state_dict()[bias] / 2)
+
+    state = {f"net.{key}": tensor for key, tensor in state.items()}
+    state["alphas_cumprod"] = linear_alpha_bar().float()
+    path = saved({"state_dict": state}, tmp_path / "wrapped.pt")
+    assert PixelDiffusion(path, GDM_ARCHITECTURE).clip_denoised
+    with pytest.raises(InputError, match=r"wrapped.pt: its alphas_cumprod .*noise_schedule"):
+        PixelDiffusion(path, replace(GDM_ARCHITECTURE, noise_schedule="cosine"))

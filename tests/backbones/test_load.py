@@ -123,9 +123,7 @@ def test_weights_are_in_memory_once_however_many_processes_load_them(suffix, tmp
     """Pages of the file itself, which all processes of a machine share; none are copied."""
     file = tmp_path / f"model{suffix}"
     tensors = {"weight": torch.randn(3000, 4000), "bias": torch.randn(3000)}
-    save_file(tensors, file) if suffix == ".safetensors" else torch.save(
-        {"state_dict": tensors}, file
-    )
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
     code = """
 import sys, torch
 from pathlib import Path

@@ -1,14 +1,17 @@
 """Classifiers by name: preprocessing, weights, and what cannot be loaded."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers.classifiers import SMALL_NETWORKS, cached_net, photo_tensors, photos, random_net
 from torch import nn
-from torchvision.models import VisionTransformer, get_model_weights
+from torchvision.models import ResNet, VisionTransformer, get_model_weights
+from torchvision.models.resnet import BasicBlock
 
 from diffguard_pl import Classifier, InputError
 from diffguard_pl.classifiers.resnets import SmallResNet
@@ -244,3 +247,52 @@ def test_weights_with_nan_or_cast_to_integers_are_refused(key, damage, problem, 
         Classifier(SmallResNet(5), str(tmp_path / "classifier.pt"), input_size=16)
     torch.save(state, tmp_path / "classifier.pt")
     Classifier(SmallResNet(5), str(tmp_path / "classifier.pt"), input_size=16)
+
+
+@pytest.mark.parametrize("key", ["model", "net", "model_state_dict"])
+def test_a_checkpoint_of_a_training_program_opens(key, tmp_path):
+    net = SmallResNet(5)
+    state = {f"module.backbone.{name}": tensor for name, tensor in net.state_dict().items()}
+    about = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)}
+    beside = {"criterion.weight": torch.ones(5), "n_averaged": torch.tensor(2)}
+    torch.save({key: state | beside} | about, tmp_path / "last.pt")
+    loaded = Classifier(SmallResNet(5), str(tmp_path / "last.pt"), input_size=16)
+    assert torch.equal(loaded.model.fc.weight, net.fc.weight)
+
+
+def test_averaged_weights_are_used_and_named(tmp_path, capsys):
+    trained, averaged = SmallResNet(5), SmallResNet(5)
+    content = {"state_dict": trained.state_dict(), "state_dict_ema": averaged.state_dict()}
+    torch.save(content, tmp_path / "last.pt")
+    path = str(tmp_path / "last.pt")
+    for use_ema, expected in ((True, averaged), (False, trained)):
+        loaded = Classifier(SmallResNet(5), path, input_size=16, use_ema=use_ema)
+        assert torch.equal(loaded.model.fc.weight, expected.fc.weight)
+        assert "set classifier.use_ema to" in capsys.readouterr().err
+
+
+def test_of_a_teacher_and_a_student_the_one_that_fits_is_used(tmp_path):
+    student, teacher = SmallResNet(5), SmallResNet(6)
+    content = {"teacher": teacher.state_dict(), "student": student.state_dict()}
+    torch.save(content, tmp_path / "both.pt")
+    loaded = Classifier(SmallResNet(5), str(tmp_path / "both.pt"), input_size=16)
+    assert torch.equal(loaded.model.fc.weight, student.fc.weight)
+
+
+def test_a_larger_network_of_the_same_family_is_refused(tmp_path):
+    small, large = ResNet(BasicBlock, [1, 1, 1, 1]), ResNet(BasicBlock, [1, 2, 1, 1])
+    torch.save({"model": large.state_dict()}, tmp_path / "large.pt")
+    with pytest.raises(InputError, match=r"large.pt .*its layer2.1.conv1.weight is unexpected"):
+        Classifier(small, str(tmp_path / "large.pt"))
+
+
+def test_a_checkpoint_of_another_network_names_its_keys(tmp_path):
+    state = {f"module.{key}": tensor for key, tensor in SmallResNet(5).state_dict().items()}
+    torch.save({"net": state}, tmp_path / "other.pt")
+    with pytest.raises(
+        InputError, match=r"does not fit .*keys in net: module\.stem.*; check"
+    ) as error:
+        Classifier(nn.Sequential(nn.Conv2d(3, 8, 3)), str(tmp_path / "other.pt"))
+    assert len(str(error.value)) < 500
+    with pytest.raises(InputError, match=r"its module.fc.weight is \[5, 128\]"):
+        Classifier(SmallResNet(8), str(tmp_path / "other.pt"), input_size=16)

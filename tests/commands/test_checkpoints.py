@@ -34,7 +34,7 @@ def test_a_conversion_that_fails_leaves_nothing_and_touches_no_folder_of_others(
         ["convert", str(path), str(tmp_path / "mine")], capsys
     )
     torch.save({"a": torch.ones(1)}, path)
-    assert "its first key is a" in exit_line(["convert", str(path)], capsys)
+    assert "first keys: a" in exit_line(["convert", str(path)], capsys)
     assert "is a folder" in exit_line(["convert", "digits_gdm"], capsys)
     path.write_bytes(GDM_FILE.read_bytes())
     (tmp_path / "a.yaml").write_text("image_sise: 32")
