@@ -4,7 +4,6 @@ The copy is used in place of the checkpoint as long as file and architecture sta
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from ..checkpoints.state_dicts import find_weights, first_keys
 from ..checkpoints.tensors import load_content
 from ..errors import InputError
 from ..runs.files import apply_umask
+from ..runs.lock import locked
 from .convert_guided_diffusion import UNET_KEYS, load_guided_diffusion
 from .convert_latent_diffusion import UNET, load_latent_diffusion
 
@@ -105,13 +105,16 @@ def _complete_folder(out: Path) -> Iterator[Path]:
         raise InputError(
             f"{out}: exists and is not a converted checkpoint; remove it, or choose another folder"
         )
-    unfinished = out.with_name(f"{out.name}.{os.getpid()}.part")
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        for file in filter(Path.is_file, unfinished.rglob("*")):
-            apply_umask(file)
-        shutil.rmtree(out, ignore_errors=True)
-        unfinished.rename(out)
-    finally:
+    unfinished = out.with_name(f"{out.name}.part")
+    with locked(out):
+        # a process that was killed may have left a folder of this name
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            for file in filter(Path.is_file, unfinished.rglob("*")):
+                apply_umask(file)
+            shutil.rmtree(out, ignore_errors=True)
+            unfinished.rename(out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

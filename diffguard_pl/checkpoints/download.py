@@ -5,7 +5,6 @@ pooch, requests and rich are imported where they are used, so that importing thi
 
 import json
 import os
-import secrets
 import stat
 import sys
 import time
@@ -14,6 +13,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from time import monotonic
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     import requests
 
 MAX_FAILURES = 4
-"""Number of consecutive connections without a new byte after which a download is given up."""
+"""Number of consecutive connections without new data after which a download is given up."""
 PAUSE = 0.5
-"""Seconds before the next connection; doubled after each one without a new byte."""
+"""Seconds before the next connection; doubled after each failure."""
 TIMEOUT = (15, 60)
 """Seconds to wait for a connection, and for the next bytes of a response."""
 CHUNK_SIZE = 2**16
-"""Number of bytes that are read and written at a time."""
+"""Largest number of bytes that are read and written at a time."""
+MIN_RATE, RATE_WINDOW = 1000, 60
+"""Bytes per second that a connection must give on average over this many seconds."""
 PROGRESS_FROM = 100 * 2**20
 """Unpacked size in bytes from which on unpacking shows its progress."""
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id="
@@ -85,35 +87,18 @@ def fetch(
         InputError: The file cannot be downloaded or written, the server sends a web page instead,
             or size or hash differ.
     """
-    import pooch
-
     path = Path(folder).expanduser() / filename
     part = path.with_name(f"{filename}.part")
-
-    def download(url: str, output: str, _: object) -> None:
-        _download(url, part, size, progress)
-        part.replace(output)
-        _state_file(part).unlink(missing_ok=True)
-
-    # pooch advises at INFO to copy the hash into the code
-    pooch.get_logger().setLevel("WARNING")
     try:
         if _is_complete(path, size):
             return path
         with locked(path, progress):
             # another process may have downloaded the file while this one waited
             if not _is_complete(path, size):
-                expected_hash = f"sha256:{sha256.lower()}" if sha256 else None
-                pooch.retrieve(url, expected_hash, filename, path.parent, downloader=download)
-    except InputError:
-        raise
-    # from pooch, for a wrong hash; it has deleted the file
-    except ValueError as error:
-        reason = " ".join(str(error).partition("Deleted")[0].split()).rstrip(".")
-        raise InputError(
-            f"{url}: {reason}; the file was removed, download it again, or check the URL if the "
-            "error stays"
-        ) from error
+                _download(url, part, size, progress)
+                _check_hash(url, part, sha256)
+                part.replace(path)
+                _state_file(part).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); free space, or choose another "
@@ -145,8 +130,10 @@ def _download(url: str, part: Path, size: int | None, progress: bool) -> None:
             try:
                 return _append(url, part, size, show)
             except requests.RequestException as error:
-                # only a connection that adds nothing beyond the longest part so far is a failure
-                failures = failures + 1 if _length(part) <= longest else 0
+                # Beyond the longest part so far, a connection must give something; a slow one more.
+                is_slow = isinstance(error, requests.Timeout)
+                needed = MIN_RATE * RATE_WINDOW if is_slow else 1
+                failures = 0 if _length(part) - longest >= needed else failures + 1
                 longest = max(longest, _length(part))
                 if failures == MAX_FAILURES:
                     raise InputError(
@@ -190,7 +177,7 @@ def _append(url: str, part: Path, size: int | None, show: ShowProgress) -> None:
         if not is_rest:
             done = 0
         with part.open("ab" if is_rest else "wb") as file:
-            for chunk in response.iter_content(CHUNK_SIZE):
+            for chunk in _chunks(response):
                 file.write(chunk)
                 done += len(chunk)
                 show(done, state["total"] or size)
@@ -199,6 +186,35 @@ def _append(url: str, part: Path, size: int | None, show: ShowProgress) -> None:
     if done < total:
         raise requests.ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
     _check_size(url, part, done, total)
+
+
+def _chunks(response: "requests.Response") -> Iterator[bytes]:
+    """Yield the data of a response as it arrives, so that none is lost if the connection ends.
+
+    Raises:
+        requests.RequestException: The connection ends early, or stalls.
+    """
+    import requests
+    import urllib3
+
+    begin, received = monotonic(), 0
+    try:
+        while chunk := response.raw.read1(CHUNK_SIZE, decode_content=True):
+            yield chunk
+
+            # Compare the average rate of each window with the lowest one.
+            received += len(chunk)
+            seconds = monotonic() - begin
+            if seconds >= RATE_WINDOW:
+                if received < MIN_RATE * seconds:
+                    raise requests.Timeout(
+                        f"the server sends fewer than {MIN_RATE:,} bytes a second"
+                    )
+                begin, received = monotonic(), 0
+    except urllib3.exceptions.TimeoutError as error:
+        raise requests.Timeout(error) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
 
 
 # A server's file is identified by its total size in bytes and its version (ETag or date).
@@ -219,9 +235,17 @@ def _server_state(response: "requests.Response") -> dict:
 def _read_state(part: Path) -> dict:
     """Return total size and version of the file when the download of ``part`` began."""
     try:
-        return json.loads(_state_file(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = json.loads(_state_file(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return UNKNOWN_STATE
+    # the file may have been damaged, or written by another program
+    is_state = (
+        isinstance(state, dict)
+        and state.keys() == UNKNOWN_STATE.keys()
+        and type(state["total"]) in (int, type(None))
+        and type(state["version"]) in (str, type(None))
+    )
+    return state if is_state else UNKNOWN_STATE
 
 
 def _state_file(part: Path) -> Path:
@@ -247,6 +271,21 @@ def _check_size(url: str, part: Path, found: int | None, expected: int | None) -
         f"{url}: has {found:,} bytes, expected {expected:,}; the file was removed, download it "
         "again, or check the URL if the error stays"
     )
+
+
+def _check_hash(url: str, part: Path, expected: str | None) -> None:
+    """Discard ``part`` and raise if its hash is not the expected one."""
+    if expected is None:
+        return
+    import pooch
+
+    found = pooch.file_hash(part)
+    if found != expected.lower():
+        _discard(part)
+        raise InputError(
+            f"{url}: has the SHA-256 {found}, expected {expected.lower()}; the file was removed, "
+            "download it again, or check the URL if the error stays"
+        )
 
 
 def _check_response(response: "requests.Response", url: str, path: Path) -> None:
@@ -365,7 +404,8 @@ def unzip(
 
             total = sum(info.file_size for info in infos)
             show_progress = progress and total >= PROGRESS_FROM
-            with _progress_bar(f"unpacking {archive.name}", 0, total, show_progress) as show:
+            bar = _progress_bar(f"unpacking {archive.name}", 0, total, show_progress)
+            with locked(folder / archive.name, progress), bar as show:
                 for info, target in zip(infos, targets, strict=True):
                     with _atomic_file(target) as output, file.open(info) as source:
                         while chunk := source.read(CHUNK_SIZE):
@@ -425,7 +465,8 @@ def _member_path(archive: Path, info: zipfile.ZipInfo, folder: Path) -> Path:
 def _atomic_file(target: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    # a process that was killed may have left a file of this name
+    part = target.with_name(f"{target.name}.part")
     try:
         with part.open("wb") as output:
             yield output

@@ -1,6 +1,7 @@
 """Downloads that break off, servers that misbehave, archives that are damaged or evil."""
 
 import hashlib
+import itertools
 import multiprocessing
 import re
 import resource
@@ -58,6 +59,58 @@ def test_a_dropped_connection_is_taken_up_where_it_broke_off(server, tmp_path):
     assert starts == sorted(starts)
     assert starts[0] > 0
     assert server.sent < len(BODY) + 3 * download.CHUNK_SIZE
+
+
+def test_a_server_that_ends_every_connection_early_gets_to_the_end(server, tmp_path):
+    body = BODY[:100_000]
+    url = server.put("a.bin", body, drops=100, after=7_000)
+    assert fetch(url, tmp_path, "a.bin").read_bytes() == body
+    assert len(server.asked) == 15
+
+
+def test_a_server_that_hardly_sends_anything_is_given_up_and_the_part_kept(
+    server, tmp_path, monkeypatch
+):
+    # every look at the clock is 50 s after the one before
+    monkeypatch.setattr(download, "monotonic", itertools.count(0, 50).__next__)
+    monkeypatch.setattr(download, "CHUNK_SIZE", 500)
+    url = server.put("a.bin", BODY[:30_000])
+    said = refusal(url, tmp_path, "a.bin")
+    assert "1,000 bytes a second" in said
+    assert "resumed" in said
+    assert len(server.asked) == download.MAX_FAILURES
+    assert 0 < (tmp_path / "a.bin.part").stat().st_size < 30_000
+    monkeypatch.undo()
+    assert fetch(url, tmp_path, "a.bin").read_bytes() == BODY[:30_000]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("[]", "3", '"total"', "{}", "[" * 100_000, "\udcff"),
+        *('{"total": 5}', '{"total": "5", "version": null}', '{"total": 5, "version": ["1"]}'),
+    ],
+    ids=range(9),
+)
+def test_a_part_with_a_record_of_another_shape_is_continued(state, server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(BODY[:1000])
+    (tmp_path / "a.bin.part.json").write_bytes(state.encode(errors="surrogateescape"))
+    assert fetch(server.put("a.bin"), tmp_path, "a.bin").read_bytes() == BODY
+    assert leftovers(tmp_path) == ["a.bin"]
+
+
+def test_a_process_that_is_killed_leaves_the_part_alone(server, tmp_path, monkeypatch):
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    url = server.put("a.bin")
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_check_hash", kill)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(url, tmp_path, "a.bin")
+    assert leftovers(tmp_path) == ["a.bin.part", "a.bin.part.json"]
+    assert fetch(url, tmp_path, "a.bin").read_bytes() == BODY
+    assert leftovers(tmp_path) == ["a.bin"]
 
 
 def test_a_download_that_was_given_up_is_continued_the_next_time(server, tmp_path):
@@ -220,6 +273,14 @@ def test_a_member_that_would_leave_the_folder_is_refused_before_anything_is_writ
     with pytest.raises(InputError, match="would leave the folder"):
         unzip(archive, tmp_path / "out")
     assert leftovers(tmp_path) == ["a.zip"]
+
+
+def test_what_a_killed_process_has_left_is_replaced(tmp_path):
+    archive = zipped(tmp_path / "a.zip", {"x/a.bin": BODY})
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    (tmp_path / "out" / "x" / "a.bin.part").write_bytes(b"half")
+    unzip(archive, tmp_path / "out")
+    assert leftovers(tmp_path / "out" / "x") == ["a.bin"]
 
 
 def test_a_damaged_archive_leaves_no_half_file(tmp_path):

@@ -29,6 +29,10 @@ def test_a_conversion_that_fails_leaves_nothing_and_touches_no_folder_of_others(
         f"error: checkpoint {path}: does not fit"
     )
     assert leftovers(tmp_path) == ["model.pt"]
+    # a conversion that was killed
+    (tmp_path / "model-diffusers.part").mkdir()
+    exit_line(["convert", str(path)], capsys)
+    assert leftovers(tmp_path) == ["model.pt"]
     (tmp_path / "mine").mkdir()
     assert "not a converted checkpoint" in exit_line(
         ["convert", str(path), str(tmp_path / "mine")], capsys
