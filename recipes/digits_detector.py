@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffguard_pl import weights
 from diffguard_pl.commands import calibrate
+from diffguard_pl.deploy.detector_file import CHECKSUM, checksum
 
 FILE = Path(weights.__file__).parent / "digits_ldm_detector.json"
 OPTIONS = ["--config", "digits_ldm", "--model.discrepancies", "[maps]"]
@@ -26,4 +27,5 @@ if __name__ == "__main__":
         "config": "digits_ldm",
         "command": ["python", "-m", "diffguard_pl", "calibrate", *OPTIONS],
     }
+    content[CHECKSUM] = checksum(content)
     FILE.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -360,9 +360,11 @@ class Detector:
             raise InputError(
                 f"{', '.join(changes)}: cannot be changed together with model; set it there"
             )
-        with reporting_damage(path):
+        with reporting_damage(path, "fitted"):
             content.load_fitted_baselines(path, model.baselines)
+        with reporting_damage(path, "combination"):
             combination = Combination.from_settings(content.combination)
+        with reporting_damage(path):
             detector = cls(
                 model,
                 content.score,

@@ -25,6 +25,8 @@ from ..scores.baselines.collection import Baselines
 from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
+CHECKSUM = "sha256_of_contents"
+"""Entry with the SHA-256 of all other entries. Files of earlier versions have none."""
 SUFFIX = "_detector.json"
 """Ending of the names of the detector files that come with the package."""
 MOVED_CLASSES = {
@@ -95,6 +97,7 @@ class DetectorFile:
         content["preparation"] = asdict(self.preparation)
         content["calibration"] = _to_json(self.calibration)
         content["reference"] = {name: _to_json(scores) for name, scores in self.reference.items()}
+        content[CHECKSUM] = checksum(content)
         with atomic_write(path) as temporary:
             text = json.dumps(content, indent=1, allow_nan=False) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -107,6 +110,7 @@ class DetectorFile:
             InputError: The file is missing, damaged, not a detector file, or of another version.
         """
         content = _read_json(path)
+        _check_entries(path, content)
         with reporting_damage(path):
             entries = {entry.name: content[entry.name] for entry in fields(cls)}
             calibration = np.sort(lowest_for_nan(_from_json(content["calibration"])))
@@ -141,8 +145,9 @@ class DetectorFile:
             )
         for name in changes:
             choose("setting that may be changed", name, list(CHANGEABLE_MODEL_SETTINGS))
-        settings = _map_checkpoints(self.model, lambda checkpoint: _find(checkpoint, path.parent))
-        with reporting_damage(path):
+        with reporting_damage(path, "model"):
+            folder = path.parent
+            settings = _map_checkpoints(self.model, lambda checkpoint: _find(checkpoint, folder))
             return diffguard_from(settings | dict(changes))
 
     def load_fitted_baselines(self, path: Path, baselines: Baselines) -> None:
@@ -255,25 +260,131 @@ def shipped_detector(name: str | Path) -> Path | None:
 
 
 @contextmanager
-def reporting_damage(path: Path) -> Iterator[None]:
-    """Turn errors about the content of a detector file into an `InputError` that names it."""
+def reporting_damage(path: Path, entry: str = "") -> Iterator[None]:
+    """Turn errors about the content of a detector file into an `InputError` that names it.
+
+    Args:
+        path: Path of the file.
+        entry: Name of the entry that is used, if it is only one.
+    """
+    where = f"{path}: {entry}" if entry else str(path)
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise InputError(f"{where}: {_cut(str(error), 1000)}") from error
     except (
+        ArithmeticError,
         AttributeError,
-        IndexError,
-        KeyError,
-        OverflowError,
-        RecursionError,
+        LookupError,
+        OSError,
+        RuntimeError,
         TypeError,
         ValueError,
     ) as error:
         raise InputError(
-            f"{path}: is damaged, or of another version of diffguard_pl "
-            f"({type(error).__name__}: {error}); calibrate again"
+            f"{where}: is damaged, or of another version of diffguard_pl "
+            f"({type(error).__name__}: {_cut(str(error), 200)}); calibrate again"
         ) from error
+
+
+# ---- entries
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_dict_of_text(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_scores(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(_is_number(score) or score in (None, "inf") for score in value)
+
+
+Check = Callable[[Any], bool]
+ENTRIES: dict[str, tuple[Check, str]] = {
+    "score": (_is_text, "a name"),
+    "threshold": (_is_dict, "a dict"),
+    "threshold.tpr": (_is_number, "a number"),
+    "threshold.value": (lambda value: value is None or _is_number(value), "a number"),
+    "model": (lambda value: value is None or _is_dict(value), "a dict of settings or null"),
+    "method": (_is_dict, "a dict"),
+    "combination": (lambda value: value is None or _is_dict(value), "a dict of settings or null"),
+    "preparation": (_is_dict, "a dict of settings"),
+    "preparation.image_size": (_is_size, "a number of pixels"),
+    "preparation.resize": (_is_size, "a number of pixels"),
+    "preparation.interpolation": (_is_text, "a name"),
+    "preparation.upright": (lambda value: isinstance(value, bool), "true or false"),
+    "precision": (_is_text, "a name"),
+    "tf32": (lambda value: isinstance(value, bool), "true or false"),
+    "class_names": (
+        lambda value: isinstance(value, list) and all(map(_is_text, value)),
+        "a list of names",
+    ),
+    "weights": (_is_dict_of_text, "a dict of hashes"),
+    "fitted": (
+        lambda value: value is None or (_is_dict_of_text(value) and {"file", "sha256"} <= {*value}),
+        "a dict of file and sha256, or null",
+    ),
+    "about": (_is_dict, "a dict"),
+    "calibration": (_is_scores, "a list of scores"),
+    "reference": (
+        lambda value: isinstance(value, dict) and all(map(_is_scores, value.values())),
+        "a dict of lists of scores",
+    ),
+}
+"""By dotted name of an entry: whether a value is of its kind, and the kind in words."""
+
+
+def _check_entries(path: Path, content: dict[str, Any]) -> None:
+    """Raise an `InputError` that names the first entry of a wrong kind, and if entries changed."""
+    for name, (is_valid, kind) in ENTRIES.items():
+        parent, _, last = name.rpartition(".")
+        place = content[parent] if parent else content
+        if last not in place:
+            raise InputError(
+                f"{path}: {name}: is missing; the file is damaged, restore it or calibrate again"
+            )
+        if not is_valid(place[last]):
+            raise InputError(
+                f"{path}: {name}: must be {kind}, not {_shortened(place[last])}; the file is "
+                "damaged, restore it or calibrate again"
+            )
+    known = {"format", "version", CHECKSUM, *ENTRIES}
+    for name in content:
+        if name not in known:
+            raise InputError(
+                f"{path}: unknown entry {_cut(name, 60)!r}; the file is damaged, or of another "
+                "version of diffguard_pl; calibrate again"
+            )
+    if CHECKSUM in content and content[CHECKSUM] != checksum(content):
+        raise InputError(
+            f"{path}: is damaged, or has been changed since it was written ({CHECKSUM} does not "
+            "match); restore it, or calibrate again"
+        )
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all entries but the checksum, whatever their order and indentation."""
+    others = {name: value for name, value in content.items() if name != CHECKSUM}
+    return sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _plain_settings(guidance: Any) -> dict[str, Any]:
@@ -296,13 +407,15 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"with the package: {', '.join(shipped)}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: is not a detector file ({reason})") from error
+        raise InputError(
+            f"{path}: is not a detector file ({_cut(str(error), 200)}); write one with "
+            "diffguard-pl calibrate"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: is not a detector file; write one with diffguard-pl calibrate")
     if content.get("version") != VERSION:
         raise InputError(
-            f"{path}: has version {content.get('version')} of the format, must be {VERSION}; "
+            f"{path}: version: must be {VERSION}, not {_shortened(content.get('version'))}; "
             "calibrate again"
         )
     return content
@@ -369,4 +482,10 @@ def _from_json(scores: list[float | str | None]) -> np.ndarray:
 
 
 def _shortened(value: Any) -> str:
-    return json.dumps(value)[:120]
+    return _cut(json.dumps(value), 120)
+
+
+def _cut(text: str, length: int) -> str:
+    """Return a text in one line of at most this length."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."

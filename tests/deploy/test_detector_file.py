@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.files import changed_detector
 from torch.utils.data import DataLoader
 
 import diffguard_pl
@@ -15,6 +17,7 @@ from diffguard_pl import Detector, InputError
 from diffguard_pl.commands import calibrate
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out
+from diffguard_pl.deploy.detector_file import CHECKSUM
 from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.conformal import threshold
 
@@ -144,9 +147,9 @@ def test_only_settings_without_effect_on_scores_may_be_changed(file):
 
 
 def test_other_weights_are_refused(file, tmp_path):
-    content = json.loads(file.read_text())
-    content["weights"]["backbone"] = "0" * 64
-    (tmp_path / "d.json").write_text(json.dumps(content))
+    changed_detector(
+        file, tmp_path / "d.json", lambda content: content["weights"].update(backbone="0" * 64)
+    )
     with pytest.raises(InputError, match=r"the weights of the backbone differ .* calibrate again"):
         Detector.load(tmp_path / "d.json")
 
@@ -169,34 +172,84 @@ def test_a_model_of_other_settings_is_refused(file, settings, said):
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("not json", "is not a detector file"),
+        ('{"a": 1}', "is not a detector file; write one with diffguard-pl calibrate"),
+        ("[" * 100_000, "is not a detector file"),
+        ("[]", "is not a detector file"),
+    ],
+    ids=range(4),
+)
+def test_a_foreign_file_is_refused(content, said, tmp_path):
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(InputError, match=said):
+        Detector.load(tmp_path / "d.json")
+
+
+def put(name: str, value: object) -> Callable:
+    """Return a change that sets an entry, given by its dotted name."""
+
+    def change(content: dict) -> None:
+        *parents, last = name.split(".")
+        for parent in parents:
+            content = content[parent]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: "not json", "is not a detector file"),
-        (
-            lambda content: json.dumps({"a": 1}),
-            "is not a detector file; write one with diffguard-pl calibrate",
-        ),
-        (
-            lambda content: json.dumps(content | {"version": 99}),
-            "version 99 .* must be 1; calibrate again",
-        ),
-        (
-            lambda content: json.dumps({k: v for k, v in content.items() if k != "calibration"}),
-            "is damaged, .* calibrate again",
-        ),
-        (
-            lambda content: json.dumps(content | {"model": content["model"] | {"nonsense": 1}}),
-            "nonsense",
-        ),
-        (
-            lambda content: json.dumps(content | {"model": None}),
-            r"was not made from a config; give the model: Detector.load\(file, model",
-        ),
+        (put("version", 99), "version: must be 1, not 99; calibrate again"),
+        (put("version", "9" * 100_000), "version: .*calibrate again"),
+        (lambda content: content.pop("calibration"), "calibration: is missing; .*calibrate again"),
+        (put("model.nonsense", 1), "model: .*nonsense"),
+        (put("model.steps", "many" * 30_000), "model: .*steps"),
+        (put("model.backbone", []), "model: .*backbone"),
+        (put("model", None), r"was not made from a config; give the model: Detector.load\(file, m"),
+        (put("tf32", ""), r'tf32: must be true or false, not ""; .*calibrate'),
+        (put("tf32", "x" * 100_000), "tf32: must be true or false"),
+        (put("precision", "33-true"), "precision"),
+        (put("precision", None), "precision: must be"),
+        (put("score", "mapz"), "unknown score 'mapz'"),
+        (put("threshold", []), "threshold: must be"),
+        (put("threshold.tpr", "0.95"), "threshold.tpr: must be"),
+        (put("threshold.tpr", 7), "tpr"),
+        (put("preparation.resize", 16.5), "preparation.resize: must be"),
+        (put("preparation.blur", 1), "blur"),
+        (put("class_names", [["a"]]), "class_names: must be"),
+        (put("class_names", ["a"]), "class_names: must be 8"),
+        (put("weights", {"classifier": 3}), "weights: must be"),
+        (put("fitted", {"file": "x"}), "fitted: must be"),
+        (put("fitted", {"file": "../x", "sha256": "0"}), "fitted: "),
+        (put("combination", {"fusion": {"score": 3}}), "combination: "),
+        (put("calibration", [0.5, "0.7"]), "calibration: must be"),
+        (put("reference", {"maps": [[1]]}), "reference: must be"),
+        (put("model.classifier.init_args.checkpoint", "/" + "x" * 5000), "model: "),
+        (put("callibration", []), "unknown entry 'callibration'"),
     ],
+    ids=range(27),
 )
-def test_a_damaged_or_foreign_file_is_refused(file, tmp_path, change, said):
-    (tmp_path / "d.json").write_text(change(json.loads(file.read_text())))
-    with pytest.raises(InputError, match=said):
+def test_a_damaged_entry_is_named_in_a_short_line(file, tmp_path, change, said):
+    copy = changed_detector(file, tmp_path / "d.json", change)
+    with pytest.raises(InputError, match=f"d.json: {said}") as error:
+        Detector.load(copy)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+def test_a_change_that_no_entry_shows_is_found_by_the_checksum(file, tmp_path):
+    text = file.read_text()
+    content = json.loads(text)
+    (tmp_path / "d.json").write_text(json.dumps(content, sort_keys=True))  # as another program may
+    assert Detector.load(tmp_path / "d.json").threshold == content["threshold"]["value"]
+
+    position = text.index(str(content["calibration"][100])) + 4
+    damaged = f"{text[:position]}{(int(text[position]) + 1) % 10}{text[position + 1 :]}"
+    (tmp_path / "d.json").write_text(damaged)
+    with pytest.raises(InputError, match=r"d.json: is damaged.*checksum|d.json: .*sha256"):
         Detector.load(tmp_path / "d.json")
 
 
@@ -216,13 +269,15 @@ def test_a_file_with_the_import_paths_of_earlier_versions_is_read(file, tmp_path
         assert now in content
         content = content.replace(now, then)
     (tmp_path / "d.json").write_text(content)
+    changed_detector(tmp_path / "d.json", tmp_path / "d.json", lambda content: None)
     assert Detector.load(tmp_path / "d.json").threshold == Detector.load(file).threshold
 
 
 def test_a_threshold_that_its_scores_do_not_give_is_refused(file, tmp_path):
-    content = json.loads(file.read_text())
-    content["threshold"]["value"] -= 0.01
-    (tmp_path / "d.json").write_text(json.dumps(content))
+    def lower(content: dict) -> None:
+        content["threshold"]["value"] -= 0.01
+
+    changed_detector(file, tmp_path / "d.json", lower)
     with pytest.raises(InputError, match=r"d.json: is damaged"):
         Detector.load(tmp_path / "d.json")
 
@@ -232,6 +287,8 @@ def test_a_loaded_detector_is_saved_as_it_was(file, tmp_path):
     Detector.load(file).save(tmp_path / "again.json")
     after = json.loads((tmp_path / "again.json").read_text())
     assert after.pop("about") == before.pop("about")
+    for content in (before, after):
+        content.pop(CHECKSUM)  # the time is another one
     for content in (before, after):
         for name in ("low", "high", "rejects_low", "rejects_high"):
             content["threshold"][name] = pytest.approx(content["threshold"][name])

@@ -1,7 +1,12 @@
-"""Folders and archives."""
+"""Folders, archives and detector files."""
 
+import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from diffguard_pl.deploy.detector_file import CHECKSUM, checksum
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -14,3 +19,12 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
         for name, content in members.items():
             file.writestr(name, content)
     return path
+
+
+def changed_detector(file: Path, copy: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Write a copy of a detector file whose content is changed, with the checksum of that."""
+    content = json.loads(file.read_text())
+    change(content)
+    content[CHECKSUM] = checksum(content)
+    copy.write_text(json.dumps(content))
+    return copy
