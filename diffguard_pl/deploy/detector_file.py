@@ -26,7 +26,7 @@ from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 CHECKSUM = "sha256_of_contents"
-"""Entry with the SHA-256 of all other entries. Files of earlier versions have none."""
+"""Entry with the SHA-256 of all other entries."""
 SUFFIX = "_detector.json"
 """Ending of the names of the detector files that come with the package."""
 MOVED_CLASSES = {
@@ -374,7 +374,12 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
                 f"{path}: unknown entry {_cut(name, 60)!r}; the file is damaged, or of another "
                 "version of diffguard_pl; calibrate again"
             )
-    if CHECKSUM in content and content[CHECKSUM] != checksum(content):
+    if CHECKSUM not in content:
+        raise InputError(
+            f"{path}: {CHECKSUM}: is missing; the file is damaged, or of an earlier version of "
+            "diffguard_pl; calibrate again"
+        )
+    if content[CHECKSUM] != checksum(content):
         raise InputError(
             f"{path}: is damaged, or has been changed since it was written ({CHECKSUM} does not "
             "match); restore it, or calibrate again"
@@ -384,6 +389,7 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
 def checksum(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of all entries but the checksum, whatever their order and indentation."""
     others = {name: value for name, value in content.items() if name != CHECKSUM}
+    others = _with_current_classes(others)
     return sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
