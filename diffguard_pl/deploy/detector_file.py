@@ -110,8 +110,8 @@ class DetectorFile:
             InputError: The file is missing, damaged, not a detector file, or of another version.
         """
         content = _read_json(path)
-        _check_entries(path, content)
         with reporting_damage(path):
+            _check_entries(path, content)
             entries = {entry.name: content[entry.name] for entry in fields(cls)}
             calibration = np.sort(lowest_for_nan(_from_json(content["calibration"])))
             entries |= {
