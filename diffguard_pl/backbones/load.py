@@ -107,9 +107,10 @@ def load_converted(
     for key, tensor in expected.items():
         if key not in weights:
             raise misfit(key, f"its {key} {list(tensor.shape)} is missing")
-    for key, (original_key, tensor) in weights.items():
+    for key in expected:
+        original_key, tensor = weights[key]
         if problem := weight_problem(tensor, expected[key]):
-            raise InputError(f"checkpoint {path}: its {original_key} {problem}")
+            raise InputError(f"checkpoint {path}: its {shortened(original_key)} {problem}")
 
     state = {key: weights[key].tensor.to(tensor.dtype) for key, tensor in expected.items()}
     module.load_state_dict(state, assign=True)
