@@ -29,9 +29,9 @@ class ReportPage(pl.Callback):
 
         try:
             results = read_results(folder, pl_module.results)
+            written = build(results)
             if results.cascade_curve:
                 terminal().print(cascade_table(results.cascade_curve, results.budget))
-            written = build(results)
         except (InputError, OSError) as error:
             print(
                 f"report page: not written ({error}); "

@@ -26,8 +26,10 @@ class MetricsTable(pl.Callback):
             pl_module.ind_accuracy,
         )
         console = terminal()
-        console.print(table)
-        write_metrics_csv(pl_module.results, folder / "metrics.csv")
+        try:
+            write_metrics_csv(pl_module.results, folder / "metrics.csv")
+        finally:
+            console.print(table)  # the results are seen even where they cannot be written
         for name in ("scores", "metrics.csv"):
             if (folder / name).exists():
                 console.print(f"{name.partition('.')[0]:>9}: {folder / name}", soft_wrap=True)

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from . import __version__
+from .commands.errors import one_line_errors
 from .imports import exiting_at_once_after_help, garbage_collection_paused
 
 COMMANDS = {
@@ -32,6 +33,12 @@ def main(args: list[str] | None = None) -> None:
         args: Name of the command and its arguments. Defaults to those of the process.
     """
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    with one_line_errors():
+        run(name, rest)
+
+
+def run(name: str, args: list[str]) -> None:
+    """Run a command by its name, or print the help or the version."""
     if name in ("-h", "--help"):
         print(usage())
     elif name == "--version":
@@ -40,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
         module = "evaluate" if name == "test" else name
         with garbage_collection_paused():
             command = import_module(f".commands.{module}", __package__)
-        command.main(rest)
+        command.main(args)
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -10,10 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from .config_errors import import_classes, parser_errors
+from .config_errors import check_values, import_classes, parser_errors
 from .errors import InputError
+from .yaml_file import make_parser_check_yaml, read_yaml
 from .yaml_names import make_parser_keep_names, quote_names
 
 if TYPE_CHECKING:
@@ -82,15 +81,23 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is not YAML, or is not a mapping.
     """
-    try:
-        content = yaml.safe_load(quote_names(file.read_text(encoding="utf-8")))
-    except UnicodeDecodeError as error:
-        raise InputError(f"config {file}: not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"config {file}: not YAML: " + " ".join(str(error).split())) from error
+    content = read_yaml(file, prepare=quote_names)
     if not isinstance(content, dict):
         raise InputError(f"config {file}: must map settings, not be a {type(content).__name__}")
+    _check_classes(content, f"config {file}: ")
     return content
+
+
+def _check_classes(content: Any, prefix: str) -> None:
+    """Raise an `InputError` where a ``class_path`` is no name, or ``init_args`` no mapping."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    for name, value in items:
+        if name == "class_path" and not isinstance(value, str):
+            raise InputError(f"{prefix}{name}: must be the name of a class, not {value!r}")
+        if name == "init_args" and not isinstance(value, dict | None):
+            raise InputError(f"{prefix}{name}: must map settings, not be {value!r}")
+        if isinstance(value, dict | list):
+            _check_classes(value, f"{prefix}{name}.")
 
 
 def load(config: str | Path, **settings: Any) -> "DiffGuard":
@@ -143,7 +150,7 @@ def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> "OODD
 
     import_data_modules()  # configs name their classes without the package
     make_parser_keep_names()
-
+    make_parser_check_yaml()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     with parser_errors(f"config {configs[0]}: "):
@@ -156,6 +163,7 @@ def _model_parser() -> "ArgumentParser":
     from .diffguard import DiffGuard
 
     import_classes("model.guidance")
+    make_parser_check_yaml()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffGuard, "model")
     return parser
@@ -185,6 +193,7 @@ def _build(
     for section in sections:
         settings = parser.parse_object({name: section}, settings)
     parsed = parser.parse_args(list(flags), namespace=settings)
+    check_values(parser, parsed)
     return parser.instantiate_classes(parsed)[name]
 
 

@@ -6,14 +6,19 @@ unchanged.
 
 import difflib
 import inspect
+import math
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, one_line
+from .errors import InputError, one_line, shortened
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 CLASSES = {
     "model.guidance": (
@@ -32,6 +37,17 @@ SOURCES = ("ImageList", "ImageDirectory", "ClassFolders", "HuggingFaceImages")
 CONFIG_FIRST = (
     "give --config before the settings that it defines, and small/ configs after what they scale"
 )
+TYPE_NAMES = {
+    "Iterable": "list",
+    "Mapping": "mapping",
+    "NoneType": "null",
+    "Sequence": "list",
+    "dict": "mapping",
+    "tuple": "list",
+}
+"""Names of Python's types in YAML, where they differ."""
+MAX_VALUE = 200
+"""Most characters of a value in a message."""
 
 
 @contextmanager
@@ -47,7 +63,7 @@ def parser_errors(prefix: str = "") -> Iterator[None]:
         raise
     except ArgumentError as error:
         raise InputError(prefix + explain(str(error))) from error
-    except (OverflowError, ValueError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(prefix + explain(str(error))) from error
     # what constructors of other libraries raise for a wrong value
     except (AssertionError, ImportError, LookupError) as error:
@@ -70,7 +86,61 @@ def explain(message: str, settings: Collection[str] = ()) -> str:
         found = re.search(pattern, text)
         if found and (line := answer(found, settings)):
             return one_line(line)
-    return one_line(text)
+    return one_line(re.sub(r"Parser key \"([\w.]+)\": ", r"\1: ", text))
+
+
+def check_values(parser: "ArgumentParser", config: "Namespace") -> None:
+    """Raise an `InputError` for a null, NaN or single value that the parser has let pass.
+
+    Args:
+        parser: Parser of all settings.
+        config: Parsed settings.
+    """
+    for group in parser.groups or {}:
+        value = config.get(group)
+        if value is None:  # a section in which all lines are comments
+            config[group] = parser.get_defaults().get(group)
+        elif not isinstance(value, Mapping | type(config)):
+            raise InputError(
+                f"{group}: must map settings, not be {shortened(repr(value), MAX_VALUE)}"
+            )
+    with parser_errors():
+        parser.validate(config, False)
+    _check_values_of_classes(config.as_dict(), "")
+
+
+def _check_values_of_classes(settings: Any, prefix: str) -> None:
+    """Raise an `InputError` for a null that a class does not take, or a number that is none."""
+    items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    for name, value in items:
+        if isinstance(value, dict | list):
+            _check_values_of_classes(value, f"{prefix}{name}.")
+        if prefix.startswith(("model.", "data.")) and _is_not_finite(value):
+            raise InputError(f"{prefix}{name}: must be a finite number, not {value}")
+        if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+            arguments = (value.get("init_args") or {}).items()
+            nulls = [argument for argument, given in arguments if given is None]
+            _check_nulls_of_class(value["class_path"], nulls, f"{prefix}{name}")
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _check_nulls_of_class(class_path: str, nulls: Collection[str], key: str) -> None:
+    from jsonargparse import ArgumentParser, Namespace
+
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    if not nulls or not isinstance(kind, type):
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "class", fail_untyped=False)
+    try:
+        parser.validate(Namespace({f"class.{null}": None for null in nulls}), False, True)
+    except TypeError as error:
+        message = str(error).replace('key "class.', f'key "{key}.')
+        raise InputError(explain(message)) from error
 
 
 def unknown(kind: str, name: str, available: Iterable[str], parent: str = "") -> str:
@@ -159,26 +229,57 @@ def _setting(found: re.Match[str], settings: Collection[str]) -> str | None:
     return unknown("setting", key.removeprefix(prefix).split(".")[0], siblings, prefix)
 
 
-def _first_error(found: re.Match[str], _: Collection[str]) -> str:
-    """Answer a union's list of errors, one a type, with the first that is not about None."""
-    keys, listed = found.groups()
-    key = ".".join(re.findall(r"key \"([\w.]+)\"", keys))
-    errors = [line.strip() for line in re.split(r"(?:^|\s)- ", listed) if line.strip()]
-    error = next((line for line in errors if "NoneType" not in line), errors[0])
-    error = re.sub(r"^Problem with given class_path '[\w.]+': ", "", error)
-    if wrong := re.match(r"Expected a <class '(\w+)'>\. Got value: (.*)$", error):
-        return _must_be(key, *wrong.groups())
-    return f"{key}: {error}" if error.startswith("Expected") else error
+def _union(found: re.Match[str], settings: Collection[str]) -> str:
+    """Answer a list of errors, one for each type that a setting may have."""
+    keys, listed, value = found.groups()
+    errors = [error.strip() for error in re.split(r"(?:^|\s)- ", listed) if error.strip()]
+    # Any other error than that of the type is about a part of the value.
+    for error in errors:
+        if not re.fullmatch(r"Expected a [<t][^ ]* ?[^ ]*>|Expected a typing.Literal.*", error):
+            return explain(f'Parser key "{_key(keys)}": {error}', settings)
+    return _wrong_type(_key(keys), map(_type_name, errors), value)
 
 
-def _wrong_value(found: re.Match[str], _: Collection[str]) -> str:
-    key = ".".join(re.findall(r"key \"([\w.]+)\"", found[0]))
-    return _must_be(key, found[1], found[2])
+def _type(found: re.Match[str], _: Collection[str]) -> str:
+    keys, error, value = found.groups()
+    return _wrong_type(_key(keys), [_type_name(error)], value)
 
 
-def _must_be(key: str, kind: str, value: str) -> str:
-    remedy = "; put it in quotes" if kind == "str" else ""
-    return f"{key}: must be {kind}, not {value}{remedy}"
+def _wrong_type(key: str, types: Iterable[str], value: str) -> str:
+    *others, last = dict.fromkeys(types)
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    remedy = "; put it in quotes" if "str" in wanted.split() else ""
+    return f"{key}: must be {wanted}, not {shortened(value, MAX_VALUE)}{remedy}"
+
+
+def _type_name(error: str) -> str:
+    """Return the name of a type in ``Expected a <class 'collections.abc.Sequence'>``."""
+    if found := re.search(r"typing\.Literal\[(.*?)\]", error):
+        return found[1]
+    found = re.search(r"<class '(?:[\w.]*\.)?(\w+)'>", error)
+    return TYPE_NAMES.get(found[1], found[1]) if found else error
+
+
+def _subclass(found: re.Match[str], _: Collection[str]) -> str:
+    keys, name = found.groups()
+    return f"{_key(keys)}: must be a {name}, given as class_path and init_args"
+
+
+def _required(found: re.Match[str], _: Collection[str]) -> str:
+    keys, class_path, names = found.groups()
+    if class_path is None:
+        return f"not set: {names}; give a config that sets them"
+    return f"{_key(keys)}: {class_path.rpartition('.')[2]} needs a value of {names}"
+
+
+def _not_a_mapping(found: re.Match[str], _: Collection[str]) -> str:
+    key, value = found.groups()
+    return f"{key}: must map settings, or be the path of a file, not {value}"
+
+
+def _key(text: str) -> str:
+    """Return the dotted name of the setting in which a message's ``Parser key`` are nested."""
+    return ".".join(re.findall(r"key \"([\w.]+)\"", text))
 
 
 EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] = {
@@ -197,9 +298,15 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] 
     r"ambiguous option: --([\w.]+)": _setting,
     r"Option '([\w.]+)' is not accepted": _setting,
     r"Group '([\w.]+)' does not accept option '([\w.]+)'": _setting,
+    # a setting without a value
+    r"^(.*?)(?:given class_path '([\w.]+)': )?the following arguments are required: ([\w, .]+\w)": (
+        _required
+    ),
     # a value of another type
-    r"^(.*)Errors: (- .*?)(?: Given value|$)": _first_error,
-    r"key .*Expected a <class '(\w+)'>\. Got value: (.*)$": _wrong_value,
+    r"^(.*)Errors: (- .*) Given value type: .*? Given value: (.*)$": _union,
+    r"^(.*)(Expected a [<t].*?)\. Got value: (.*)$": _type,
+    r"^(.*)Not a valid subclass of (\w+)": _subclass,
+    r"key \"([\w.]+)\": Unable to load config '(.*?)'": _not_a_mapping,
 }
 """Maps the pattern of a message, with single spaces, to the function that writes our line."""
 

@@ -24,10 +24,15 @@ class InputError(ValueError):
 def one_line(text: str) -> str:
     """Escape line ends and other control characters, and leave out the middle of a long text."""
     text = CONTROL_CHARACTERS.sub(lambda found: repr(found[0])[1:-1], text)
-    if len(text) <= LONGEST:
+    return shortened(text, LONGEST)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text, without the middle if it has more characters than ``longest``."""
+    if len(text) <= longest:
         return text
-    end = LONGEST // 3  # it has the remedy
-    return f"{text[: LONGEST - end - 5]} ... {text[-end:]}"
+    end = longest // 3  # it has the remedy
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
 def choose(kind: str, name: str, available: Iterable[str]) -> None:

@@ -1,10 +1,10 @@
 """The evaluation: ``python -m diffguard_pl.test --config ldm.yaml --trainer.devices 8``."""
 
-from .imports import exiting_at_once_after_help, garbage_collection_paused
+import sys
 
-with garbage_collection_paused():
-    from .commands.evaluate import main
+from .__main__ import main
+from .imports import exiting_at_once_after_help
 
 if __name__ == "__main__":
     with exiting_at_once_after_help():
-        main()
+        main(["test", *sys.argv[1:]])

@@ -14,7 +14,15 @@ PACKAGE = "diffguard_pl"
 FOLDERS = (PACKAGE, "callbacks", "datamodules")
 
 # Which parts of the package (folders and files of diffguard_pl/) each part may import.
-BASICS = {"dtypes", "errors", "imports", "layout", "names", "random_by_index"}
+BASICS = {
+    "dtypes",
+    "errors",
+    "imports",
+    "layout",
+    "names",
+    "random_by_index",
+    "yaml_file",
+}
 MAY_IMPORT = {
     "dtypes": set(),
     "errors": set(),
@@ -22,6 +30,7 @@ MAY_IMPORT = {
     "layout": set(),
     "names": set(),
     "random_by_index": set(),
+    "yaml_file": {"errors"},
     "yaml_names": set(),
     "diffusion": BASICS,
     "metrics": BASICS,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save_file
 
 from .. import __version__
@@ -31,6 +30,7 @@ from ..checkpoints.tensors import load_content
 from ..errors import InputError
 from ..runs.files import apply_umask
 from ..runs.lock import locked
+from ..yaml_file import read_yaml
 from .convert_guided_diffusion import UNET_KEYS, load_guided_diffusion
 from .convert_latent_diffusion import UNET, load_latent_diffusion
 
@@ -89,13 +89,7 @@ def _family(path: Path) -> type[Architecture]:
 
 
 def _read_architecture(kind: type[Architecture], file: Path) -> Architecture:
-    try:
-        return parse_architecture(kind, yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"architecture {file}: cannot be read as YAML or JSON ({reason})"
-        ) from error
+    return parse_architecture(kind, read_yaml(file, "architecture"), str(file))
 
 
 @contextmanager

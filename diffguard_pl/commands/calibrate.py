@@ -18,7 +18,7 @@ from ..names import CALIBRATION
 from ..runs.lock import releasing_locks
 from ..runs.record import launch_command
 from ..runs.shards import parse_shard
-from ..runs.signals import GracefulTermination, StopRequested
+from ..runs.signals import StopRequested
 from ..runs.store import read_scores
 from ..scores.conformal import Threshold, check_count, check_tpr
 from .cli import RunCLI, command_line
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments of the command. Defaults to those of the process.
     """
-    with one_line_errors(), releasing_locks(), GracefulTermination().handling_signals() as stop:
+    with one_line_errors() as stop, releasing_locks():
         folder = ""
         try:
             cli = command_line(CalibrateCLI, args, [GracefulStop(stop)], "calibrate")

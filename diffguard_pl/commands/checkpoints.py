@@ -17,7 +17,7 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments of the command. Defaults to those of the process.
     """
     given = parser().parse_args(args)
-    with one_line_errors():
+    with one_line_errors("the same command continues"):
         if given.action == "list":
             from rich.console import Console
 

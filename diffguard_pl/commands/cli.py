@@ -16,7 +16,6 @@ import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ..callbacks import (
@@ -32,7 +31,7 @@ from ..callbacks import (
     WandbRun,
 )
 from ..config import config_name, config_names, find_config, read, with_bases
-from ..config_errors import explain, import_classes, parser_errors
+from ..config_errors import check_values, explain, import_classes, parser_errors
 from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
 from ..errors import InputError
@@ -42,7 +41,9 @@ from ..runs import record
 from ..runs.lock import lock_new_run_folder, lock_run_folder
 from ..runs.shards import parse_shard
 from ..runs.store import part_files
+from ..yaml_file import make_parser_check_yaml
 from ..yaml_names import make_parser_keep_names
+from .trainer import check_seed, check_trainer, prepare_trainer_settings, trainer_errors
 
 DEFAULT_CONFIG = "digits_ldm"
 IRRELEVANT_WARNINGS = (
@@ -92,6 +93,7 @@ def command_line(
     import_data_modules()
     import_classes("model.guidance")
     make_parser_keep_names()
+    make_parser_check_yaml()
     return kind(
         DiffGuardModule,
         LightningDataModule,
@@ -260,8 +262,11 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with parser_errors():  # of a value that Python cannot convert
             super().parse_arguments(parser, args)
+        check_values(parser, self.config)
+        check_seed(self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
+        prepare_trainer_settings(self.config.trainer)
         resume = self.config.pop("resume", None)
         if self.config.get("shard"):
             parse_shard(self.config.shard)
@@ -334,10 +339,7 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         # Set where classes are made from, not in self.config, which is saved.
         self.config_init.trainer.default_root_dir = self.folder
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, ModuleNotFoundError, MisconfigurationException) as error:
-            raise InputError(f"trainer: {error}") from error
+        trainer = self._trainer_of_test(**kwargs)
         # Lightning takes the rank from RANK and the like, even if no launcher has set them. Only
         # the trainer knows which launcher is at work.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
@@ -369,6 +371,21 @@ class RunCLI(LightningCLI):
             self.folder = str(lock_new_run_folder(self.folder))
         else:
             lock_run_folder(self.folder)
+
+    def _trainer_of_test(self, **kwargs: Any) -> Trainer:
+        """Return the trainer, with settings of a training replaced by what they mean for a test."""
+        settings = self.config_init.trainer
+        if isinstance(self.datamodule, OODData):
+            settings.use_distributed_sampler = False  # it distributes the images itself
+        # Lightning refuses the setting beside a progress bar, and the bar itself can be disabled.
+        is_quiet = settings.enable_progress_bar is False
+        settings.enable_progress_bar = None
+        with trainer_errors():
+            trainer = super().instantiate_trainer(**kwargs)
+            check_trainer(trainer)
+        if is_quiet and trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.disable()
+        return trainer
 
     def _check_same_folder(self, resume: str, given: str | None) -> None:
         """Raise an `InputError` if ``--resume`` and ``trainer.default_root_dir`` contradict."""

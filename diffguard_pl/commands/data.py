@@ -29,11 +29,8 @@ def main(args: list[str] | None = None) -> None:
     """
     given, settings = parser().parse_known_args(args)
     config = " ".join([*given.config, *settings])
-    with one_line_errors():
-        try:
-            is_complete = run(given, settings, config)
-        except KeyboardInterrupt:
-            sys.exit("stopped; the same command continues")
+    with one_line_errors("the same command continues"):
+        is_complete = run(given, settings, config)
     if not is_complete:
         sys.exit(1)
 

@@ -5,17 +5,15 @@ import math
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from ..demo.hosts import AllowedHosts
 from ..demo.limits import Limits
 from ..errors import InputError
-from .errors import one_line_errors, require
+from ..runs.signals import StopRequested
+from .errors import ignore_ctrl_c_at_exit, one_line_errors, require
 
 PORTS = range(7860, 7960)
 SHIPPED = "digits_ldm"
@@ -29,13 +27,9 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments of the command. Defaults to those of the process.
     """
     given = parser().parse_args(args)
-    try:
-        with one_line_errors():
-            limits = Limits(given.max_mb, given.max_megapixels)
-            run(given.detector, given.host, given.port, limits, given.allow_host)
-    except KeyboardInterrupt:
-        # Python takes seconds to unload torch, in which a second Ctrl-C would print a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with one_line_errors():
+        limits = Limits(given.max_mb, given.max_megapixels)
+        run(given.detector, given.host, given.port, limits, given.allow_host)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +90,6 @@ def run(
     for name, value in (("--max-mb", limits.megabytes), ("--max-megapixels", limits.megapixels)):
         if not 0 < value < math.inf:
             raise InputError(f"{name} {value:g}: must be more than 0 and finite")
-    signal.signal(signal.SIGTERM, _exit)  # so that the temporary folder is removed
     with (
         listen(host, port) as listener,
         tempfile.TemporaryDirectory(prefix="diffguard-demo-") as folder,
@@ -113,7 +106,12 @@ def run(
         examples = write_examples(Path(folder)) if takes_digits(loaded) else {}
         blocks = page(loaded, examples, limits)
         print(f"{url(listener)}  (Ctrl-C ends it)", flush=True)
-        serve(blocks, listener, hosts, limits, Path(folder))
+        try:
+            serve(blocks, listener, hosts, limits, Path(folder))
+        except StopRequested as stopped:
+            if stopped.signum != signal.SIGINT:  # which is how to end the demo
+                raise
+            ignore_ctrl_c_at_exit()
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -144,7 +142,3 @@ def url(listener: socket.socket) -> str:
     """Return the URL of the page."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _exit(signum: int, _: FrameType | None) -> NoReturn:
-    sys.exit(128 + signum)

@@ -3,15 +3,20 @@
 Nothing here imports torch.
 """
 
+import atexit
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import SubprocessError
 from typing import NoReturn
 
-from ..errors import InputError
-from ..runs.signals import REQUEUE_SIGNALS, StopRequested, requeue_slurm_job
+from ..errors import InputError, one_line
+from ..runs.record import CONFIG_FILE
+from ..runs.signals import REQUEUE_SIGNALS, GracefulTermination, StopRequested, requeue_slurm_job
+from .output import lasting_output
 
 LEFT_OUT = 3
 """Exit status of a run that is complete except for unusable images.
@@ -23,27 +28,50 @@ WORKER_IS_LOST = r"DataLoader worker \(pid|Too many open files|Pin memory thread
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the process with one line on errors that a user can correct; let others pass."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        line = _known_error(error)
-        if line is None:
-            raise
-        sys.exit(f"error: {line}")
+def one_line_errors(
+    go_on: str = "the same command starts again",
+) -> Iterator[GracefulTermination]:
+    """End the process with one line on errors that a user can correct, and on a signal.
+
+    Other errors pass. Lost output ends nothing.
+
+    Args:
+        go_on: How to go on after a signal such as Ctrl-C.
+
+    Yields:
+        The termination that handles the signals.
+    """
+    with lasting_output(), GracefulTermination().handling_signals() as stop:
+        try:
+            yield stop
+        except (StopRequested, KeyboardInterrupt) as stopped:
+            end_stopped(getattr(stopped, "signum", signal.SIGINT), go_on)
+        except (InputError, OSError) as error:
+            sys.exit(f"error: {one_line(str(error))}")
+        except Exception as error:
+            line = _known_error(error)
+            if line is None:
+                raise
+            sys.exit(f"error: {one_line(line)}")
 
 
 def _known_error(error: Exception) -> str | None:
-    """Return the line for an error of torch or Lightning, by the names of its classes, or None."""
+    """Return the line for an error of Python, torch or Lightning, or None for any other."""
     names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-    first_line = str(error).strip().partition("\n")[0]
+    lines = str(error).strip().splitlines()
+    first_line = lines[0] if lines else ""
     if any(name.endswith(".MisconfigurationException") for name in names):
-        return str(error)
+        return " ".join(str(error).split())
     if any(name.endswith(".OutOfMemoryError") for name in names):
         return f"{first_line} Lower model.slots or data.batch_size; --resume keeps what is scored"
+    if isinstance(error, MemoryError) or "can't allocate memory" in first_line:
+        reason = f" ({first_line})" if first_line else ""
+        return (
+            f"out of memory{reason}; lower model.slots, data.batch_size or data.num_workers; "
+            "--resume keeps what is scored"
+        )
+    if isinstance(error, RecursionError):
+        return f"a file or setting nests too deep ({first_line}); flatten it"
     if any(name.startswith(("torch._dynamo", "torch._inductor")) for name in names):
         return f"model.compile: cannot compile the diffusion model ({first_line}); set it to false"
     # torch reports the loss of a process that reads images, and nothing else, in these words
@@ -55,6 +83,19 @@ def _known_error(error: Exception) -> str | None:
     return None
 
 
+def end_stopped(signum: int, go_on: str) -> NoReturn:
+    """Print in one line which signal has ended the command and how to go on.
+
+    Args:
+        signum: Number of the signal. The exit status is 128 more.
+        go_on: How to go on.
+    """
+    _exit_quietly_unless_first_rank()
+    _say(f"stopped by {signal.Signals(signum).name}; {go_on}")
+    ignore_ctrl_c_at_exit()
+    sys.exit(128 + signum)
+
+
 def end_of_stopped_run(stopped: StopRequested, folder: str, command: str) -> NoReturn:
     """Requeue a SLURM job that was warned, print how to resume, and exit with the signal's status.
 
@@ -63,13 +104,10 @@ def end_of_stopped_run(stopped: StopRequested, folder: str, command: str) -> NoR
         folder: Folder of the run, empty if it had none yet.
         command: Name of the command, such as ``test``.
     """
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-    # Any other status of another rank would have the first one killed while it writes.
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        sys.exit()
-    resume = f"diffguard-pl {command} --resume {folder or 'RUN_DIR'}"
-    _say(f"stopped by {stopped}; to resume: {resume}")
+    _exit_quietly_unless_first_rank()
+    has_begun = bool(folder) and (Path(folder) / CONFIG_FILE).is_file()
+    resume = f"to resume: diffguard-pl {command} --resume {folder}"
+    _say(f"stopped by {stopped}; {resume if has_begun else 'the same command starts again'}")
     if stopped.signum in REQUEUE_SIGNALS:
         try:
             if job := requeue_slurm_job():
@@ -77,7 +115,23 @@ def end_of_stopped_run(stopped: StopRequested, folder: str, command: str) -> NoR
         except (OSError, SubprocessError) as error:
             reason = str(getattr(error, "stderr", None) or error)
             _say(f"cannot requeue the SLURM job: {' '.join(reason.split())}")
+    ignore_ctrl_c_at_exit()
     sys.exit(128 + stopped.signum)
+
+
+def _exit_quietly_unless_first_rank() -> None:
+    """End another rank than the first: any status but 0 would have the first one killed."""
+    if "pytorch_lightning" not in sys.modules:
+        return
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        sys.exit()
+
+
+def ignore_ctrl_c_at_exit() -> None:
+    """Ignore further Ctrl-C: Python takes seconds to unload torch, and would print a traceback."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def end_with_images_left_out(count: int) -> None:

@@ -6,7 +6,7 @@ Without ``--config`` it runs the embedded digits benchmark. Any setting of a con
 
 from ..callbacks import GracefulStop, RunLogger
 from ..runs.lock import releasing_locks
-from ..runs.signals import GracefulTermination, StopRequested
+from ..runs.signals import StopRequested
 from .cli import RunCLI, command_line
 from .errors import end_of_stopped_run, end_with_images_left_out, one_line_errors
 
@@ -17,7 +17,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments of the command. Defaults to those of the process.
     """
-    with one_line_errors(), releasing_locks(), GracefulTermination().handling_signals() as stop:
+    with one_line_errors() as stop, releasing_locks():
         folder = ""
         try:
             cli = command_line(RunCLI, args, [RunLogger(), GracefulStop(stop)], "test")

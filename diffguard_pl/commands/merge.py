@@ -24,7 +24,8 @@ def main(args: list[str] | None = None) -> None:
     from ..runs.lock import lock_run_folder, releasing_locks
     from .report import report
 
-    with one_line_errors(), releasing_locks():
+    go_on = f"remove {given.out}, then repeat the command"
+    with one_line_errors(go_on), releasing_locks():
         lock_run_folder(given.out)
         merge_shards(given.out, given.shard)
         report([given.out])

@@ -4,10 +4,11 @@ It reads the folders of the runs and needs neither models nor data.
 """
 
 import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import one_line_errors
 
 
 def main(args: list[str] | None = None) -> None:
@@ -31,12 +32,8 @@ def main(args: list[str] | None = None) -> None:
     )
     given = parser.parse_args(args)
 
-    from ..errors import InputError
-
-    try:
+    with one_line_errors():
         report(given.run, given.out)
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
@@ -71,6 +68,7 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
     console = terminal()
     runs = [read_results(folder) for folder in folders]
     for run in runs:
+        page = build(run)[-1]
         table = result_table(
             run.results,
             run.primary_score,
@@ -85,12 +83,11 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
             warnings.warn(line, stacklevel=2)
         if run.cascade_curve:
             console.print(cascade_table(run.cascade_curve, run.budget))
-        page = build(run)[-1]
         console.print(f"   report: {page}", soft_wrap=True)
 
     if len(runs) > 1 and comparison is not None:
         compared = compare(runs)
-        console.print(comparison_table(runs, compared))
         write_comparison_csv(runs, compared, comparison.with_suffix(".csv"))
         write_comparison_page(runs, compared, comparison)
+        console.print(comparison_table(runs, compared))
         console.print(f"comparison: {comparison}", soft_wrap=True)

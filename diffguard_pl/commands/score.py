@@ -11,8 +11,6 @@ some images could not be read, `REJECTED` if ``--fail-on-ood`` is given and an i
 """
 
 import argparse
-import os
-import signal
 import sys
 import tempfile
 import time
@@ -21,13 +19,13 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ..deploy.decision_log import DecisionLog, as_json, decision_lines, printable
 from ..deploy.path_stream import image_paths
 from ..errors import InputError
-from ..runs.signals import GracefulTermination, StopRequested
 from .errors import one_line_errors
+from .output import lost_output
 
 # torch takes seconds: it is imported once the arguments are known to be valid
 if TYPE_CHECKING:
@@ -48,16 +46,12 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments of the command. Defaults to those of the process.
     """
     given = parser().parse_args(args)
-    with one_line_errors():
+    go_on = f"--resume continues {given.out}" if given.out else "the same command starts again"
+    with one_line_errors(go_on):
         try:
-            with GracefulTermination().handling_signals():
-                counts = score(given)
-        except (StopRequested, KeyboardInterrupt) as stopped:
-            _end_stopped(getattr(stopped, "signum", signal.SIGINT), given.out)
+            counts = score(given)
         except BrokenPipeError:
-            # The reader has seen enough, as head does. On exit the interpreter flushes once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+            sys.exit(0)  # the reader has seen enough, as head does
     if counts.rejected and given.fail_on_ood:
         sys.exit(REJECTED)
     if counts.unreadable:
@@ -185,6 +179,7 @@ def score(given: argparse.Namespace) -> Counts:
                         log.write(line)
                     else:
                         print(as_json(line), flush=True)
+                        _check_output(given.fail_on_ood)
                     counts.add(line)
                 decided += len(lines)
                 show_progress(decided, expected)
@@ -200,6 +195,21 @@ def _name_passed_over(paths: Sequence[str]) -> str:
     named = ", ".join(printable(path) for path in paths[:NAMED])
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return f"passed over (not images, or hidden folders): {named}{more}"
+
+
+def _check_output(status_matters: bool) -> None:
+    """Raise an error if the decisions that standard output got are lost.
+
+    Args:
+        status_matters: Whether the exit status is wanted even where nobody reads the decisions.
+    """
+    failure = lost_output()
+    if isinstance(failure, BrokenPipeError):
+        if not status_matters:
+            raise failure
+    elif failure is not None:
+        reason = getattr(failure, "strerror", None) or failure
+        raise InputError(f"standard output: cannot be written ({reason}); use --out FILE")
 
 
 def _check_arguments(given: argparse.Namespace) -> None:
@@ -339,9 +349,3 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
                 print(f"{done}/{total} images, {rate}", file=sys.stderr, flush=True)
 
         yield show
-
-
-def _end_stopped(signum: int, out: Path | None) -> NoReturn:
-    hint = f"; --resume continues {out}" if out else ""
-    print(f"stopped by {signal.Signals(signum).name}{hint}", file=sys.stderr)
-    sys.exit(128 + signum)

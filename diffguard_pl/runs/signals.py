@@ -1,7 +1,8 @@
-"""Graceful termination on SIGTERM, SIGUSR1 and SIGUSR2.
+"""Graceful termination on Ctrl-C (SIGINT), SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2.
 
-A scheduler or an operator sends SIGTERM; SLURM sends SIGUSR1 or SIGUSR2 shortly before a job's
-time limit. callbacks/stop.py ends a test with them. Windows has SIGTERM alone.
+A scheduler or an operator sends SIGTERM, a terminal that closes SIGHUP; SLURM sends SIGUSR1 or
+SIGUSR2 shortly before a job's time limit. callbacks/stop.py ends a test with them. Windows has
+SIGINT and SIGTERM alone.
 """
 
 import os
@@ -12,14 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-REQUEUE_SIGNALS: tuple[int, ...] = tuple(
-    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
+
+def _existing(*names: str) -> tuple[signal.Signals, ...]:
+    """Return the signals of these names that the platform has; Windows lacks most."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+REQUEUE_SIGNALS = _existing("SIGUSR1", "SIGUSR2")
 """Signals that precede a job's time limit; the job is requeued after them.
 
 ``#SBATCH --signal=USR1@120`` sends the first, submitit the second.
 """
-HANDLED_SIGNALS: tuple[int, ...] = (signal.SIGTERM, *REQUEUE_SIGNALS)
+HANDLED_SIGNALS = (*_existing("SIGINT", "SIGTERM", "SIGHUP"), *REQUEUE_SIGNALS)
+MAY_BE_IGNORED = _existing("SIGINT", "SIGHUP")
+"""Signals that stay ignored if the parent ignores them: a shell for its background, nohup."""
 
 
 class StopRequested(BaseException):
@@ -47,6 +54,7 @@ class GracefulTermination:
     """
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.signum: int | None = None
         self.deferred = False
         self.forward_signal: Callable[[int], None] = lambda signum: None
@@ -56,7 +64,13 @@ class GracefulTermination:
         """Handle the signals until the block ends, then restore the earlier handlers.
 
         Does nothing outside the main thread, where Python does not allow signal handlers.
+
+        Yields:
+            This termination, or the one that handles the signals already.
         """
+        if already := current_termination():
+            yield already
+            return
         if not _in_main_thread():
             yield self
             return
@@ -66,12 +80,16 @@ class GracefulTermination:
             yield self
         finally:
             for signum, handler in earlier.items():
-                signal.signal(signum, handler)
+                if handler is not None:  # not installed by Python
+                    signal.signal(signum, handler)
 
     def install_handlers(self) -> None:
         """Replace the current signal handlers; does nothing outside the main thread."""
-        if _in_main_thread():
-            for signum in HANDLED_SIGNALS:
+        if not _in_main_thread():
+            return
+        for signum in HANDLED_SIGNALS:
+            is_ignored = signal.getsignal(signum) == signal.SIG_IGN
+            if not (is_ignored and signum in MAY_BE_IGNORED):
                 signal.signal(signum, self._handle)
 
     def check(self) -> None:
@@ -80,12 +98,20 @@ class GracefulTermination:
             raise StopRequested(self.signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:  # already stopping
+        # A forked worker leaves a Ctrl-C, which reaches all processes of a terminal, to its parent.
+        if self.signum is not None or os.getpid() != self.process:
             return
         self.signum = signum
         self.forward_signal(signum)
         if not self.deferred:
             raise StopRequested(signum)
+
+
+def current_termination() -> GracefulTermination | None:
+    """Return the termination that handles signals at the moment, or None."""
+    handler = signal.getsignal(signal.SIGTERM)
+    owner = getattr(handler, "__self__", None)
+    return owner if isinstance(owner, GracefulTermination) else None
 
 
 def slurm_job_name() -> str | None:
