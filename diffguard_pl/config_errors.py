@@ -96,11 +96,12 @@ def check_values(parser: "ArgumentParser", config: "Namespace") -> None:
         parser: Parser of all settings.
         config: Parsed settings.
     """
+    defaults = parser.get_defaults()
     for group in parser.groups or {}:
         value = config.get(group)
-        if value is None:  # a section in which all lines are comments
-            config[group] = parser.get_defaults().get(group)
-        elif not isinstance(value, Mapping | type(config)):
+        if value is None and defaults.get(group) is not None:
+            config[group] = defaults[group]  # a section in which all lines are comments
+        elif not isinstance(value, Mapping | type(config) | None):
             raise InputError(
                 f"{group}: must map settings, not be {shortened(repr(value), MAX_VALUE)}"
             )
