@@ -195,10 +195,10 @@ def first_keys(content: Any) -> str:
     return f"the file's first keys{place}: {shown}"
 
 
-def shortened(text: str) -> str:
-    """Return a text from a file for a message: in one line, and at most 100 letters."""
+def shortened(text: str, longest: int = 100) -> str:
+    """Return a text from a file for a message: in one line, and without its end if it is long."""
     text = " ".join(text.split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 # ---- parts

@@ -132,6 +132,11 @@ def weight_problem(tensor: Tensor, expected: Tensor) -> str | None:
         tensor: Tensor of a checkpoint.
         expected: Weight of the module, on any device.
     """
+    if tensor.is_meta:
+        return "has a shape and no values; save the weights from a CPU or GPU"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else "sparse"
+        return f"is {kind}, which the networks are not; save the weights as they were trained"
     if not expected.is_floating_point():
         return None
     if not tensor.is_floating_point():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.registry import SHIPPED
+from ..checkpoints.state_dicts import shortened
 from ..datamodules.reading import ImagePreparation
 from ..diffguard import DiffGuard
 from ..errors import InputError, choose
@@ -273,7 +274,7 @@ def reporting_damage(path: Path, entry: str = "") -> Iterator[None]:
     except InputError as error:
         if str(error).startswith(str(path)):
             raise
-        raise InputError(f"{where}: {_cut(str(error), 1000)}") from error
+        raise InputError(f"{where}: {shortened(str(error), 1000)}") from error
     except (
         ArithmeticError,
         AttributeError,
@@ -285,7 +286,7 @@ def reporting_damage(path: Path, entry: str = "") -> Iterator[None]:
     ) as error:
         raise InputError(
             f"{where}: is damaged, or of another version of diffguard_pl "
-            f"({type(error).__name__}: {_cut(str(error), 200)}); calibrate again"
+            f"({type(error).__name__}: {shortened(str(error), 200)}); calibrate again"
         ) from error
 
 
@@ -371,7 +372,7 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
     for name in content:
         if name not in known:
             raise InputError(
-                f"{path}: unknown entry {_cut(name, 60)!r}; the file is damaged, or of another "
+                f"{path}: unknown entry {shortened(name, 60)!r}; the file is damaged, or of another "
                 "version of diffguard_pl; calibrate again"
             )
     if CHECKSUM not in content:
@@ -414,7 +415,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: is not a detector file ({_cut(str(error), 200)}); write one with "
+            f"{path}: is not a detector file ({shortened(str(error), 200)}); write one with "
             "diffguard-pl calibrate"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -488,10 +489,4 @@ def _from_json(scores: list[float | str | None]) -> np.ndarray:
 
 
 def _shortened(value: Any) -> str:
-    return _cut(json.dumps(value), 120)
-
-
-def _cut(text: str, length: int) -> str:
-    """Return a text in one line of at most this length."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    return shortened(json.dumps(value), 120)
