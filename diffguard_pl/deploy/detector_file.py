@@ -372,8 +372,8 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
     for name in content:
         if name not in known:
             raise InputError(
-                f"{path}: unknown entry {shortened(name, 60)!r}; the file is damaged, or of another "
-                "version of diffguard_pl; calibrate again"
+                f"{path}: unknown entry {shortened(name, 60)!r}; the file is damaged, or of "
+                "another version of diffguard_pl; calibrate again"
             )
     if CHECKSUM not in content:
         raise InputError(
