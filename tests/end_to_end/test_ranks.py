@@ -115,7 +115,8 @@ def test_fewer_images_than_processes(tmp_path):
 
 def test_torchrun(alone, tmp_path):
     launcher = "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"
-    run(tmp_path, "--trainer.devices", "2", launcher=launcher)
+    sampler = "--trainer.use_distributed_sampler", "true"
+    run(tmp_path, "--trainer.devices", "2", *sampler, launcher=launcher)
     assert_same(tmp_path / "run", alone["ldm"])
 
 
