@@ -106,7 +106,8 @@ def load_converted(
             raise misfit(key, f"its {name} is {shape}, expected {list(expected[key].shape)}")
     for key, tensor in expected.items():
         if key not in weights:
-            raise misfit(key, f"its {key} {list(tensor.shape)} is missing")
+            name = shortened(_original_name(key, weights))
+            raise misfit(key, f"its {name} {list(tensor.shape)} is missing")
     for key in expected:
         original_key, tensor = weights[key]
         if problem := weight_problem(tensor, expected[key]):
@@ -116,6 +117,15 @@ def load_converted(
     module.load_state_dict(state, assign=True)
     keep_contiguous(module)
     return module.eval().requires_grad_(False)
+
+
+def _original_name(key: str, weights: ConvertedWeights) -> str:
+    """Return what a missing key would be named in the file, if it has others of the same module."""
+    module, _, name = key.rpartition(".")
+    for present, (original_key, _) in weights.items():
+        if present.rpartition(".")[0] == module:
+            return f"{original_key.rpartition('.')[0]}.{name}"
+    return key
 
 
 # ---- diffusers folders

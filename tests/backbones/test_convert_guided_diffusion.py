@@ -165,6 +165,11 @@ def test_a_unet_is_found_wherever_it_is_and_keys_are_named_as_in_the_file(path, 
     with pytest.raises(InputError, match=rf"b.pt: .*its {place}time_embed.0.weight is \[128, 32\]"):
         PixelDiffusion(str(tmp_path / "b.pt"), replace(GDM_ARCHITECTURE, num_channels=64))
 
+    missing = f"{place}input_blocks.1.0.in_layers.2.weight"
+    del state[missing]
+    with pytest.raises(InputError, match=rf"c.pt: .*its {missing} \[32, 32, 3, 3\] is missing"):
+        PixelDiffusion(saved(content, tmp_path / "c.pt"), GDM_ARCHITECTURE)
+
 
 def test_the_average_beside_the_weights_is_used_and_a_contradicting_schedule_refused(
     tmp_path, capsys
