@@ -4,7 +4,7 @@ YAML can refer to itself, and a few hundred bytes of it can stand for billions o
 is found by its events, one after the other, before anything is built from it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,8 @@ def check_yaml(text: str) -> None:
             # An alias without an anchor is the loader's to report.
             node = anchored.get(event.anchor, _Node(None))
         elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) < len(text):  # not the whole text again
+                check_text(event.value)
             node = _Node(event.anchor)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append(_Node(event.anchor))
@@ -137,6 +139,39 @@ def check_yaml(text: str) -> None:
             raise RefusedYAML(
                 f"more than {MAX_VALUES} values up to line {line}, aliases written out; shorten it"
             )
+
+
+def check_text(text: str) -> None:
+    """Check a value that jsonargparse may read as YAML, where a setting is a list or mapping.
+
+    Raises:
+        RefusedYAML: As :func:`check_yaml`.
+    """
+    if "*" not in text and text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    try:
+        check_yaml(text)
+    except RefusedYAML:
+        raise
+    except yaml.YAMLError:
+        return  # text that is no YAML is read as text
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Check the values of command-line arguments, ``--setting VALUE`` or ``--setting=VALUE``.
+
+    Raises:
+        InputError: A value refers to itself, nests too deep, or stands for too many values.
+    """
+    option = "arguments"
+    for argument in args:
+        value = argument
+        if argument.startswith("--"):
+            option, _, value = argument.partition("=")
+        try:
+            check_text(value)
+        except RefusedYAML as error:
+            raise InputError(f"{option}: {error}") from error
 
 
 @dataclass

@@ -65,11 +65,11 @@ def test_files_that_are_no_text_are_refused(tmp_path):
 
 
 def test_aliases_merges_and_dates_are_read():
-    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\nd: [*a, *a, 2012-13-45]\n"
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, z: 3}\nc: {<<: *b, x: 4}\nd: [*a, *a, 2012-13-45]\n"
     assert load_yaml(text) == {
         "a": {"x": 1, "y": 2},
-        "b": {"x": 1, "y": 3},
-        "c": {"x": 4, "y": 3},
+        "b": {"x": 1, "y": 2, "z": 3},
+        "c": {"x": 4, "y": 2, "z": 3},
         "d": [{"x": 1, "y": 2}, {"x": 1, "y": 2}, "2012-13-45"],
     }
     assert load_yaml("") is None
@@ -95,6 +95,13 @@ def test_yaml_on_the_command_line_is_refused_in_one_line(setting, text, capsys):
     assert ended.value.code
     assert len(shown.strip().splitlines()) == 1
     assert len(shown) < 1600
+
+
+def test_text_in_a_config_that_stands_for_yaml_is_checked_too(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"model": {"early_stop": MULTIPLYING}}))
+    with pytest.raises(InputError, match=r"mine\.yaml: more than .*shorten"):
+        load(file)
 
 
 def test_yaml_of_jsonargparse_is_otherwise_read_as_before(tmp_path):

@@ -146,12 +146,12 @@ def weight_problem(tensor: Tensor, expected: Tensor) -> str | None:
     values = tensor.float() if tensor.itemsize == 1 else tensor
 
     # A sum is not finite if any value is not. It may overflow, so only then look at each value;
-    # -inf stands in masks, which are weights of some modules.
+    # -inf stands in masks, beside zeros, and masks are weights of some modules.
     if values.sum().isfinite():
         return None
     if values.isnan().any():
         return "has NaN; the training diverged or the file is damaged, choose another checkpoint"
-    if values.isposinf().any():
+    if values.isposinf().any() or not values.isfinite().any():
         return "has infinite values; choose another checkpoint"
     return None
 
