@@ -247,7 +247,8 @@ def _with_neighbours(
 def _only_one(places: list[Weights], path: Path) -> Weights:
     """Return the place at the top level, or any if all have the same tensors."""
     first = min(places, key=lambda weights: len(weights.prefix))
-    if first.prefix and not all(_are_equal(first, weights) for weights in places):
+    others = [weights for weights in places if weights is not first]
+    if first.prefix and not all(_are_equal(first, weights) for weights in others):
         names = ", ".join(weights.place for weights in places[:KEYS_SHOWN])
         raise InputError(
             f"checkpoint {path}: holds the keys of the model in {len(places)} places ({names}); "
