@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.evaluation.ranks import gather
 from diffguard_pl.names import CALIBRATION
 from diffguard_pl.report.gallery import (
     Candidate,
@@ -72,8 +73,7 @@ class PictureWriter(pl.Callback):
         """Keep the choice among the images of all ranks."""
         if self.count == 0 or trainer.world_size == 1:
             return
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, self.kept)
+        gathered = gather(self.kept, trainer.world_size)
         if not trainer.is_global_zero:
             return
         for dataset in pl_module.datasets:

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffguard_pl.datamodules.base import fingerprint
 from diffguard_pl.errors import InputError, choose
 from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.evaluation.ranks import gather
 from diffguard_pl.evaluation.transfer import Finished
 from diffguard_pl.names import IND
 from diffguard_pl.report.repeats import COLUMNS, describe_repeats
@@ -122,10 +123,7 @@ class ScoreWriter(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
         """Warn of images that are in several datasets."""
-        gathered: list[Any] = [self.fingerprints]
-        if trainer.world_size > 1:
-            gathered = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self.fingerprints)
+        gathered = gather(self.fingerprints, trainer.world_size)
         if not trainer.is_global_zero:
             return
         import pandas as pd

@@ -10,6 +10,7 @@ import torch
 
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
+from diffguard_pl.evaluation.ranks import gather
 from diffguard_pl.runs.record import update_session
 
 STAGES = ("classify", "diffuse", "compare")
@@ -50,8 +51,7 @@ class ThroughputMonitor(pl.Callback):
         totals = self.totals(pl_module)
         pl_module.wait_for_others()
         if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, totals)
+            gathered = gather(totals, trainer.world_size)
             for name in ("images", "nfe", "useful_nfe", "batch_nfe"):
                 totals[name] = sum(of_rank[name] for of_rank in gathered)
             totals["seconds"] = max(of_rank["seconds"] for of_rank in gathered)

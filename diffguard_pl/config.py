@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config_errors import check_values, import_classes, parser_errors
 from .errors import InputError
-from .yaml_file import make_parser_check_yaml, read_yaml
-from .yaml_names import make_parser_keep_names, quote_names
+from .yaml_file import make_parser_read_settings, read_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -81,7 +80,7 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is not YAML, or is not a mapping.
     """
-    content = read_yaml(file, prepare=quote_names)
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise InputError(f"config {file}: must map settings, not be a {type(content).__name__}")
     _check_classes(content, f"config {file}: ")
@@ -149,8 +148,7 @@ def load_data(configs: Sequence[str | Path], flags: Sequence[str] = ()) -> "OODD
     from .datamodules.base import OODData
 
     import_data_modules()  # configs name their classes without the package
-    make_parser_keep_names()
-    make_parser_check_yaml()
+    make_parser_read_settings()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     with parser_errors(f"config {configs[0]}: "):
@@ -163,7 +161,7 @@ def _model_parser() -> "ArgumentParser":
     from .diffguard import DiffGuard
 
     import_classes("model.guidance")
-    make_parser_check_yaml()
+    make_parser_read_settings()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffGuard, "model")
     return parser

@@ -61,9 +61,7 @@ def parser_errors(prefix: str = "") -> Iterator[None]:
         yield
     except InputError:
         raise
-    except ArgumentError as error:
-        raise InputError(prefix + explain(str(error))) from error
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+    except (ArgumentError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(prefix + explain(str(error))) from error
     # what constructors of other libraries raise for a wrong value
     except (AssertionError, ImportError, LookupError) as error:

@@ -35,6 +35,12 @@ def shortened(text: str, longest: int) -> str:
     return f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
+def beginning(text: str, longest: int = 100) -> str:
+    """Return a text in one line, without its end if it has more characters than ``longest``."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def choose(kind: str, name: str, available: Iterable[str]) -> None:
     """Raise an `InputError` that lists the known names unless ``name`` is one of them.
 

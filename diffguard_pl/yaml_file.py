@@ -4,15 +4,17 @@ YAML can refer to itself, and a few hundred bytes of it can stand for billions o
 is found by its events, one after the other, before anything is built from it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
 from .errors import InputError
+from .yaml_names import FastLoader, quote_names
 
 MAX_DEPTH = 40
 """Lists and mappings inside each other. The deepest config of this package has 7."""
@@ -20,8 +22,6 @@ MAX_VALUES = 100_000
 """Values of a file, where an alias counts as often as it is used."""
 MAX_BYTES = 10_000_000
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
-
-FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class RefusedYAML(yaml.YAMLError):
@@ -37,15 +37,12 @@ class SettingsLoader(yaml.SafeLoader):
     }
 
 
-def read_yaml(
-    file: Path, kind: str = "config", prepare: Callable[[str], str] = lambda text: text
-) -> Any:
-    """Read a YAML file.
+def read_yaml(file: Path, kind: str = "config") -> Any:
+    """Read a YAML file, in which keys and names are text.
 
     Args:
         file: Path of the file.
         kind: What the file is, for the message. Defaults to ``config``.
-        prepare: Function of the checked text that returns the text to load.
 
     Raises:
         InputError: The file cannot be read, or is not YAML that settings can be read from.
@@ -53,9 +50,7 @@ def read_yaml(
     try:
         if file.stat().st_size > MAX_BYTES:
             raise InputError(f"{kind} {file}: too large for settings; give a YAML file")
-        text = file.read_text(encoding="utf-8")
-        check_yaml(text)
-        return load_yaml(prepare(text))
+        return load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{kind} {file}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -68,14 +63,14 @@ def read_yaml(
 
 
 def load_yaml(text: str) -> Any:
-    """Return the content of a YAML text.
+    """Return the content of a YAML text, in which keys and names are text.
 
     Raises:
         yaml.YAMLError: The text is not YAML, or is refused as by :func:`check_yaml`, or a mapping
             has a key twice.
     """
     check_yaml(text)
-    loader = SettingsLoader(text)
+    loader = SettingsLoader(quote_names(text))
     try:
         root = loader.get_single_node()
         if root is None:
@@ -87,18 +82,17 @@ def load_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def make_parser_check_yaml() -> None:
-    """Make jsonargparse check the YAML of config files and of the command line, too."""
+@cache  # once in a process
+def make_parser_read_settings() -> None:
+    """Make jsonargparse check the YAML of config files and of the command line, and keep names."""
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
-    if load.__module__ == __name__:
-        return
 
     def load_checked(text: str) -> Any:
         check_yaml(text)
         with _wrong_tags_refused():
-            return load(text)
+            return load(quote_names(text))
 
     set_loader("yaml", load_checked, exceptions=(yaml.YAMLError,))
 
@@ -119,8 +113,10 @@ def check_yaml(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in [one.anchor for one in open_nodes]:
                 raise RefusedYAML(f"*{event.anchor} in line {line} refers to itself; remove it")
-            # An alias without an anchor is the loader's to report.
-            node = anchored.get(event.anchor, _Node(None))
+            if event.anchor not in anchored:  # libyaml's loader would not name it
+                problem = f"found undefined alias {event.anchor!r}"
+                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            node = anchored[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) < len(text):  # not the whole text again
                 check_text(event.value)

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
 
 import yaml
 
@@ -28,15 +27,6 @@ def quote_names(text: str) -> str:
         if text[start:end] == node.value:  # an anchor or a tag may come before it
             text = text[:start] + json.dumps(node.value, ensure_ascii=False) + text[end:]
     return text
-
-
-@cache  # once in a process
-def make_parser_keep_names() -> None:
-    """Make jsonargparse read names in config files and on the command line as text."""
-    from jsonargparse import get_loader, set_loader
-
-    load = get_loader("yaml")
-    set_loader("yaml", lambda text: load(quote_names(text)), exceptions=(yaml.YAMLError,))
 
 
 def _names(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:

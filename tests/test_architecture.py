@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "layout": set(),
     "names": set(),
     "random_by_index": set(),
-    "yaml_file": {"errors"},
+    "yaml_file": {"errors", "yaml_names"},
     "yaml_names": set(),
     "diffusion": BASICS,
     "metrics": BASICS,
@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "diffguard": BASICS | {"backbones", "classifiers", "diffusion", "engine", "scores", "stages"},
     "config_errors": BASICS | {"backbones", "diffusion"},
     "datamodules": BASICS | {"checkpoints"},
-    "config": BASICS | {"config_errors", "datamodules", "diffguard", "evaluation", "yaml_names"},
+    "config": BASICS | {"config_errors", "datamodules", "diffguard", "evaluation"},
     "evaluation": BASICS
     | {"datamodules", "diffguard", "diffusion", "engine", "metrics", "runs", "scores", "stages"},
     "report": BASICS | {"metrics", "runs", "scores"},

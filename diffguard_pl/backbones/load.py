@@ -23,10 +23,10 @@ from ..checkpoints.state_dicts import (
     find_weights,
     first_keys,
     is_for_training,
-    shortened,
+    refuse_wrong_values,
 )
-from ..checkpoints.tensors import load_content, load_tensors, weight_problem
-from ..errors import InputError
+from ..checkpoints.tensors import load_content, load_tensors
+from ..errors import InputError, beginning
 from ..imports import garbage_collection_paused
 from ..layout import keep_contiguous
 
@@ -97,7 +97,7 @@ def load_converted(
 
     expected = module.state_dict()
     for key, (original_key, tensor) in weights.items():
-        name, shape = shortened(original_key), list(tensor.shape)
+        name, shape = beginning(original_key), list(tensor.shape)
         if key not in expected:
             if is_for_training(original_key):
                 continue
@@ -106,12 +106,9 @@ def load_converted(
             raise misfit(key, f"its {name} is {shape}, expected {list(expected[key].shape)}")
     for key, tensor in expected.items():
         if key not in weights:
-            name = shortened(_original_name(key, weights))
+            name = beginning(_original_name(key, weights))
             raise misfit(key, f"its {name} {list(tensor.shape)} is missing")
-    for key in expected:
-        original_key, tensor = weights[key]
-        if problem := weight_problem(tensor, expected[key]):
-            raise InputError(f"checkpoint {path}: its {shortened(original_key)} {problem}")
+    refuse_wrong_values(weights, expected, f"checkpoint {path}")
 
     state = {key: weights[key].tensor.to(tensor.dtype) for key, tensor in expected.items()}
     module.load_state_dict(state, assign=True)

@@ -9,7 +9,7 @@ prefixes, and the weights are under the prefix under which the model's keys are 
 import re
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, beginning
+from .tensors import weight_problem
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of a key that DataParallel, torch.compile, FSDP and activation checkpointing add."""
@@ -132,7 +133,7 @@ def find_weights(content: Any, keys: Collection[str]) -> list[Weights]:
             prefix=prefix,
             names=_with_neighbours(found[prefix], prefix, names, entries),
             is_complete=bool(complete),
-            place=shortened(prefix.rstrip(".")) or "the top level",
+            place=beginning(prefix.rstrip(".")) or "the top level",
             is_averaged=_is_averaged(prefix),
         )
         for prefix in complete or best
@@ -183,22 +184,30 @@ def first_keys(content: Any) -> str:
     entries = dict(_entries(content))
     if not entries:
         keys = list(content) if isinstance(content, dict) else []
-        shown = ", ".join(shortened(str(key)) for key in keys[:KEYS_SHOWN])
+        shown = ", ".join(beginning(str(key)) for key in keys[:KEYS_SHOWN])
         return f"the file has no tensors, but {shown or f'a {type(content).__name__}'}"
 
     # of the dict with the most tensors
     folders = Counter(_folder(name, entries) for name in entries)
     folder = folders.most_common(1)[0][0]
     keys = [entry.key for name, entry in entries.items() if _folder(name, entries) == folder]
-    shown = ", ".join(shortened(key) for key in keys[:KEYS_SHOWN])
-    place = f" in {shortened(folder.rstrip('.'))}" if folder else ""
+    shown = ", ".join(beginning(key) for key in keys[:KEYS_SHOWN])
+    place = f" in {beginning(folder.rstrip('.'))}" if folder else ""
     return f"the file's first keys{place}: {shown}"
 
 
-def shortened(text: str, longest: int = 100) -> str:
-    """Return a text from a file for a message: in one line, and without its end if it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+def refuse_wrong_values(weights: Entries, expected: Mapping[str, Tensor], where: str) -> None:
+    """Raise an `InputError` for the first tensor that cannot be a weight, such as one with NaN.
+
+    Args:
+        weights: Tensors by the key of the module.
+        expected: State dict of the module; other tensors are not looked at.
+        where: Name of the file, for the message.
+    """
+    for key, (original_key, tensor) in weights.items():
+        problem = weight_problem(tensor, expected[key]) if key in expected else None
+        if problem:
+            raise InputError(f"{where}: its {beginning(original_key)} {problem}")
 
 
 # ---- parts
@@ -291,7 +300,7 @@ def _compvis_average(weights: Weights) -> Weights | None:
     return replace(
         weights,
         names=weights.names | averages,
-        place=shortened(root.rstrip(".")),
+        place=beginning(root.rstrip(".")),
         is_averaged=True,
     )
 

@@ -20,10 +20,10 @@ from ..checkpoints.state_dicts import (
     find_weights,
     first_keys,
     is_for_training,
-    shortened,
+    refuse_wrong_values,
 )
-from ..checkpoints.tensors import load_content, tensors_only, weight_problem
-from ..errors import InputError, choose
+from ..checkpoints.tensors import load_content, tensors_only
+from ..errors import InputError, beginning, choose
 
 INTERPOLATIONS = ["bilinear", "bicubic"]
 RANDOM = "random"
@@ -252,12 +252,7 @@ def load_weights(model: nn.Module, checkpoint: str, use_ema: bool = True) -> Non
         problem: str | None = "it has none of its keys"
     else:
         weights = choose_weights(fitting or found[:1], use_ema, path, "classifier.use_ema")
-        for key, entry in weights.tensors.items():
-            wrong = weight_problem(entry.tensor, expected[key]) if key in expected else None
-            if wrong:
-                raise InputError(
-                    f"classifier.checkpoint: {path}: its {shortened(entry.key)} {wrong}"
-                )
+        refuse_wrong_values(weights.tensors, expected, f"classifier.checkpoint: {path}")
         problem = _load_state(model, weights)
     if problem:
         if not found or not found[0].is_complete:
@@ -283,7 +278,7 @@ def _load_state(model: nn.Module, weights: Weights) -> str | None:
     tensors = weights.tensors
 
     def original(key: str) -> str:
-        return shortened(tensors[key].key if key in tensors else key)
+        return beginning(tensors[key].key if key in tensors else key)
 
     try:
         state = {key: entry.tensor for key, entry in tensors.items()}
@@ -291,7 +286,7 @@ def _load_state(model: nn.Module, weights: Weights) -> str | None:
     except RuntimeError as error:
         sizes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
         if sizes is None:
-            return shortened(str(error))
+            return beginning(str(error))
         return f"its {original(sizes[1])} is {sizes[2]}, expected {sizes[3]}"
     if missing:
         return f"its {missing[0]} is missing"

@@ -41,8 +41,7 @@ from ..runs import record
 from ..runs.lock import lock_new_run_folder, lock_run_folder
 from ..runs.shards import parse_shard
 from ..runs.store import part_files
-from ..yaml_file import check_arguments, make_parser_check_yaml
-from ..yaml_names import make_parser_keep_names
+from ..yaml_file import check_arguments, make_parser_read_settings
 from .trainer import check_seed, check_trainer, prepare_trainer_settings, trainer_errors
 
 DEFAULT_CONFIG = "digits_ldm"
@@ -92,8 +91,7 @@ def command_line(
     # Configs and flags may name these classes without their modules.
     import_data_modules()
     import_classes("model.guidance")
-    make_parser_keep_names()
-    make_parser_check_yaml()
+    make_parser_read_settings()
     check_arguments(resolved)
     return kind(
         DiffGuardModule,

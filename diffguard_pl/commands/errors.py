@@ -24,12 +24,13 @@ LEFT_OUT = 3
 1 is an error, 2 means invalid arguments.
 """
 
+START_AGAIN = "the same command starts again"
 WORKER_IS_LOST = r"DataLoader worker \(pid|Too many open files|Pin memory thread exited"
 
 
 @contextmanager
 def one_line_errors(
-    go_on: str = "the same command starts again",
+    go_on: str = START_AGAIN,
 ) -> Iterator[GracefulTermination]:
     """End the process with one line on errors that a user can correct, and on a signal.
 
@@ -83,15 +84,18 @@ def _known_error(error: Exception) -> str | None:
     return None
 
 
-def end_stopped(signum: int, go_on: str) -> NoReturn:
+def end_stopped(signum: int, go_on: str, requeues: bool = False) -> NoReturn:
     """Print in one line which signal has ended the command and how to go on.
 
     Args:
         signum: Number of the signal. The exit status is 128 more.
         go_on: How to go on.
+        requeues: Whether to requeue a SLURM job that was warned. Defaults to False.
     """
     _exit_quietly_unless_first_rank()
     _say(f"stopped by {signal.Signals(signum).name}; {go_on}")
+    if requeues and signum in REQUEUE_SIGNALS:
+        _requeue()
     ignore_ctrl_c_at_exit()
     sys.exit(128 + signum)
 
@@ -104,19 +108,18 @@ def end_of_stopped_run(stopped: StopRequested, folder: str, command: str) -> NoR
         folder: Folder of the run, empty if it had none yet.
         command: Name of the command, such as ``test``.
     """
-    _exit_quietly_unless_first_rank()
     has_begun = bool(folder) and (Path(folder) / CONFIG_FILE).is_file()
     resume = f"to resume: diffguard-pl {command} --resume {folder}"
-    _say(f"stopped by {stopped}; {resume if has_begun else 'the same command starts again'}")
-    if stopped.signum in REQUEUE_SIGNALS:
-        try:
-            if job := requeue_slurm_job():
-                _say(f"SLURM job {job} is requeued and resumes by itself")
-        except (OSError, SubprocessError) as error:
-            reason = str(getattr(error, "stderr", None) or error)
-            _say(f"cannot requeue the SLURM job: {' '.join(reason.split())}")
-    ignore_ctrl_c_at_exit()
-    sys.exit(128 + stopped.signum)
+    end_stopped(stopped.signum, resume if has_begun else START_AGAIN, requeues=True)
+
+
+def _requeue() -> None:
+    try:
+        if job := requeue_slurm_job():
+            _say(f"SLURM job {job} is requeued and resumes by itself")
+    except (OSError, SubprocessError) as error:
+        reason = str(getattr(error, "stderr", None) or error)
+        _say(f"cannot requeue the SLURM job: {' '.join(reason.split())}")
 
 
 def _exit_quietly_unless_first_rank() -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..deploy.decision_log import DecisionLog, as_json, decision_lines, printable
 from ..deploy.path_stream import image_paths
 from ..errors import InputError
-from .errors import one_line_errors
+from .errors import START_AGAIN, one_line_errors
 from .output import lost_output
 
 # torch takes seconds: it is imported once the arguments are known to be valid
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments of the command. Defaults to those of the process.
     """
     given = parser().parse_args(args)
-    go_on = f"--resume continues {given.out}" if given.out else "the same command starts again"
+    go_on = f"--resume continues {given.out}" if given.out else START_AGAIN
     with one_line_errors(go_on):
         try:
             counts = score(given)

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.registry import SHIPPED
-from ..checkpoints.state_dicts import shortened
 from ..datamodules.reading import ImagePreparation
 from ..diffguard import DiffGuard
-from ..errors import InputError, choose
+from ..errors import InputError, beginning, choose
 from ..runs.files import atomic_write
 from ..runs.record import CHANGEABLE_MODEL_SETTINGS, weights_hashes
 from ..scores.baselines.collection import Baselines
@@ -191,8 +190,8 @@ class DetectorFile:
             then, now = self.method.get(name), method.get(name)
             if then != now:
                 raise InputError(
-                    f"{path}: was calibrated with another {name} ({_shortened(then)}, now "
-                    f"{_shortened(now)}); calibrate again"
+                    f"{path}: was calibrated with another {name} ({_in_short(then)}, now "
+                    f"{_in_short(now)}); calibrate again"
                 )
 
 
@@ -274,7 +273,7 @@ def reporting_damage(path: Path, entry: str = "") -> Iterator[None]:
     except InputError as error:
         if str(error).startswith(str(path)):
             raise
-        raise InputError(f"{where}: {shortened(str(error), 1000)}") from error
+        raise InputError(f"{where}: {beginning(str(error), 1000)}") from error
     except (
         ArithmeticError,
         AttributeError,
@@ -286,7 +285,7 @@ def reporting_damage(path: Path, entry: str = "") -> Iterator[None]:
     ) as error:
         raise InputError(
             f"{where}: is damaged, or of another version of diffguard_pl "
-            f"({type(error).__name__}: {shortened(str(error), 200)}); calibrate again"
+            f"({type(error).__name__}: {beginning(str(error), 200)}); calibrate again"
         ) from error
 
 
@@ -365,14 +364,14 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
             )
         if not is_valid(place[last]):
             raise InputError(
-                f"{path}: {name}: must be {kind}, not {_shortened(place[last])}; the file is "
+                f"{path}: {name}: must be {kind}, not {_in_short(place[last])}; the file is "
                 "damaged, restore it or calibrate again"
             )
     known = {"format", "version", CHECKSUM, *ENTRIES}
     for name in content:
         if name not in known:
             raise InputError(
-                f"{path}: unknown entry {shortened(name, 60)!r}; the file is damaged, or of "
+                f"{path}: unknown entry {beginning(name, 60)!r}; the file is damaged, or of "
                 "another version of diffguard_pl; calibrate again"
             )
     if CHECKSUM not in content:
@@ -415,14 +414,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: is not a detector file ({shortened(str(error), 200)}); write one with "
+            f"{path}: is not a detector file ({beginning(str(error), 200)}); write one with "
             "diffguard-pl calibrate"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: is not a detector file; write one with diffguard-pl calibrate")
     if content.get("version") != VERSION:
         raise InputError(
-            f"{path}: version: must be {VERSION}, not {_shortened(content.get('version'))}; "
+            f"{path}: version: must be {VERSION}, not {_in_short(content.get('version'))}; "
             "calibrate again"
         )
     return content
@@ -488,5 +487,5 @@ def _from_json(scores: list[float | str | None]) -> np.ndarray:
     return np.array(scores, dtype=np.float64)
 
 
-def _shortened(value: Any) -> str:
-    return shortened(json.dumps(value), 120)
+def _in_short(value: Any) -> str:
+    return beginning(json.dumps(value), 120)

@@ -248,8 +248,7 @@ def uniform(alpha_bar: Tensor, steps: int) -> Schedule:
     """
     total = len(alpha_bar)
     _check_steps(steps, total)
-    timesteps = torch.arange(0, total, total // steps) + 1
-    return _between_timesteps(alpha_bar, timesteps[timesteps < total])
+    return _between_timesteps(alpha_bar, torch.arange(0, total, total // steps) + 1)
 
 
 def quadratic(alpha_bar: Tensor, steps: int) -> Schedule:
@@ -272,8 +271,7 @@ def quadratic(alpha_bar: Tensor, steps: int) -> Schedule:
     if steps > 1:
         # exactly, whatever rounding makes of the product
         roots[-1] = end
-    timesteps = roots.square().long() + 1
-    return _between_timesteps(alpha_bar, timesteps[timesteps < total])
+    return _between_timesteps(alpha_bar, roots.square().long() + 1)
 
 
 def _check_steps(steps: int, total: int) -> None:
@@ -282,7 +280,9 @@ def _check_steps(steps: int, total: int) -> None:
 
 
 def _between_timesteps(alpha_bar: Tensor, timesteps: Tensor) -> Schedule:
-    """Return latent diffusion's schedule of timesteps [S]."""
+    """Return latent diffusion's schedule of timesteps [S], without those of T or later."""
+    timesteps = timesteps[timesteps < len(alpha_bar)]
+
     # Both ways visit the same levels; the one below the first timestep is that of t = 0.
     level = alpha_bar[timesteps]
     previous = torch.cat([alpha_bar[:1], level[:-1]])

@@ -1,4 +1,4 @@
-"""Waiting for the other ranks of a test."""
+"""The other ranks of a test: what they have, and waiting for them."""
 
 import time
 from collections.abc import Callable
@@ -10,6 +10,15 @@ import torch
 from ..errors import InputError
 
 POLL_SECONDS = 0.02
+
+
+def gather(value: Any, world_size: int) -> list[Any]:
+    """Return the value of each rank, in their order; all ranks must call it."""
+    if world_size == 1:
+        return [value]
+    gathered = [None] * world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 class PatientBarrier:

@@ -52,8 +52,8 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     """
     from scipy.special import bdtr, betaincinv
 
-    value, k = threshold_value(scores, tpr)
     ordered = np.sort(lowest_for_nan(scores))
+    value, k = threshold_value(ordered, tpr)
     n, alpha = len(ordered), 1 - tpr
 
     # The quantile: the number of scores below it is Binomial(n, alpha).
@@ -72,8 +72,12 @@ def threshold(scores: np.ndarray, tpr: float = 0.95) -> Threshold:
     )
 
 
-def threshold_value(scores: np.ndarray, tpr: float) -> tuple[float, int]:
+def threshold_value(ordered: np.ndarray, tpr: float) -> tuple[float, int]:
     """Compute the conformal threshold without its confidence intervals.
+
+    Args:
+        ordered: Validation scores [n], ascending, with NaN as -inf.
+        tpr: Fraction of in-distribution images to accept.
 
     Returns:
         The threshold, and its rank k among the validation scores [n], from 1.
@@ -81,7 +85,6 @@ def threshold_value(scores: np.ndarray, tpr: float) -> tuple[float, int]:
     Raises:
         InputError: as :func:`threshold`.
     """
-    ordered = np.sort(lowest_for_nan(scores))
     check_tpr(tpr)
     n, alpha = len(ordered), 1 - tpr
     check_count(n, tpr)

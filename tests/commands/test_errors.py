@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffguard_pl.__main__ import main
-from diffguard_pl.commands import analyze, errors, evaluate
+from diffguard_pl.commands import analyze, calibrate, errors, evaluate
 from diffguard_pl.commands.errors import one_line_errors
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
@@ -73,9 +73,13 @@ def line_of_the_end(printed: str) -> str:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["test", "calibrate"])
 def test_an_interrupted_run_keeps_its_scores_and_says_how_to_resume(
-    signum, tmp_path, monkeypatch, capsys
+    name, signum, tmp_path, monkeypatch, capsys
 ):
+    command = {"test": evaluate, "calibrate": calibrate}[name]
+    # so many that a threshold can be set, and that more batches follow
+    images_of_calibration = ["--data.limit", "20"] if name == "calibrate" else []
     images = []
 
     def interrupt_in_second_batch(self, outputs, *_):
@@ -86,11 +90,11 @@ def test_an_interrupted_run_keeps_its_scores_and_says_how_to_resume(
     monkeypatch.setattr(DiffGuardModule, "on_test_batch_end", interrupt_in_second_batch)
     folder = ["--trainer.default_root_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
-        evaluate.main([*QUICK, *folder])
+        command.main([*QUICK, *folder, *images_of_calibration])
     assert ended.value.code == 128 + signum
     line = line_of_the_end(capsys.readouterr().err)
     assert f"stopped by {signum.name}; " in line
-    assert line.endswith(f"diffguard-pl test --resume {tmp_path / 'run'}")
+    assert line.endswith(f"diffguard-pl {name} --resume {tmp_path / 'run'}")
     assert list((tmp_path / "run" / "scores").glob("*.parquet"))
 
 
