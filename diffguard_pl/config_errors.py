@@ -302,7 +302,8 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] 
         _required
     ),
     # a value of another type
-    r"^(.*)Errors: (- .*) Given value type: .*? Given value: (.*)$": _union,
+    # of unions within unions, the innermost
+    r"^(.*)Errors: (- .*?) Given value type: .*? Given value: (.*?)(?: - Expected a .*)?$": _union,
     r"^(.*)(Expected a [<t].*?)\. Got value: (.*)$": _type,
     r"^(.*)Not a valid subclass of (\w+)": _subclass,
     r"key \"([\w.]+)\": Unable to load config '(.*?)'": _not_a_mapping,
