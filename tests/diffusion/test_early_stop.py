@@ -28,6 +28,14 @@ def test_psnr_is_that_of_the_original_with_a_peak_of_255():
     assert psnr.tolist() == pytest.approx([68.13, 48.13, 68.13], abs=0.01)
 
 
+@pytest.mark.parametrize(("in_table_4", "in_the_configs"), [(5.89, 48.0), (6.39, 48.5)])
+def test_thresholds_of_table_4_are_those_of_images_from_0_to_1(in_table_4, in_the_configs):
+    rmse = 10 ** (-in_table_4 / 20)  # PSNR = 20 log10(1 / rmse) of images in [0, 1]
+    states = IMAGES + 2 * rmse  # [-1, 1] is twice as wide
+    psnr = PSNR()(states, PSNR().reference(IMAGES))
+    assert psnr.tolist() == pytest.approx([in_the_configs] * 3, abs=0.001)
+
+
 def test_an_image_stops_when_any_similarity_is_below_its_threshold():
     thresholds, similarities = {"psnr": 50.0, "other": 0.2}, {"psnr": PSNR(), "other": TwoTensors()}
     early_stop = EarlyStop(thresholds, similarities)

@@ -67,10 +67,12 @@ def run(tmp_path, monkeypatch, torch_home, data):
 
 def small(name: str) -> str:
     """The override that scales an experiment to this machine."""
-    return "small/gdm" if "gdm" in name else "small/ldm"
+    return "small/gdm" if "gdm" in name or name.startswith("early_stop/") else "small/ldm"
 
 
-@pytest.mark.parametrize("name", [name for name in IMAGENET if name != "dit"])
+@pytest.mark.parametrize(
+    "name", [name for name in IMAGENET if name != "dit" and not name.startswith("early_stop/")]
+)
 def test_an_experiment_runs_two_batches_of_each_set(name, run):
     datasets = ["imagenet", "species", "inaturalist", "openimage_o", "imagenet_o"]
     # Apart from these, experiments differ from gdm and ldm in the model alone.
@@ -86,6 +88,21 @@ def test_an_experiment_runs_two_batches_of_each_set(name, run):
     if name.startswith("oracle"):
         assert [row["reconstructed_as"] for row in rows[:2]] == [0, 1]
         assert len({row["reconstructed_as"] for row in rows[2:]}) > 4  # random ones
+
+
+def test_a_config_of_table_4_stops_by_its_thresholds_alone(run, tmp_path):
+    """``early_stop`` replaces that of ``gdm``, whose thresholds would stop images, too.
+
+    The other configs of Table 4 differ in the thresholds alone.
+    """
+    name, few = "early_stop/dists_0_39", ["--data.batch_size", "1", "--data.only", "[species]"]
+    rows = run("--config", name, "--config", "small/gdm", *few)
+    assert [row["dataset"] for row in rows] == ["imagenet"] * 2 + ["species"] * 2
+    assert all(math.isfinite(row[score]) for row in rows for score in ("dists", "gmsd", "l2"))
+    (saved,) = tmp_path.glob("runs/**/config.yaml")
+    model = yaml.safe_load(saved.read_text())["model"]
+    assert model["early_stop"] == {"dists": 0.39}
+    assert model["discrepancies"] == ["dists", "gmsd", "l2"]
 
 
 def test_the_settings_are_those_of_the_original(monkeypatch, torch_home):
@@ -115,8 +132,18 @@ def test_the_settings_are_those_of_the_original(monkeypatch, torch_home):
         "ablation/gdm_cutouts_only": {"guidance": {"x0hat": False}},
         "ablation/gdm_x0hat_only": {"guidance": {"cutouts": 0}},
     }
+    # Table 4: 5.89 and 6.39 dB of images in [0, 1] are 48.0 and 48.5 dB with a peak of 255.
+    table_4 = {
+        "early_stop/psnr_5_89": {"psnr": 48.0},
+        "early_stop/psnr_6_39": {"psnr": 48.5},
+        "early_stop/dists_0_39": {"dists": 0.39},
+        "early_stop/dists_0_37": {"dists": 0.37},
+        "early_stop/psnr_6_39_dists_0_37": {"psnr": 48.5, "dists": 0.37},
+    }
+    for name, thresholds in table_4.items():
+        changes[name] = {"early_stop": thresholds, "discrepancies": ["dists", "gmsd", "l2"]}
     for name, change in changes.items():
-        base = gdm if "gdm" in name else ldm
+        base = ldm if "ldm" in name else gdm
         guidance = base["guidance"] | {
             "init_args": base["guidance"]["init_args"] | change.pop("guidance", {})
         }
