@@ -239,6 +239,31 @@ def _union(found: re.Match[str], settings: Collection[str]) -> str:
     return _wrong_type(_key(keys), map(_type_name, errors), value)
 
 
+def _union_of_classes(found: re.Match[str], settings: Collection[str]) -> str | None:
+    """Answer a list of errors, one for each class whose settings a mapping may have."""
+    keys, listed, _, value = found.groups()
+    problem_of_class = (
+        r"- Problem with given class_path '([\w.]+)': (.*?)(?= - Problem| - Expected|$)"
+    )
+    problems = dict(re.findall(problem_of_class, listed))
+
+    # A class that has all of the settings: the value of one is wrong.
+    for text in problems.values():
+        if "is not accepted" not in text:
+            return explain(f"{keys}{text}", settings)
+
+    # Else those are meant that have the most of them.
+    given = re.findall(r"(?:key=)?'(\w+)'[:,]", value)
+    known: dict[int, set[str]] = {}
+    for class_path in problems:
+        module, _, name = class_path.rpartition(".")
+        names = set(_settings_of(getattr(sys.modules[module], name)))
+        known.setdefault(len(names.intersection(given)), set()).update(names)
+    most = known[max(known)]
+    option = next((name for name in given if name not in most), None)
+    return option and unknown("setting", option, most)
+
+
 def _type(found: re.Match[str], _: Collection[str]) -> str:
     keys, error, value = found.groups()
     return _wrong_type(_key(keys), [_type_name(error)], value)
@@ -282,6 +307,10 @@ def _key(text: str) -> str:
 
 
 EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] = {
+    # settings of one of several classes; the same class twice is not meant
+    r"^(.*)Errors: (- Problem with given class_path ('[\w.]+'): (?:(?!Errors:).)*? "
+    r"- Problem with given class_path (?!\3).*?) Given value type: .*? Given value: (.*?)"
+    r"(?: - Expected a .*)?$": _union_of_classes,
     # a setting that a class inside a setting does not have
     r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted": (
         _setting_of_class

@@ -430,7 +430,7 @@ def _check_compatible(classifier: Classifier, backbone: Backbone, guidance: Guid
     if guidance.needs_null_label and backbone.null_label is None:
         raise InputError(
             f"guidance: {guidance_name} does not support {backbone_name}, which has no label for "
-            "'no class'; use ClassifierGuidance or a class-conditional model"
+            "'no class'; use ClassifierGuidance or a class-conditional model that has one"
         )
     if guidance.needs_pixels and not backbone.is_pixel_space:
         raise InputError(

@@ -54,3 +54,25 @@ def test_timm_create_model_takes_the_settings_that_it_passes_on_as_dict_kwargs(t
     model["init_args"]["num_classes"] = 8
     with pytest.raises(InputError, match=r"unknown setting num_classes; .*dict_kwargs"):
         load_with(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ({"num_chanels": 32}, "num_chanels; did you mean num_channels"),
+        ({"ch": 32, "attn_resolution": [16]}, "attn_resolution; did you mean attn_resolutions"),
+        ({"ch": "many"}, "architecture.ch: must be int"),
+        ({"channel_mult": [1, "a"]}, "architecture.channel_mult: must be int"),
+        ({"ch": 32, "num_channels": 32}, "unknown setting ch; .*num_channels"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
+)
+def test_settings_of_one_of_two_classes_are_compared_with_those_of_the_right_one(
+    architecture, said, tmp_path
+):
+    backbone = {"init_args": {"checkpoint": "random", "architecture": architecture}}
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({"base": "cifar10_gdm", "model": {"backbone": backbone}}))
+    with pytest.raises(InputError, match=said) as error:
+        diffguard_pl.load(config)
+    assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 """Pre-trained diffusion models behind one interface: encode, decode and eps(x, t, labels)."""
 
 from ..checkpoints.architectures import (
+    DDPMArchitecture,
     FirstStageArchitecture,
     GuidedDiffusionArchitecture,
     LatentDiffusionArchitecture,
@@ -13,6 +14,7 @@ from .pixel import PixelDiffusion
 
 __all__ = [
     "Backbone",
+    "DDPMArchitecture",
     "DiffusersPipeline",
     "FirstStageArchitecture",
     "GuidedDiffusionArchitecture",

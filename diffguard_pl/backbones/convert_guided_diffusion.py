@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.architectures import Architecture, GuidedDiffusionArchitecture
+from ..checkpoints.architectures import (
+    GuidedDiffusionArchitecture,
+    LatentDiffusionArchitecture,
+)
 from ..checkpoints.state_dicts import OriginalTensor
 from ..diffusion.schedule import (
     cosine_alpha_bar,
@@ -35,8 +38,10 @@ NOISE_SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 """Functions of the number of timesteps, by the name that guided-diffusion gives a schedule."""
 UNET_KEYS = ("time_embed.0.weight", "input_blocks.0.0.weight")
 """Keys that every UNet in this layout has."""
+SharedLayout = GuidedDiffusionArchitecture | LatentDiffusionArchitecture
+"""Architectures whose UNets have this layout of keys."""
 SETTINGS = {
-    r"^class_embedding": "backbone.architecture.class_cond",
+    r"^class_embedding": "backbone.architecture.class_cond, num_classes and null_class",
     r"^conv_out|^conv_norm_out": "backbone.architecture.learn_sigma",
     r"^conv_in|^time_embedding": "backbone.architecture.num_channels",
     r"time_emb_proj": "backbone.architecture.use_scale_shift_norm",
@@ -100,7 +105,7 @@ def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2D
             resnet_time_scale_shift="scale_shift" if a.use_scale_shift_norm else "default",
             attention_head_dim=a.num_head_channels if a.num_head_channels > 0 else 1,
             attn_norm_num_groups=32,
-            num_class_embeds=a.num_classes if a.class_cond else None,
+            num_class_embeds=a.num_classes + a.null_class if a.class_cond else None,
         )
     if a.num_head_channels <= 0:
         set_num_heads(unet, a.num_heads)
@@ -170,7 +175,7 @@ INSIDE_ATTENTION = [
 
 
 def convert_unet_keys(
-    tensors: Mapping[str, OriginalTensor], architecture: Architecture
+    tensors: Mapping[str, OriginalTensor], architecture: SharedLayout
 ) -> ConvertedWeights:
     """Rename the keys of a UNet from the original layout to diffusers'.
 
@@ -202,7 +207,7 @@ def convert_unet_keys(
     return converted
 
 
-def unet_module_names(architecture: Architecture) -> dict[str, str]:
+def unet_module_names(architecture: SharedLayout) -> dict[str, str]:
     """Return the diffusers name of each of the UNet's blocks and outer layers, by original name."""
     levels, res_blocks = len(architecture.channel_mult), architecture.num_res_blocks
     attention = architecture.attention_levels

@@ -56,6 +56,7 @@ class LatentDiffusion(Backbone):
         ddim_discretize: str = "uniform",
     ):
         a = architecture or known_architecture(checkpoint, LatentDiffusionArchitecture)
+        a = a or LatentDiffusionArchitecture()
         choose("ddim_discretize", ddim_discretize, list(DISCRETIZATIONS))
         unet, embedding, first_stage = _load_networks(checkpoint, a)
         super().__init__(image_side(first_stage, Path(checkpoint)), input_size, process_method)

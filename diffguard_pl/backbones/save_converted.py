@@ -12,11 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from .. import __version__
-from ..checkpoints.architectures import (
-    Architecture,
-    GuidedDiffusionArchitecture,
-    LatentDiffusionArchitecture,
-)
+from ..checkpoints.architectures import Architecture, LatentDiffusionArchitecture
 from ..checkpoints.converted import (
     RECORD_FILE,
     conversion_record,
@@ -25,14 +21,13 @@ from ..checkpoints.converted import (
     parse_architecture,
 )
 from ..checkpoints.registry import resolve
-from ..checkpoints.state_dicts import find_weights, first_keys
-from ..checkpoints.tensors import load_content
 from ..errors import InputError
 from ..runs.files import apply_umask
 from ..runs.lock import locked
 from ..yaml_file import read_yaml
-from .convert_guided_diffusion import UNET_KEYS, load_guided_diffusion
-from .convert_latent_diffusion import UNET, load_latent_diffusion
+from .convert_latent_diffusion import load_latent_diffusion
+from .layouts import layout_of
+from .pixel import load_pixel_unet
 
 
 def save_converted(
@@ -41,7 +36,7 @@ def save_converted(
     """Write a copy of a checkpoint in diffusers' layout.
 
     Args:
-        checkpoint: Guided-diffusion or latent-diffusion file, or anything else that
+        checkpoint: Guided-diffusion, latent-diffusion or DDPM file, or anything else that
             :func:`~diffguard_pl.checkpoints.registry.resolve` takes.
         out: Folder to write; a copy in it is replaced. Defaults to where the copy is looked for.
         architecture: YAML or JSON file with the settings of the architecture. Defaults to those
@@ -51,22 +46,22 @@ def save_converted(
         The folder.
 
     Raises:
-        InputError: the file is not a checkpoint of either family, its architecture does not fit, or
-            the folder holds something else.
+        InputError: The file is not a checkpoint of a known family, its architecture does not fit,
+            or the folder holds something else.
     """
     path = resolve(checkpoint)
     if path.is_dir():
         raise InputError(f"checkpoint {path}: is a folder; nothing needs to be converted")
-    kind = _family(path)
+    kind = layout_of(path)
     if architecture is not None:
         settings = _read_architecture(kind, architecture)
     else:
-        settings = known_architecture(checkpoint, kind)
+        settings = known_architecture(checkpoint, kind) or kind()
     record = conversion_record(path, settings) | {"diffguard_pl": __version__}
     out = out or converted_folder(checkpoint)
     with _complete_folder(out) as folder:
-        if isinstance(settings, GuidedDiffusionArchitecture):
-            load_guided_diffusion(path, settings).save_pretrained(folder)
+        if not isinstance(settings, LatentDiffusionArchitecture):
+            load_pixel_unet(path, settings).save_pretrained(folder)
         else:
             unet, embedding, first_stage = load_latent_diffusion(path, settings)
             unet.save_pretrained(folder / "unet")
@@ -75,17 +70,6 @@ def save_converted(
             save_file(embedding.state_dict(), folder / "class_embedding" / "model.safetensors")
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
     return out
-
-
-def _family(path: Path) -> type[Architecture]:
-    """Return the architecture's class, by the keys of a checkpoint."""
-    content = load_content(path)
-    if find_weights(content, [UNET + key for key in UNET_KEYS]):
-        return LatentDiffusionArchitecture
-    if find_weights(content, UNET_KEYS):
-        return GuidedDiffusionArchitecture
-    families = "guided diffusion (input_blocks...) nor latent diffusion (model.diffusion_model...)"
-    raise InputError(f"checkpoint {path}: neither {families}; {first_keys(content)}")
 
 
 def _read_architecture(kind: type[Architecture], file: Path) -> Architecture:

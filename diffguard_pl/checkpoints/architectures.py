@@ -28,6 +28,8 @@ class GuidedDiffusionArchitecture:
         learn_sigma: Whether the last 3 of 6 output channels are variances.
         class_cond: Whether the network takes a class label.
         num_classes: Number of classes, if ``class_cond``.
+        null_class: Whether one more label, after the classes, means "no class". The originals have
+            none; DiffNB's improved-diffusion model has one.
         noise_schedule: Noise schedule of the training: ``linear``, ``cosine``, or one that the
             original DiffGuard added, ``ldm_linear`` or ``cos_linear``.
         diffusion_steps: Number of timesteps of the training.
@@ -50,6 +52,7 @@ class GuidedDiffusionArchitecture:
     learn_sigma: bool = True
     class_cond: bool = False
     num_classes: int = 1000
+    null_class: bool = False
     noise_schedule: str = "linear"
     diffusion_steps: int = 1000
     rescale_timesteps: bool = False
@@ -61,6 +64,54 @@ class GuidedDiffusionArchitecture:
         # the side of the feature maps halves from level to level
         sides = [self.image_size >> level for level in range(len(self.channel_mult))]
         return [side in self.attention_resolutions for side in sides]
+
+
+@dataclass(frozen=True)
+class DDPMArchitecture:
+    """The UNet of DDPM (Ho et al. 2020), under the names of DDIM's code (Song et al. 2021).
+
+    With a class embedding it is DiffNB's model, the paper's on CIFAR-10. The defaults are those of
+    DiffNB's ``ddim_cifar10_cond``.
+
+    Args:
+        image_size: Side of the images in pixels.
+        ch: Number of channels of the first level.
+        ch_mult: Factor on ``ch`` at each level.
+        num_res_blocks: Number of residual blocks per level.
+        attn_resolutions: Sides, in pixels, of the feature maps that have attention.
+        num_classes: Number of classes, without the label after them, which means "no class". 0: the
+            network takes no label.
+        beta_schedule: Noise schedule of the training: ``linear``, ``quad`` (betas with linear
+            roots) or ``cosine``.
+        beta_start: First beta of the noise schedule; not used by ``cosine``.
+        beta_end: Last beta of the noise schedule; not used by ``cosine``.
+        num_diffusion_timesteps: Number of timesteps of the training.
+        use_ema: Whether to use the moving average of the weights, if the file has both it and the
+            weights themselves.
+    """
+
+    image_size: int = 32
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    num_classes: int = 10
+    beta_schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    num_diffusion_timesteps: int = 1000
+    use_ema: bool = True
+
+    @property
+    def null_class(self) -> bool:
+        """Whether the last label means "no class"."""
+        return self.num_classes > 0
+
+    @property
+    def attention_levels(self) -> list[bool]:
+        """Whether each level has attention."""
+        sides = [self.image_size >> level for level in range(len(self.ch_mult))]
+        return [side in self.attn_resolutions for side in sides]
 
 
 @dataclass(frozen=True)
@@ -152,5 +203,6 @@ class LatentDiffusionArchitecture:
         return [rate in self.attention_resolutions for rate in rates]
 
 
-Architecture = GuidedDiffusionArchitecture | LatentDiffusionArchitecture
+PixelArchitecture = GuidedDiffusionArchitecture | DDPMArchitecture
+Architecture = PixelArchitecture | LatentDiffusionArchitecture
 ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)

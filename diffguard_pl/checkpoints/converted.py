@@ -21,28 +21,29 @@ RECORD_FILE = "converted.json"
 # ---- architectures
 
 
-def known_architecture(checkpoint: str | Path, kind: type[ArchitectureT]) -> ArchitectureT:
-    """Return the architecture of published weights or of a converted copy, else the default one.
+def known_architecture(checkpoint: str | Path, *kinds: type[ArchitectureT]) -> ArchitectureT | None:
+    """Return the architecture of published weights or of a converted copy; None if unknown.
 
     Args:
         checkpoint: Value of a ``checkpoint`` setting.
-        kind: Class of the architecture that the caller can use.
+        kinds: Classes of the architectures that the caller can use.
 
     Raises:
         InputError: The published weights have an architecture of another class.
     """
     published = find_published(checkpoint)
     if published:
-        if not isinstance(published.architecture, kind):
+        if not isinstance(published.architecture, kinds):
             raise InputError(
                 f"checkpoint: {published.name} ({published.description}) does not fit this "
                 "backbone; change backbone.class_path"
             )
         return published.architecture
     record = _read_record(Path(checkpoint).expanduser())
-    if record.get("kind") == kind.__name__:
-        return parse_architecture(kind, record["architecture"], str(checkpoint))
-    return kind()
+    for kind in kinds:
+        if record.get("kind") == kind.__name__:
+            return parse_architecture(kind, record["architecture"], str(checkpoint))
+    return None
 
 
 def parse_architecture(kind: type[ArchitectureT], settings: Any, source: str) -> ArchitectureT:
@@ -130,6 +131,9 @@ def is_up_to_date(copy: Path, source: Path | None, architecture: Architecture) -
     else:
         expected = architecture_record(architecture)
     record = _read_record(copy)
+    # a copy of an earlier version does not have the settings that were added since
+    defaults = architecture_record(type(architecture)())["architecture"]
+    record["architecture"] = defaults | record.get("architecture", {})
     return all(record.get(key) == value for key, value in expected.items())
 
 

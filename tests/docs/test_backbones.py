@@ -6,7 +6,7 @@ import re
 import yaml
 from helpers import ROOT
 
-from diffguard_pl.backbones import DiffusersPipeline
+from diffguard_pl.backbones import DDPMArchitecture, DiffusersPipeline, PixelDiffusion
 
 PAGE = ROOT / "docs" / "backbones.md"
 
@@ -21,7 +21,9 @@ def test_the_code_of_the_page_runs():
 
 
 def test_the_settings_of_the_page_are_settings():
-    (text,) = blocks("yaml")
-    backbone = yaml.safe_load(text)["model"]["backbone"]
-    assert backbone["class_path"] == "diffguard_pl.backbones.DiffusersPipeline"
-    inspect.signature(DiffusersPipeline).bind(**backbone["init_args"])
+    for text, kind in zip(blocks("yaml"), (PixelDiffusion, DiffusersPipeline), strict=True):
+        backbone = yaml.safe_load(text)["model"]["backbone"]
+        assert backbone["class_path"] == f"diffguard_pl.backbones.{kind.__name__}"
+        settings = inspect.signature(kind).bind(**backbone["init_args"]).arguments
+        if "architecture" in settings:
+            DDPMArchitecture(**settings["architecture"])

@@ -15,7 +15,8 @@ from helpers.results import scores_of
 from PIL import Image
 from torchvision.models import ResNet50_Weights, resnet50
 
-from diffguard_pl.checkpoints.converted import architecture_record
+from diffguard_pl.backbones import DDPMArchitecture
+from diffguard_pl.checkpoints.converted import architecture_record, parse_architecture
 from diffguard_pl.checkpoints.registry import PUBLISHED
 from diffguard_pl.commands import analyze
 from diffguard_pl.commands.evaluate import main
@@ -27,7 +28,8 @@ EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")
 IMAGENET = [
     name
     for name in EXPERIMENTS
-    if not name.startswith(("digits", "fast/", "small/", "cifar", "wandb", "combine/digits"))
+    if not name.startswith(("digits", "fast/", "small/", "wandb", "combine/digits"))
+    and "cifar10" not in name
 ]
 
 
@@ -217,22 +219,49 @@ def test_the_readme_s_ldm_command_on_an_original_format_checkpoint(run, tmp_path
     assert_drawn(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def cifar_classifier(tmp_path_factory) -> list[str]:
+    """Settings of OpenOOD's classifier for CIFAR-10, with random weights."""
+    from diffguard_pl.classifiers.resnets import ResNet18_32x32
+
+    file = tmp_path_factory.mktemp("openood") / "best.ckpt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save({"state_dict": ResNet18_32x32().state_dict()}, file)
+    return ["--model.classifier.checkpoint", str(file)]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "oracle/cifar10"])
+def test_table_1_runs_two_batches_of_each_set(name, run, cifar_classifier):
+    small = ["--config", "small/cifar10", "--data.batch_size", "1"]
+    rows = run("--config", name, *small, *cifar_classifier)
+    expected = [("cifar10", "ind"), ("cifar100", "near"), ("tin", "near")]
+    assert [(row["dataset"], row["group"]) for row in rows[::2]] == expected
+    assert all(math.isfinite(row["logits"]) and row["logits"] < 0 for row in rows)
+    assert all(row["error"] is None for row in rows)
+    if name.startswith("oracle"):
+        assert [row["reconstructed_as"] for row in rows[:2]] == [row["label"] for row in rows[:2]]
+
+
+def test_table_1_compares_logits_and_borrows_the_settings_of_ldm():
+    cifar10, ldm, oracle = resolved("cifar10"), resolved("ldm"), resolved("oracle/cifar10")
+    assert cifar10["discrepancies"][0] == "logits"
+    assert (cifar10["guidance"], cifar10["steps"]) == (ldm["guidance"], ldm["steps"])
+    # no early stop, and a comparison with the input
+    assert {*cifar10} == {*ldm}
+    assert oracle["oracle"] == resolved("oracle/ldm")["oracle"] == "all"
+    assert oracle["guidance"]["init_args"] == {"scale": 10.0, "cam_cut": None}
+    architecture = cifar10["backbone"]["init_args"]["architecture"]
+    assert parse_architecture(DDPMArchitecture, architecture, "cifar10") == DDPMArchitecture()
+
+
 def assert_drawn(folder: Path) -> None:
     (picture,) = folder.glob("runs/**/pictures.png")
     assert Image.open(picture).width > 400
 
 
-def test_cifar10_at_full_size(run, tmp_path):
-    from diffguard_pl.classifiers.resnets import ResNet18_32x32
-
-    (tmp_path / "results").mkdir()
-    torch.save({"state_dict": ResNet18_32x32().state_dict()}, tmp_path / "best.ckpt")
-    weights = [
-        "--model.classifier.checkpoint",
-        "best.ckpt",
-        "--model.backbone.checkpoint",
-        "random",
-    ]
+def test_cifar10_at_full_size(run, tmp_path, cifar_classifier):
+    weights = [*cifar_classifier, "--model.backbone.checkpoint", "random"]
     architecture = PUBLISHED["gdm-cifar10"].architecture
     (tmp_path / "full.yaml").write_text(
         yaml.safe_dump(
