@@ -20,8 +20,8 @@ from .load import ConvertedWeights, find_original, load_converted
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-DDPM_KEYS = ("temb.dense.0.weight", "down.0.block.0.norm1.weight")
-"""Keys that every UNet in this layout has."""
+DDPM_KEYS = ("temb.dense.0.weight", "temb.dense.1.weight")
+"""Keys that every UNet in this layout has, and no network of another one."""
 BETA_SCHEDULES = ["linear", "quad", "cosine"]
 # The setting that decides whether a key fits, by a regular expression of the key.
 SETTINGS = {

@@ -16,7 +16,7 @@ from ..checkpoints.state_dicts import find_weights
 from ..checkpoints.tensors import load_content
 from ..diffusion.schedule import Schedule, respaced, respaced_by
 from ..dtypes import at_least_float32
-from ..errors import choose
+from ..errors import InputError, choose
 from .base import Backbone
 from .convert_ddpm import DDPM_KEYS, build_ddpm, ddpm_alpha_bar, load_ddpm
 from .convert_guided_diffusion import (
@@ -108,7 +108,15 @@ def load_pixel_unet(path: Path, architecture: PixelArchitecture) -> "UNet2DModel
     """
     if isinstance(architecture, DDPMArchitecture):
         return load_ddpm(path, architecture)
-    return load_guided_diffusion(path, architecture)
+    try:
+        return load_guided_diffusion(path, architecture)
+    except InputError as error:
+        if not _has_ddpm_keys(path):
+            raise
+        raise InputError(
+            f"checkpoint {path}: has the keys of DDPM, not of guided-diffusion; give "
+            "backbone.architecture the settings of DDPM, such as ch and ch_mult, or none"
+        ) from error
 
 
 def _load_unet(checkpoint: str, architecture: PixelArchitecture) -> "UNet2DModel":
@@ -136,9 +144,13 @@ def _default_architecture(checkpoint: str) -> PixelArchitecture:
     if checkpoint == RANDOM:
         return GuidedDiffusionArchitecture()
     path = resolve(checkpoint)
-    if path.is_file() and find_weights(load_content(path), DDPM_KEYS):
+    if path.is_file() and _has_ddpm_keys(path):
         return DDPMArchitecture()
     return GuidedDiffusionArchitecture()
+
+
+def _has_ddpm_keys(path: Path) -> bool:
+    return bool(find_weights(load_content(path), DDPM_KEYS))
 
 
 def _alpha_bar(architecture: PixelArchitecture) -> Tensor:

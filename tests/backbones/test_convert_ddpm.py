@@ -7,13 +7,18 @@ import torch
 from helpers.originals import saved
 from helpers.pixel_unets import ARCHITECTURES, LABELS, computed_by, golden, original
 
-from diffguard_pl import InputError
+from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import DDPMArchitecture, PixelDiffusion
 from diffguard_pl.backbones.convert_ddpm import build_ddpm, ddpm_alpha_bar
 from diffguard_pl.backbones.save_converted import save_converted
+from diffguard_pl.classifiers.resnets import SmallResNet
+from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
+from diffguard_pl.diffusion.ddim import Level
+from diffguard_pl.diffusion.guidance import GuidanceInputs, GuidingClassifier
 from diffguard_pl.diffusion.schedule import cosine_alpha_bar, linear_alpha_bar
 
 DDPM = ARCHITECTURES["diffnb_ddpm"]
+UNUSED_CLASSIFIER = GuidingClassifier(torch.flatten, 16)
 TOLERANCE = 1e-5
 """Largest relative difference of float32 computations of eps."""
 
@@ -42,6 +47,51 @@ def test_eps_is_that_of_the_original_under_every_label_and_without(name, tmp_pat
     has_null_class = name.startswith("diffnb")
     assert backbone.num_classes == (LABELS - 1 if has_null_class else LABELS)
     assert backbone.null_label == (LABELS - 1 if has_null_class else None)
+
+
+@pytest.mark.parametrize("name", ["diffnb_ddpm", "diffnb_iddpm"])
+def test_guidance_in_pixel_space_is_that_of_diffnb(name, tmp_path):
+    weights, numbers = golden(name)
+    backbone = PixelDiffusion(saved(weights, tmp_path / "model.pt"), ARCHITECTURES[name])
+    count, beta = LABELS - 1, 2.0
+    x, t = numbers["x"][:count], numbers["t"][:count]
+    inputs = GuidanceInputs(
+        network_labels=torch.full((count,), backbone.null_label),
+        labels=numbers["labels"][:count],
+        scale=torch.full((count, 1, 1, 1), 1 + beta),
+    )
+    eps = ClassifierFreeGuidance().predict_eps(
+        backbone.eps, x, t, Level.of(backbone.alpha_bar[t], x), inputs, UNUSED_CLASSIFIER
+    )
+    # (1 + beta) eps(x, y) - beta eps(x, null), as its sampler has it
+    expected = (1 + beta) * numbers["eps"][:count] - beta * numbers["eps_null"][:count]
+    assert relative_difference(eps, expected) < TOLERANCE
+
+
+def test_an_image_is_scored_alike_whatever_the_batch_and_as_in_plain_loops(ddpm_file):
+    torch.manual_seed(0)
+    diffguard = DiffGuard(
+        Classifier(SmallResNet(3), input_size=16),
+        PixelDiffusion(ddpm_file, DDPM),
+        ClassifierFreeGuidance(scale=10.0, cam_cut=0.3),
+        steps=4,
+        discrepancies=["logits", "l2"],
+        slots=3,
+    ).double()
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    together = diffguard(images)
+    for i in range(2):
+        alone = diffguard(images[i : i + 1])
+        for name in ("logits", "l2"):
+            score = alone.scores[name]
+            torch.testing.assert_close(together.scores[name][i : i + 1], score, atol=1e-9, rtol=0)
+    prediction = diffguard.classify(images)
+    recon = diffguard.reconstruct(diffguard.invert(images, prediction), prediction)
+    torch.testing.assert_close(together.reconstructions, recon.guided, atol=1e-9, rtol=0)
+    # the paper's distance on CIFAR-10
+    logits = diffguard.classifier.view(recon.guided).logits
+    distance = (prediction.view.logits - logits).abs().sum(dim=1)
+    torch.testing.assert_close(together.scores["logits"], -distance, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -78,10 +128,10 @@ def test_a_converted_copy_predicts_the_same_and_keeps_its_null_class(ddpm_file, 
         "attn_resolutions: [8]\nnum_classes: 3\nbeta_schedule: quad\n"
     )
     folder = save_converted(ddpm_file, tmp_path / "copy", settings)
-    original, copy = PixelDiffusion(ddpm_file, DDPM), PixelDiffusion(str(folder))
+    first, copy = PixelDiffusion(ddpm_file, DDPM), PixelDiffusion(str(folder))
     numbers = golden("diffnb_ddpm")[1]
     inputs = numbers["x"], numbers["t"], numbers["labels"]
-    assert torch.equal(copy.eps(*inputs), original.eps(*inputs))
+    assert torch.equal(copy.eps(*inputs), first.eps(*inputs))
     assert (copy.null_label, copy.num_classes) == (3, 3)
     assert torch.equal(copy.alpha_bar, ddpm_alpha_bar(replace(DDPM, beta_schedule="quad")))
 
@@ -109,6 +159,8 @@ def test_without_settings_the_layout_of_the_keys_decides(ddpm_file):
     # the defaults of a DDPM, not those of guided-diffusion
     with pytest.raises(InputError, match=r"temb.dense.0.weight is \[128, 32\], .* \[512, 128\]"):
         PixelDiffusion(ddpm_file)
+    with pytest.raises(InputError, match=r"keys of DDPM.*backbone.architecture.*ch_mult"):
+        PixelDiffusion(ddpm_file, ARCHITECTURES["guided_diffusion"])
 
 
 def test_the_noise_schedules_of_ddpm():

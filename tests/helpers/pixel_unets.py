@@ -93,7 +93,10 @@ def weights_of(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 
 def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of a UNet, and x, t, labels and eps as its own code computes it."""
+    """Return the weights of a UNet, and x, t, labels and eps as its own code computes it.
+
+    With a label for "no class", also eps under that label, ``eps_null``.
+    """
     numbers = {
         key.removeprefix(f"{name}."): tensor
         for key, tensor in load_file(NUMBERS).items()
@@ -157,7 +160,7 @@ def _diffnb_settings(a: DDPMArchitecture) -> dict[str, Any]:
 
 @torch.no_grad()
 def computed_by(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return x, t, labels and eps of a UNet with the golden weights."""
+    """Return the numbers of :func:`golden` from a UNet with the golden weights."""
     module.load_state_dict(weights_of(shapes_of(module)))
     module.eval()
     x = weights_of({f"{name}.x": [LABELS, 3, 16, 16]})[f"{name}.x"] * 8
@@ -166,8 +169,12 @@ def computed_by(module: nn.Module, name: str) -> dict[str, Tensor]:
     time = t.float()
     if isinstance(a, GuidedDiffusionArchitecture) and a.rescale_timesteps:
         time = time * (1000 / a.diffusion_steps)
-    eps = module(x, time, y=labels)[:, :3]
-    return {"x": x, "t": t, "labels": labels, "eps": eps.contiguous()}
+    eps = {"eps": module(x, time, y=labels)}
+    if a.null_class:
+        eps["eps_null"] = module(x, time, y=torch.full_like(labels, LABELS - 1))
+    # channels 4 to 6, if any, are the learned variance
+    eps = {key: tensor[:, :3].contiguous() for key, tensor in eps.items()}
+    return {"x": x, "t": t, "labels": labels} | eps
 
 
 def shapes_of(module: nn.Module) -> dict[str, list[int]]:
