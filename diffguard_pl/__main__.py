@@ -14,7 +14,7 @@ COMMANDS = {
     "score": "Accept or reject images with a detector file.",
     "demo": "Serve a web page to try a detector.",
     "report": "Rebuild the report page of a run, or compare runs.",
-    "analyze": "Measure the classifier's accuracy on noisy images (Fig. 2 of the paper).",
+    "analyze": "Measure what Figs. 2, 4, 6 and 7 of the paper show.",
     "submit": "Submit a test to a SLURM cluster.",
     "merge": "Merge the shards of a run and build its report.",
     "data": "Check which datasets are present, or download the published ones.",

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from ..errors import InputError
@@ -12,8 +13,14 @@ from .errors import end_with_images_left_out, one_line_errors
 
 HELP = """\
 usage: diffguard-pl analyze [-h] [-c CONFIG] [--SECTION.SETTING VALUE ...]
+       diffguard-pl analyze inversion | labels | sweep ...
 
-Measure the classifier's accuracy on noisy images (Fig. 2 of the paper).
+Measure the classifier's accuracy on noisy images (Fig. 2 of the paper). With a name, the analysis
+of another figure; diffguard-pl analyze NAME --help describes it:
+  inversion             Similarity of images to themselves along the inversion (Fig. 4).
+  labels                Reconstructions under true and false labels, with each part of the guidance
+                        left out (Fig. 6).
+  sweep                 AUROC against one or two settings (Fig. 7).
 
 options:
   -h, --help            show this help message and exit
@@ -32,13 +39,22 @@ Settings of model, data and trainer are those of a test: diffguard-pl test --hel
 """Text of ``--help``. The parser's own would need torch, Lightning and every class of a setting."""
 
 
+FIGURES = ("inversion", "labels", "sweep")
+"""Analyses with a name, each in ``commands/analyze_NAME.py``; without one, it is that of Fig. 2."""
+
+
 def main(args: list[str] | None = None) -> None:
     """Measure the accuracy by timestep; write ``analysis.csv`` and ``analysis.png``.
 
     Args:
         args: Arguments of the command. Defaults to those of the process.
     """
-    if {"-h", "--help"} & set(sys.argv[1:] if args is None else args):
+    given = sys.argv[1:] if args is None else args
+    if given and given[0] in FIGURES:
+        figure = import_module(f".analyze_{given[0]}", __package__)
+        figure.main(list(given[1:]))
+        return
+    if {"-h", "--help"} & set(given):
         print(HELP, end="")
         return
     # The help is printed without these, which import torch and Lightning.

@@ -35,6 +35,8 @@ from ..config_errors import check_values, explain, import_classes, parser_errors
 from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
 from ..errors import InputError
+from ..evaluation.inversion import InversionAnalysis
+from ..evaluation.label_effect import LabelAnalysis
 from ..evaluation.module import DiffGuardModule
 from ..evaluation.noise_accuracy import Analysis
 from ..runs import record
@@ -84,7 +86,9 @@ def command_line(
     resolved, run_name = resolve_configs(sys.argv[1:] if args is None else args)
     # Lightning starts the processes of further devices with sys.argv, which begins with the name of
     # the command unless the process runs `python -m diffguard_pl.test`.
-    sys.argv[1:] = [*(sys.argv[1:2] if sys.argv[1:2] == [command] else []), *resolved]
+    words = command.split()
+    is_named = sys.argv[1 : 1 + len(words)] == words
+    sys.argv[1:] = [*(words if is_named else []), *resolved]
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -96,7 +100,7 @@ def command_line(
     return kind(
         DiffGuardModule,
         LightningDataModule,
-        runs="runs" if command == "test" else f"runs/{command}",
+        runs="runs" if command == "test" else "/".join(["runs", *words]),
         run_name=run_name,
         args=resolved,
         subclass_mode_data=True,
@@ -403,6 +407,19 @@ class AnalyzeCLI(RunCLI):
     """The settings of a test, with those of the analysis in place of the callbacks'."""
 
     save_config = None
+    analysis: type = Analysis
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(Analysis, "analysis")
+        parser.add_class_arguments(self.analysis, "analysis")
+
+
+class InversionCLI(AnalyzeCLI):
+    """The settings of ``analyze inversion``."""
+
+    analysis = InversionAnalysis
+
+
+class LabelCLI(AnalyzeCLI):
+    """The settings of ``analyze labels``."""
+
+    analysis = LabelAnalysis

@@ -25,15 +25,51 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("comparison.html"),
-        metavar="FILE.html",
-        help="page of the comparison; its table is written next to it as .csv "
-        "(default: %(default)s)",
+        metavar="FILE",
+        help="page of the comparison, .html, or picture of --against, .png; its table is written "
+        "next to it as .csv (default: comparison.html, or curve.png)",
+    )
+    parser.add_argument(
+        "--against",
+        action="append",
+        metavar="SETTING",
+        help="draw the AUROC of the runs against a setting in which they differ, such as "
+        "model.guidance.scale, in place of a comparison; a second one makes a curve of each value",
     )
     given = parser.parse_args(args)
 
     with one_line_errors():
-        report(given.run, given.out)
+        if given.against:
+            report_curve(given.run, given.against, given.out or Path("curve.png"))
+        else:
+            report(given.run, given.out or Path("comparison.html"))
+
+
+def report_curve(folders: Sequence[Path], settings: Sequence[str], picture: Path) -> None:
+    """Write the results of runs against settings as CSV and PNG, and print the table.
+
+    Args:
+        folders: Folders of the runs.
+        settings: Settings in which they differ, the horizontal axis first.
+        picture: Path of the PNG; the CSV is written next to it.
+
+    Raises:
+        InputError: A run cannot be read, the runs do not form a curve, or the picture is not
+            ``.png``.
+    """
+    from ..errors import InputError
+    from ..report.results import read_results
+    from ..report.setting_curve import curve_table, draw_curve, setting_curve, write_curve_csv
+    from ..report.tables import terminal
+
+    if picture.suffix.lower() != ".png":
+        raise InputError(f"--out {picture}: must end in .png with --against")
+    points = setting_curve([read_results(folder) for folder in folders], settings)
+    table = picture.with_suffix(".csv")
+    write_curve_csv(points, table)
+    draw_curve(points, picture)
+    terminal().print(curve_table(points))
+    print(f"table: {table}\n plot: {picture}")
 
 
 def report(folders: Sequence[Path], comparison: Path | None = None) -> None:

@@ -24,6 +24,7 @@ from .guidance import (
     GuidanceInputs,
     GuidingClassifier,
     Network,
+    changed,
     checked_interval,
     clip_where,
 )
@@ -65,6 +66,9 @@ class ClassifierFreeGuidance(Guidance):
         self.scale, self.cam_cut = scale, cam_cut
         self.interval = checked_interval(interval)
         self.inversion_scale = inversion_scale if inversion_label else 0.0
+
+    def ablations(self) -> dict[str, Guidance]:
+        return {} if self.cam_cut is None else {"no mask": changed(self, cam_cut=None)}
 
     def needs_single_call(self, scale: Tensor, masked: bool) -> Tensor:
         # w = 1 leaves eps(x_t, y) alone; a mask needs both.

@@ -27,6 +27,7 @@ from .guidance import (
     GuidanceInputs,
     GuidingClassifier,
     Network,
+    changed,
     checked_interval,
     clip_where,
 )
@@ -69,6 +70,17 @@ class ClassifierGuidance(Guidance):
         self.scale, self.cutouts, self.cutout_size = scale, cutouts, cutout_size
         self.x0hat, self.seed = x0hat, seed
         self.interval = checked_interval(interval)
+
+    def ablations(self) -> dict[str, Guidance]:
+        # The parts of the clean gradient; without both it is classifier guidance as of equation 4.
+        found: dict[str, Guidance] = {}
+        if self.x0hat:
+            found["no x0hat"] = changed(self, x0hat=False)
+        if self.cutouts:
+            found["no cutouts"] = changed(self, cutouts=0)
+        if len(found) == 2:
+            found["neither"] = changed(self, x0hat=False, cutouts=0)
+        return found
 
     def crops(self, steps: int, image_size: int) -> Tensor | None:
         if self.cutouts == 0:

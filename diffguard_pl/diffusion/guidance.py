@@ -13,8 +13,9 @@ the rows of inversion or of the unguided reconstruction (``compare_to: unguided`
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,6 +139,10 @@ class Guidance(ABC):
         """
         return None
 
+    def ablations(self) -> dict[str, "Guidance"]:
+        """Return this guidance with parts left out, by what is left out; empty without parts."""
+        return {}
+
     @abstractmethod
     def predict_eps(
         self,
@@ -158,6 +163,13 @@ class Guidance(ABC):
             inputs: What each row needs.
             classifier: Classifier under protection.
         """
+
+
+def changed(guidance: Guidance, **attributes: Any) -> Guidance:
+    """Return a copy of a guidance with other attributes."""
+    other = copy(guidance)
+    vars(other).update(attributes)
+    return other
 
 
 def checked_interval(interval: tuple[float, float]) -> tuple[float, float]:

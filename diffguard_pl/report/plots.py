@@ -1,12 +1,8 @@
-"""Plots of a run as PNG files: ROC curves and histograms, and the curve of a cascade.
-
-Figures are drawn without pyplot, whose import and global state a report does not need.
-"""
+"""Plots of a run as PNG files: ROC curves and histograms, and the curve of a cascade."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +10,12 @@ import numpy as np
 
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.table import ScoreTable
-from ..runs.files import atomic_write
 from .cascade_curve import CascadePoint
 from .curves import histograms, roc
+from .figure import saved_figure, simplify
 from .style import COLOURS, colour_of, line_style_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -42,12 +36,12 @@ def draw_plots(table: ScoreTable, title: str, path: Path) -> None:
         InputError: The file could not be written.
     """
     legend_lines = -(-len(table.datasets) // LEGEND_COLUMNS)
-    with _figure(title, path, height=4.4 + 0.19 * legend_lines) as figure:
+    with saved_figure(title, path, height=4.4 + 0.19 * legend_lines) as figure:
         left, right = figure.subplots(1, 2)
         _draw_roc_curves(left, table)
         _draw_histograms(right, table)
         for axes in (left, right):
-            _simplify(axes)
+            simplify(axes)
         _add_legend(figure, table)
 
 
@@ -68,7 +62,7 @@ def draw_cascade_curve(
     datasets = [result.dataset for result in points[0].results if result.dataset != "mean"]
     diffused = np.array([100 * point.diffused for point in points])
     chosen = next(i for i, point in enumerate(points) if point.budget == budget)
-    with _figure(f"{title}; dotted: budget {budget:g}", path, height=4.4) as figure:
+    with saved_figure(f"{title}; dotted: budget {budget:g}", path, height=4.4) as figure:
         both = figure.subplots(1, 2)
         for axes, metric, label in zip(both, METRIC_NAMES, ("AUROC", "FPR@95"), strict=True):
             for number, dataset in enumerate(datasets, 1):
@@ -79,7 +73,7 @@ def draw_cascade_curve(
                 axes.plot(diffused, values, marker="o", markersize=3, **line)
             axes.axvline(diffused[chosen], color="#999999", linewidth=0.8, linestyle=":")
             axes.set(xlabel="images diffused (%)", ylabel=f"{label} (%)", xlim=(-2, 102))
-            _simplify(axes)
+            simplify(axes)
         both[0].legend(frameon=False, fontsize=8)
 
 
@@ -93,21 +87,6 @@ def _metric_over_points(
         values.append((getattr(result.metrics, metric), *result.intervals[metric]))
     middle, low, high = 100 * np.array(values).T
     return middle, low, high
-
-
-@contextmanager
-def _figure(title: str, path: Path, height: float) -> Iterator[Figure]:
-    """Yield an empty figure, and write it as a PNG at the end."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # A dollar sign in a dataset's name is not the beginning of a formula.
-    with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(10.5, height), layout="constrained")
-        yield figure
-        figure.suptitle(title, fontsize=11)
-        with atomic_write(path) as unfinished:
-            figure.savefig(unfinished, dpi=150, format="png")
 
 
 def _draw_roc_curves(axes: Axes, table: ScoreTable) -> None:
@@ -169,8 +148,3 @@ def _legend_name(name: str) -> str:
     """Shorten a name to its column; matplotlib would hide a name with a leading underscore."""
     short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
     return f" {short}" if short.startswith("_") else short
-
-
-def _simplify(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -237,7 +237,7 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     Returns:
         A description of the first difference that affects scores, or None if there is none.
     """
-    old, new = _score_settings(before), _score_settings(now)
+    old, new = score_settings(before), score_settings(now)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             was, is_now = _in_words(old.get(key)), _in_words(new.get(key))
@@ -245,7 +245,7 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     return None
 
 
-def _score_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def score_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that scores depend on, by dotted name."""
     settings = {name: config.get(name) for name in ("model", "data", "shard", "seed_everything")}
     trainer = config.get("trainer")
