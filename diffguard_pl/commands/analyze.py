@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, choose
 from ..runs.files import atomic_write
 from ..runs.lock import releasing_locks
 from ..runs.record import CONFIG_FILE
@@ -50,9 +50,11 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments of the command. Defaults to those of the process.
     """
     given = sys.argv[1:] if args is None else args
-    if given and given[0] in FIGURES:
-        figure = import_module(f".analyze_{given[0]}", __package__)
-        figure.main(list(given[1:]))
+    if given and not given[0].startswith("-"):
+        with one_line_errors():
+            choose("analysis", given[0], FIGURES)
+            figure = import_module(f".analyze_{given[0]}", __package__)
+            figure.main(list(given[1:]))
         return
     if {"-h", "--help"} & set(given):
         print(HELP, end="")

@@ -47,6 +47,12 @@ def test_help_names_the_analyses_of_other_figures(capsys):
     assert all(f"\n  {name} " in printed for name in analyze.FIGURES)
 
 
+def test_an_unknown_analysis_ends_in_one_line(monkeypatch):
+    with pytest.raises(SystemExit) as ended:
+        analyze.main(["inverson", "--config", "digits_gdm"])
+    assert "unknown analysis 'inverson'; choose from: inversion" in str(ended.value)
+
+
 def test_similarity_along_the_inversion_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = ["--analysis.similarities", "[psnr, ssim]", "--model.early_stop_steps", "1"]
