@@ -12,7 +12,7 @@ from diffguard_pl.evaluation.inversion import InversionAnalysis, InversionModule
 
 
 class NoNoise(CheapBackbone):
-    """Predicts no noise, so that inversion multiplies the image by sqrt(alpha_bar)."""
+    """Predicts no noise, so that inversion scales the image by the signal level."""
 
     clip_denoised = False
 
@@ -30,9 +30,11 @@ def curve(diffguard, batch_size: int = 32, similarities: tuple[str, ...] = ("psn
 def test_psnr_is_that_of_the_paper_s_formula_over_the_images_of_a_dataset():
     diffguard = cheap_diffguard(backbone=NoNoise(), steps=5, early_stop_steps=1)
     module, data = curve(diffguard)
-    signal = diffguard.schedule.inversion_to.sqrt()
+    # an image counts as a state of the first step
+    schedule = diffguard.schedule
+    signal = (schedule.inversion_to / schedule.inversion_from[0]).sqrt()
     for point in module.points:
-        # x_t = sqrt(alpha_bar_t) x in [-1, 1]; rmse of images in [0, 1] is half of it
+        # x_t = signal x in [-1, 1]; the rmse of images in [0, 1] is half of it
         images = data.images[point.dataset].images.double() * 2 - 1
         rmse = (1 - signal[point.step]) * images.square().mean(dim=(1, 2, 3)).sqrt() / 2
         psnr = (20 * torch.log10(1 / rmse)).numpy() + 20 * np.log10(255 / 2)
@@ -42,7 +44,7 @@ def test_psnr_is_that_of_the_paper_s_formula_over_the_images_of_a_dataset():
     assert [(p.dataset, p.step) for p in module.points] == [
         (dataset, step) for dataset in ("ind", "ood") for step in range(4)
     ]
-    assert [p.timestep for p in module.points[:4]] == diffguard.schedule.timesteps[:4].tolist()
+    assert [p.timestep for p in module.points[:4]] == schedule.timesteps[:4].tolist()
 
 
 def test_early_stop_ends_no_curve_and_its_thresholds_are_kept_for_the_plot():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,12 @@ def test_the_table_ends_with_the_average(runs):
     console = Console(width=150)
     with console.capture() as printed:
         console.print(curve_table(setting_curve(runs, [CUT, STEPS])))
-    lines = printed.get().splitlines()
-    auroc = setting_curve(runs, [CUT, STEPS])[0].average.metrics.auroc
-    (first,) = [line for line in lines if line.split("│")[1:3] == ["     0 ", "    25 "]]
-    assert f"{100 * auroc:.2f} [" in first
+    average = setting_curve(runs, [CUT, STEPS])[0].average
+    rows = [re.split(r"\s*│\s*", line) for line in printed.get().splitlines()]
+    (first,) = [row for row in rows if row[1:3] == ["0", "25"]]
+    low, high = average.intervals["auroc"]
+    expected = f"{100 * average.metrics.auroc:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert first[-2] == expected
 
 
 def test_the_command_writes_table_and_picture(folders, tmp_path, capsys):
