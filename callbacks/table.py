@@ -24,6 +24,7 @@ class MetricsTable(pl.Callback):
             pl_module.metrics.sizes,
             pl_module.left_out,
             pl_module.ind_accuracy,
+            full_spectrum_accuracy=pl_module.full_spectrum_accuracy,
         )
         console = terminal()
         try:

@@ -114,22 +114,22 @@ def primary_metrics(pl_module: DiffGuardModule) -> dict[str, float]:
     group_sizes = Counter(row.group for row in of_datasets)
     values: dict[str, float] = {}
     for row in rows:
-        if row.dataset == "mean":
-            names = [row.group]
-        elif group_sizes[row.group] == 1:  # the dataset is the mean of its group
-            names = [row.dataset, row.group]
-        else:
-            names = [row.dataset]
+        names = [row.tag]
+        if row.dataset != "mean" and group_sizes[row.group] == 1:
+            names.append(row.group)  # the dataset is the mean of its group
         for name, metric in itertools.product(names, ("auroc", "fpr95")):
             values[f"{name}/{metric}"] = getattr(row.metrics, metric)
             if interval := row.intervals.get(metric):
                 for end, value in interval._asdict().items():
                     values[f"{name}/{metric}_{end}"] = value
+    plain = [row for row in of_datasets if not row.is_full_spectrum]
     for metric in ("auroc", "fpr95"):
-        total = sum(getattr(row.metrics, metric) for row in of_datasets)
-        values[f"mean/{metric}"] = total / len(of_datasets)
+        total = sum(getattr(row.metrics, metric) for row in plain)
+        values[f"mean/{metric}"] = total / len(plain)
     values |= {f"images/{name}": count for name, count in pl_module.metrics.sizes.items()}
     values |= {f"left_out/{name}": count for name, count in pl_module.left_out.items()}
+    if not math.isnan(pl_module.full_spectrum_accuracy):
+        values["classifier/fsood_accuracy"] = pl_module.full_spectrum_accuracy
     return values | {"classifier/accuracy": pl_module.ind_accuracy}
 
 
@@ -305,8 +305,8 @@ def plots(table: ScoreTable) -> dict[str, Any]:
     These are a ROC plot for each out-of-distribution dataset and a histogram for each score.
     """
     found = {}
-    for d, dataset in enumerate(table.datasets[1:], 1):
-        found[f"roc/{dataset}"] = _roc_plot(table, d)
+    for d in table.ood:
+        found[f"roc/{table.datasets[d]}"] = _roc_plot(table, d)
     for k, score in enumerate(table.scores):
         found[f"histogram/{score}"] = _histogram(table, k)
     return found

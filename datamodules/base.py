@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffguard_pl.errors import InputError
-from diffguard_pl.names import CALIBRATION
+from diffguard_pl.names import CALIBRATION, CSID
 
 from .reading import ImagePreparation, collate
 from .sources import ImageFiles
@@ -37,7 +37,9 @@ class OODData(LightningDataModule, ABC):
         train_limit: Maximum number of training images, evenly spaced. Defaults to all.
 
     Attributes:
-        groups: Group of each out-of-distribution dataset, such as near and far.
+        groups: Group of each dataset but the first, such as near and far. Those of the group
+            ``csid`` are covariate-shifted in-distribution datasets, with labels, which count as
+            in-distribution in full-spectrum results.
         class_names: Names of the labels, where known.
         preparation: How images are prepared (resize, crop, interpolation, orientation). A
             calibrated detector keeps it.
@@ -121,6 +123,10 @@ class OODData(LightningDataModule, ABC):
         """Return what identifies the training images; None if their features must not be cached."""
         return None
 
+    def has_classes(self, name: str) -> bool:
+        """Return whether the labels of a dataset are classes: it is in-distribution."""
+        return self.groups.get(name, CSID) == CSID
+
     def folder_names(self) -> list[str]:
         """Return the names of class folders, where images come from such folders."""
         return []
@@ -165,7 +171,7 @@ class OODData(LightningDataModule, ABC):
     def datasets(self) -> dict[str, Dataset]:
         """Return the datasets of this run by name; see the class for their items."""
         return {
-            name: spread(self.prepared(source, name, name not in self.groups), self.limit)
+            name: spread(self.prepared(source, name, self.has_classes(name)), self.limit)
             for name, source in self.sources().items()
         }
 

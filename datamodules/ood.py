@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from diffguard_pl.errors import InputError, checked_name, choose
-from diffguard_pl.names import CALIBRATION, IND
+from diffguard_pl.names import CALIBRATION, CSID, FULL_SPECTRUM, IND
 
 from .base import OODData, contents_of
 from .reading import ImagePreparation, Prepared
@@ -16,6 +16,10 @@ from .sources import ClassFolders, ImageFiles
 
 class OODDataModule(OODData):
     """Data from any sources: one in-distribution dataset, then the others, group by group.
+
+    Covariate-shifted in-distribution datasets show the same classes under other conditions. With
+    any, the result table has every result twice: against ``ind`` alone, and with these images
+    counted as in-distribution, too (full-spectrum OOD detection, Yang et al. 2023).
 
     A source of images is any torch dataset: ``ImageList``, ``ImageDirectory``, ``ClassFolders`` and
         ``HuggingFaceImages`` of
@@ -33,13 +37,15 @@ class OODDataModule(OODData):
         batch_size: Number of images per batch.
         num_workers: Number of processes that read images.
         limit: Maximum number of images of each dataset, evenly spaced. Defaults to all.
-        only: Names of the out-of-distribution datasets to run. Defaults to all.
+        only: Names of the datasets to run besides the in-distribution one. Defaults to all.
         on_error: What to do about an unreadable image: ``record`` the reason and go on without it,
             or ``raise``.
         train: Source of in-distribution training images with labels, for fitted baselines.
         train_limit: Maximum number of training images, evenly spaced. Defaults to all.
         calibration: Source of in-distribution validation images for fusion, cascade and thresholds,
             none of them in ``ind``.
+        shifted: Names and sources of covariate-shifted in-distribution datasets, with the same
+            labels as ``ind``.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class OODDataModule(OODData):
         train: Dataset | None = None,
         train_limit: int | None = None,
         calibration: Dataset | None = None,
+        shifted: dict[str, Dataset] | None = None,
     ):
         super().__init__(batch_size, num_workers, limit, train_limit)
         choose("data.on_error", on_error, ["record", "raise"])
@@ -66,7 +73,7 @@ class OODDataModule(OODData):
                 f"data.resize={resize}: must be at least image_size={image_size}, "
                 "which is cropped from it"
             )
-        self.ind_name, self._sources, self.groups = _named_sources(ind, ood)
+        self.ind_name, self._sources, self.groups = _named_sources(ind, ood, shifted or {})
         self.train, self.calibration = train, calibration
         extra = {"train": train, CALIBRATION: calibration}
         _check_lengths(self._sources | {name: s for name, s in extra.items() if s is not None})
@@ -78,13 +85,13 @@ class OODDataModule(OODData):
         self.preparation, self.transform = preparation, preparation.transform
 
     def _keep(self, only: list[str] | None) -> None:
-        """Leave out the out-of-distribution datasets that are not to be run."""
+        """Leave out the datasets that are not to be run."""
         only = [str(name) for name in only or []]
         for name in only:
             choose("data.only", name, list(self.groups))
         if only:
             self.groups = {name: group for name, group in self.groups.items() if name in only}
-        if not self.groups:
+        if set(self.groups.values()) <= {CSID}:
             raise InputError("data.ood: must have at least one out-of-distribution dataset")
         self._sources = {name: self._sources[name] for name in [self.ind_name, *self.groups]}
 
@@ -132,7 +139,9 @@ class OODDataModule(OODData):
 
 
 def _named_sources(
-    ind: Mapping[str, Dataset], ood: Mapping[str, Mapping[str, Dataset]]
+    ind: Mapping[str, Dataset],
+    ood: Mapping[str, Mapping[str, Dataset]],
+    shifted: Mapping[str, Dataset],
 ) -> tuple[str, dict[str, Dataset], dict[str, str]]:
     """Return the name of the in-distribution dataset, all sources, and the groups of the others.
 
@@ -146,15 +155,25 @@ def _named_sources(
     ((given, ind_source),) = ind.items()
     ind_name = checked_name("data.ind: the dataset name", given)
     sources, groups = {ind_name: ind_source}, {}
+
+    def add(setting: str, members: Mapping[str, Dataset], group: str) -> None:
+        for given, source in members.items():
+            name = checked_name(f"{setting}: the dataset name", given)
+            if name in sources:
+                raise InputError(f"{setting}: the dataset name {name!r} must be unique")
+            sources[name], groups[name] = source, group
+
+    add("data.shifted", shifted, CSID)
     for given, members in ood.items():
         group = checked_name("data.ood: the group name", given)
-        if group in (IND, CALIBRATION):
+        if group == CSID:
+            raise InputError(
+                f"data.ood: the group name {CSID!r} is reserved for covariate-shifted "
+                "in-distribution datasets; set data.shifted instead"
+            )
+        if group in (IND, CALIBRATION) or group.startswith(FULL_SPECTRUM):
             raise InputError(f"data.ood: the group name {group!r} is reserved; choose another")
-        for given, source in members.items():
-            name = checked_name("data.ood: the dataset name", given)
-            if name in sources:
-                raise InputError(f"data.ood: the dataset name {name!r} must be unique")
-            sources[name], groups[name] = source, group
+        add("data.ood", members, group)
     if CALIBRATION in sources:
         raise InputError(
             f"data: the dataset name {CALIBRATION!r} is reserved; set data.calibration instead"

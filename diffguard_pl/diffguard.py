@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
+from .backbones.class_map import ClassMap, check_without_map
 from .classifiers.classifier import Classifier
 from .diffusion.ddim import StepCallback
 from .diffusion.early_stop import PSNR, EarlyStop, LearnedSimilarity, Similarity
@@ -71,6 +72,10 @@ class DiffGuard(nn.Module):
         baselines: Scores of the classifier alone, from its pass in stage 1 (odin needs two more):
             names of :data:`~diffguard_pl.scores.baselines.names.BASELINES`, or settings by name,
             such as ``{knn: {K: 50}}``.
+        class_map: Class of the diffusion model for each class of the classifier, where they differ:
+            a list, or ``imagenet200`` for OpenOOD's ImageNet-200 and a model of ImageNet's 1,000
+            classes. Defaults to none: equal classes. An unconditional model needs none, because
+            classifier guidance uses the classifier's own classes.
 
     Attributes:
         sampling: Settings of the DDIM steps.
@@ -94,9 +99,15 @@ class DiffGuard(nn.Module):
         slots: int = 64,
         compile: bool = False,
         baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT_BASELINES,
+        class_map: list[int] | str | None = None,
     ):
         super().__init__()
         _check_compatible(classifier, backbone, guidance)
+        self.class_map: ClassMap | None = None
+        if class_map is None:
+            check_without_map(classifier.num_classes, backbone)
+        else:
+            self.class_map = ClassMap(class_map, classifier.num_classes, backbone)
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         if timestep_respacing is None:
             schedule = backbone.schedule(steps)
@@ -320,7 +331,7 @@ class DiffGuard(nn.Module):
             ),
             settings=self.sampling,
             train_steps=len(self.backbone.alpha_bar),
-            null_label=self.backbone.null_label,
+            null_label=(self.class_map or self.backbone).null_label,
             clip_denoised=self.backbone.clip_denoised,
             early_stop=self._early_stop(),
         )
@@ -335,8 +346,10 @@ class DiffGuard(nn.Module):
         return EarlyStop(self.sampling.early_stop, similarities, self.backbone.remove_padding)
 
     def _evaluate_network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Return eps of x [n, C, h, w] at timesteps t [n] under labels [n]."""
+        """Return eps of x [n, C, h, w] at timesteps t [n] under labels [n] of the classifier."""
         self.nfe += len(x)
+        if self.class_map is not None:
+            labels = self.class_map(labels)
         if not self.compiled:
             return at_least_float32(self.backbone.eps(x, t, labels))
 
@@ -436,10 +449,4 @@ def _check_compatible(classifier: Classifier, backbone: Backbone, guidance: Guid
         raise InputError(
             f"guidance: {guidance_name} does not support {backbone_name}, which diffuses latents; "
             "use ClassifierFreeGuidance"
-        )
-    if backbone.num_classes is not None and classifier.num_classes > backbone.num_classes:
-        raise InputError(
-            f"classifier: must have at most the {backbone.num_classes} classes of the backbone, "
-            f"not {classifier.num_classes}; choose a classifier and a "
-            "backbone with the same classes"
         )

@@ -1,4 +1,4 @@
-"""Residual networks for small images: OpenOOD's for CIFAR, and that of the embedded benchmark."""
+"""Residual networks: OpenOOD's for CIFAR and ImageNet-200, and that of the embedded benchmark."""
 
 from typing import Any
 
@@ -28,6 +28,21 @@ class ResNet18_32x32(ResNet):
         self.maxpool = nn.Identity()
         self.preprocessing = CIFAR100 if num_classes == 100 else CIFAR10
         self.register_load_state_dict_pre_hook(_rename_shortcuts)
+
+
+class ResNet18_224x224(ResNet):
+    """ResNet-18 for 224x224 images with logits [N, classes], as OpenOOD uses it for ImageNet-200.
+
+    torchvision's network, whose keys OpenOOD's checkpoints have. Of larger images the centre is
+    classified that OpenOOD crops: 224 of 256 pixels.
+
+    Args:
+        num_classes: Number of classes. Defaults to 200.
+    """
+
+    def __init__(self, num_classes: int = 200):
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
+        self.preprocessing = Preprocessing(224, crop=224 / 256)
 
 
 def _rename_shortcuts(_: nn.Module, state: dict[str, Tensor], *__: Any) -> None:

@@ -7,8 +7,12 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import one_line_errors
+
+if TYPE_CHECKING:
+    from ..report.results import RunResults
 
 
 def main(args: list[str] | None = None) -> None:
@@ -36,13 +40,23 @@ def main(args: list[str] | None = None) -> None:
         help="draw the AUROC of the runs against a setting in which they differ, such as "
         "model.guidance.scale, in place of a comparison; a second one makes a curve of each value",
     )
+    parser.add_argument(
+        "--leaderboard",
+        choices=["openood"],
+        help="also write the results as OpenOOD v1.5's evaluator and leaderboard have them, into "
+        "the folder openood/ of the run; of several runs, trainings of one classifier, mean and "
+        "deviation, into openood/ beside the page of the comparison",
+    )
     given = parser.parse_args(args)
 
     with one_line_errors():
         if given.against:
             report_curve(given.run, given.against, given.out or Path("curve.png"))
         else:
-            report(given.run, given.out or Path("comparison.html"))
+            page = given.out or Path("comparison.html")
+            runs = report(given.run, page)
+            if given.leaderboard:
+                write_leaderboard(runs, page)
 
 
 def report_curve(folders: Sequence[Path], settings: Sequence[str], picture: Path) -> None:
@@ -72,12 +86,15 @@ def report_curve(folders: Sequence[Path], settings: Sequence[str], picture: Path
     print(f"table: {table}\n plot: {picture}")
 
 
-def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
+def report(folders: Sequence[Path], comparison: Path | None = None) -> "list[RunResults]":
     """Build and print the report of each run, and compare the runs if there are several.
 
     Args:
         folders: Folders of the runs.
         comparison: Path of the comparison page; None to compare nothing. Defaults to None.
+
+    Returns:
+        Results of the runs.
 
     Raises:
         InputError: A run cannot be read, a file cannot be written, or the page is not ``.html``.
@@ -113,6 +130,7 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
             run.left_out,
             run.accuracy,
             run.unfinished,
+            run.full_spectrum_accuracy,
         )
         console.print(table)
         if line := describe_repeats(run.frame, run.header.datasets):
@@ -127,3 +145,21 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> None:
         write_comparison_page(runs, compared, comparison)
         console.print(comparison_table(runs, compared))
         console.print(f"comparison: {comparison}", soft_wrap=True)
+    return runs
+
+
+def write_leaderboard(runs: "Sequence[RunResults]", comparison: Path) -> None:
+    """Write OpenOOD's tables, and print where the leaderboard's lines are.
+
+    Args:
+        runs: Results of the runs.
+        comparison: Path of the comparison page, beside which the tables of several runs go.
+
+    Raises:
+        InputError: A run has other datasets than the leaderboard, or a file cannot be written.
+    """
+    from ..report.leaderboard import write_openood
+
+    parent = runs[0].folder if len(runs) == 1 else comparison.parent
+    for path in write_openood(runs, parent / "openood"):
+        print(f"leaderboard: {path}")

@@ -249,6 +249,8 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
             backbone.null_label,
         ],
     }
+    if model.class_map is not None:
+        method["class_map"] = model.class_map.classes
     return json.loads(json.dumps(method))  # tuples become lists, as in a file
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import InputError, checked_name
-from ..names import CALIBRATION
+from ..names import CALIBRATION, CSID, FULL_SPECTRUM
 from ..stages import as_batch
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
 
     Args:
         loaders: Dict from dataset name to loader.
-        groups: Group of each out-of-distribution dataset; without an entry, its name.
+        groups: Group of each dataset but the first; without an entry, its name.
         calibrating: Whether calibration images alone are scored.
 
     Raises:
@@ -132,10 +132,11 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
     names = [checked_name("test loaders: the dataset name", name) for name in given]
     if calibrating and names:
         return names
-    if len(set(names) - {CALIBRATION}) < 2:
+    shifted = {name for name in names[1:] if groups.get(name, name) == CSID}
+    if len(set(names) - {CALIBRATION} - shifted) < 2:
         raise InputError(
             "test loaders: must be a dict from dataset name to loader, "
-            "the in-distribution one first, then at least one more"
+            "the in-distribution one first, then at least one out-of-distribution one"
         )
     if names[0] == CALIBRATION:
         raise InputError(
@@ -150,7 +151,23 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
         if name == "mean" or others:
             what = "the mean over a group" if name == "mean" else "a group of datasets"
             raise InputError(f"dataset {name!r}: has the name of {what}; rename it")
+        if shifted and name.startswith(FULL_SPECTRUM) | group.startswith(FULL_SPECTRUM):
+            raise InputError(
+                f"dataset {name!r} of group {group!r}: names that begin with {FULL_SPECTRUM} are "
+                "reserved for full-spectrum results; rename it"
+            )
     return names
+
+
+def is_in_distribution(dataset: str, ind: str, groups: Mapping[str, str]) -> bool:
+    """Return whether the labels of a dataset are classes of the classifier.
+
+    Args:
+        dataset: Name of the dataset.
+        ind: Name of the in-distribution dataset.
+        groups: Group of each other dataset.
+    """
+    return dataset in (ind, CALIBRATION) or groups.get(dataset) == CSID
 
 
 def _without(batch: dict[str, Any], done: set[int]) -> dict[str, Any]:

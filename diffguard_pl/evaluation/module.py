@@ -1,5 +1,6 @@
 """DiffGuard as a LightningModule: the four stages, and the results of all ranks."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..names import CALIBRATION
 from ..scores.combination import Cascade, Combination, Fusion
 from ..scores.training_features import fit_baselines
 from ..stages import Detection
-from .batches import BatchReader, dataset_names
+from .batches import BatchReader, dataset_names, is_in_distribution
 from .gate import gate
 from .oracle import ORACLES, oracle_labels
 from .precision import NetworksInHalf
@@ -64,6 +65,7 @@ class DiffGuardModule(pl.LightningModule):
         results: Result table, with 95 % intervals on the first rank and empty on the others.
         ind_accuracy: Accuracy of the classifier on labelled in-distribution images, NaN without
             any.
+        full_spectrum_accuracy: The same with the covariate-shifted datasets; NaN without any.
         left_out: Number of images of each dataset without scores, because they are unreadable.
         error: Error of the current batch; raised when all images before it have their results.
         on_step: Functions that callbacks set to watch each step of ``inversion`` and ``denoising``.
@@ -90,7 +92,7 @@ class DiffGuardModule(pl.LightningModule):
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
         self.results: list[ResultRow] = []
-        self.ind_accuracy = float("nan")
+        self.ind_accuracy = self.full_spectrum_accuracy = float("nan")
         self.left_out: dict[str, int] = {}
         self.error: InputError | None = None
         self.on_step: dict[str, StepCallback] = {}
@@ -235,7 +237,7 @@ class DiffGuardModule(pl.LightningModule):
         if len(images) == 0:
             self._transfer(self.stream.push_nothing(tag))
             return
-        in_distribution = dataset in (self.datasets[0], CALIBRATION)
+        in_distribution = is_in_distribution(dataset, self.datasets[0], self.data.groups)
         classes = self.diffguard.classifier.num_classes
         labels = oracle_labels(self.oracle, batch, dataset, in_distribution, classes)
         if self.on_step:
@@ -277,8 +279,11 @@ class DiffGuardModule(pl.LightningModule):
         self.wait_for_others()
         self.results = self.collector.compute(self.device)
         self.ind_accuracy, self.left_out = self.collector.accuracy, self.collector.left_out
+        self.full_spectrum_accuracy = self.collector.full_spectrum_accuracy
         self.log_dict(logged(self.results), rank_zero_only=True)
         self.log("accuracy", self.ind_accuracy, rank_zero_only=True)
+        if not math.isnan(self.full_spectrum_accuracy):
+            self.log("fsood_accuracy", self.full_spectrum_accuracy, rank_zero_only=True)
 
     def on_test_end(self) -> None:
         # callbacks have written scores and results by now

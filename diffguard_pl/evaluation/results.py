@@ -11,6 +11,7 @@ from ..metrics.bootstrap import with_intervals
 from ..metrics.chance import describe_chance
 from ..metrics.table import ResultRow
 from ..metrics.torchmetric import OODMetrics
+from ..names import CSID
 from .transfer import Finished
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class ResultCollector:
     Attributes:
         metrics: Metrics of the scores; after :meth:`compute` with the gathered table.
         accuracy: Accuracy of the classifier on labelled in-distribution images, NaN without any.
+        full_spectrum_accuracy: The same with the covariate-shifted datasets, as OpenOOD pools them;
+            NaN without such datasets.
         left_out: Number of unreadable images of each dataset; after :meth:`compute` of all ranks.
     """
 
@@ -35,10 +38,14 @@ class ResultCollector:
         self.datasets: list[str] = metrics.datasets
         # states stay on the CPU until they are gathered
         self.correct, self.labelled = SumMetric(), SumMetric()
+        self.shifted_correct, self.shifted_labelled = SumMetric(), SumMetric()
+        self.shifted = {
+            d for d, name in enumerate(self.datasets) if metrics.groups.get(name) == CSID
+        }
         self.unreadable_counts = MetricCollection(
             {str(d): SumMetric() for d in range(len(self.datasets))}, compute_groups=False
         )
-        self.accuracy = float("nan")
+        self.accuracy = self.full_spectrum_accuracy = float("nan")
         self.left_out: dict[str, int] = {}
         # a rank without images needs something to gather, too
         none = torch.zeros(0, dtype=torch.long)
@@ -52,7 +59,7 @@ class ResultCollector:
         d, indices = self.datasets.index(finished.dataset), torch.as_tensor(batch["index"])
         values = torch.stack([detection.scores[name] for name in self.metrics.scores], dim=1)
         self.metrics.update(values, torch.full_like(indices, d), indices)
-        if d > 0:
+        if d > 0 and d not in self.shifted:
             return
         labels = batch["label"]
         if (labels >= self.num_classes).any():
@@ -61,7 +68,7 @@ class ResultCollector:
                 "check that both number the classes alike",
                 stacklevel=1,
             )
-        self._add_labelled((detection.prediction.predicted == labels)[labels >= 0])
+        self._add_labelled(d, (detection.prediction.predicted == labels)[labels >= 0])
 
     def add_unreadable(self, dataset: str, count: int) -> None:
         """Add images without results."""
@@ -81,13 +88,17 @@ class ResultCollector:
             self.metrics.update(values, torch.full_like(indices, d), indices)
             self.add_unreadable(name, len(of_dataset) - len(scored))
             labelled = scored[scored["label"] >= 0]
-            if d == 0 and len(labelled):
+            if (d == 0 or d in self.shifted) and len(labelled):
                 correct = labelled["prediction"] == labelled["label"]
-                self._add_labelled(torch.tensor(correct.to_numpy()))
+                self._add_labelled(d, torch.tensor(correct.to_numpy()))
 
-    def _add_labelled(self, is_correct: torch.Tensor) -> None:
-        self.correct.update(is_correct.sum())
-        self.labelled.update(len(is_correct))
+    def _add_labelled(self, d: int, is_correct: torch.Tensor) -> None:
+        if d == 0:
+            self.correct.update(is_correct.sum())
+            self.labelled.update(len(is_correct))
+        else:
+            self.shifted_correct.update(is_correct.sum())
+            self.shifted_labelled.update(len(is_correct))
 
     def compute(self, device: torch.device) -> list[ResultRow]:
         """Return the result table with 95 % intervals; empty on all ranks but the first.
@@ -95,11 +106,16 @@ class ResultCollector:
         Args:
             device: Device on which ranks gather their states.
         """
-        for metric in (self.metrics, self.correct, self.labelled, self.unreadable_counts):
+        counted = (self.correct, self.labelled, self.shifted_correct, self.shifted_labelled)
+        for metric in (self.metrics, *counted, self.unreadable_counts):
             metric.to(device)
         results = self.metrics.compute()
         correct, labelled = self.correct.compute(), self.labelled.compute()
         self.accuracy = (correct / labelled).item()  # NaN without labels
+        if self.shifted:
+            all_correct = correct + self.shifted_correct.compute()
+            all_labelled = labelled + self.shifted_labelled.compute()
+            self.full_spectrum_accuracy = (all_correct / all_labelled).item()
         counts_of_labels = int(correct), int(labelled), self.num_classes
         if line := describe_chance(self.datasets[0], *counts_of_labels):
             rank_zero_warn(line, stacklevel=3)
@@ -117,6 +133,5 @@ def logged(results: list[ResultRow]) -> dict[str, float]:
         values = row.metrics._asdict()
         for name, interval in row.intervals.items():
             values |= {f"{name}_{end}": value for end, value in interval._asdict().items()}
-        dataset = row.group if row.dataset == "mean" else row.dataset
-        named |= {f"{dataset}/{row.score}/{name}": value for name, value in values.items()}
+        named |= {f"{row.tag}/{row.score}/{name}": value for name, value in values.items()}
     return named

@@ -2,7 +2,8 @@
 
 Images are drawn with replacement, in-distribution and out-of-distribution ones each from their own
 dataset, 1,000 times. All scores and all datasets share the draws of in-distribution images, so
-means over datasets and differences of scores are paired.
+means over datasets and differences of scores are paired. Full-spectrum results pool the draws of
+the in-distribution dataset and of the covariate-shifted ones.
 
 A draw is the number of times that each image occurs in it, its weight. With images in the order of
 a score, one cumulative sum of the weights gives AUROC and FPR@95 of the draw: nothing is sorted
@@ -50,27 +51,52 @@ def replicates(
     Tables of the same images in the same order get the same draws.
     """
     datasets = [table.of(d) for d in range(len(table.datasets))]
-    ind, *oods = datasets
     scores = range(len(table.scores))
 
-    # Sort once: the images of each dataset, and their places among the in-distribution ones.
-    ind_order = [np.argsort(ind[:, k], kind="stable") for k in scores]
-    ranked = [[_ranked(ind[:, k], ood[:, k]) for k in scores] for ood in oods]
+    # Sort once: the in-distribution images, and the places of all others among them.
+    sides = []
+    for prefix, members in table.in_distribution_sides.items():
+        sides.append(_Side(prefix, members, datasets, table.ood))
 
     generator = np.random.default_rng(seed)
-    drawn = np.full((len(oods), len(table.scores), resamples, len(METRIC_NAMES)), np.nan)
+    shape = (len(sides), len(datasets), len(table.scores), resamples, len(METRIC_NAMES))
+    drawn = np.full(shape, np.nan)
     chunk = max(1, CHUNK_WEIGHTS // max(1, *map(len, datasets)))
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         weights = _draw(generator, [len(images) for images in datasets], size)
-        for k in scores:
-            # Number of drawn in-distribution images before each place in the order of the score.
-            below = _cumulative(weights[0].take(ind_order[k], axis=1))
-            for d in range(len(oods)):
-                ranks = ranked[d][k]
-                if ranks is not None:
-                    drawn[d, k, start : start + size] = ranks.metrics(below, weights[d + 1])
-    return _by_row(table, drawn)
+        for s, side in enumerate(sides):
+            pooled = np.concatenate([weights[member] for member in side.members], axis=1)
+            for k in scores:
+                # Number of drawn in-distribution images before each place in the score's order.
+                below = _cumulative(pooled.take(side.order[k], axis=1))
+                for d in table.ood:
+                    ranks = side.ranked[d][k]
+                    if ranks is not None:
+                        drawn[s, d, k, start : start + size] = ranks.metrics(below, weights[d])
+
+    rows: dict[Key, np.ndarray] = {}
+    for s, side in enumerate(sides):
+        rows |= _by_row(table, drawn[s], side.prefix)
+    return rows
+
+
+class _Side:
+    """The images that count as in-distribution, sorted by each score.
+
+    Args:
+        prefix: Beginning of the groups of its results.
+        members: Indices of its datasets.
+        datasets: Scores [n, K] of every dataset.
+        ood: Indices of the out-of-distribution datasets.
+    """
+
+    def __init__(self, prefix: str, members: list[int], datasets: list[np.ndarray], ood: list[int]):
+        self.prefix, self.members = prefix, members
+        ind = np.concatenate([datasets[member] for member in members])
+        scores = range(ind.shape[1])
+        self.order = [np.argsort(ind[:, k], kind="stable") for k in scores]
+        self.ranked = {d: [_ranked(ind[:, k], datasets[d][:, k]) for k in scores] for d in ood}
 
 
 class _Ranks:
@@ -132,14 +158,14 @@ def _cumulative(weights: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _by_row(table: ScoreTable, drawn: np.ndarray) -> dict[Key, np.ndarray]:
+def _by_row(table: ScoreTable, drawn: np.ndarray, prefix: str) -> dict[Key, np.ndarray]:
     """Arrange replicates [datasets, scores, R, 2] by row, and add the means of the groups."""
-    groups = [table.groups.get(name, name) for name in table.datasets[1:]]
+    groups = {d: prefix + table.group_of(d) for d in table.ood}
     rows: dict[Key, np.ndarray] = {}
     for k, score in enumerate(table.scores):
-        for d, name in enumerate(table.datasets[1:]):
-            rows[groups[d], name, score] = drawn[d, k]
-        for group in dict.fromkeys(groups):
-            members = [d for d, of in enumerate(groups) if of == group]
+        for d, group in groups.items():
+            rows[group, table.datasets[d], score] = drawn[d, k]
+        for group in dict.fromkeys(groups.values()):
+            members = [d for d, of in groups.items() if of == group]
             rows[group, "mean", score] = drawn[members, k].mean(axis=0)
     return rows

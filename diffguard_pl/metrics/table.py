@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..names import CSID, FULL_SPECTRUM
 from .detection import DetectionMetrics, detection_metrics
 
 
@@ -20,7 +21,8 @@ class ResultRow(NamedTuple):
     """One score on one out-of-distribution dataset, or its mean over the datasets of a group.
 
     Attributes:
-        group: Group of the dataset, such as near or far.
+        group: Group of the dataset, such as near or far; ``fsood_near`` where covariate-shifted
+            datasets count as in-distribution, too.
         dataset: Name of the dataset, or ``mean``.
         score: Name of the score.
         metrics: Metrics of the score on the dataset.
@@ -33,6 +35,18 @@ class ResultRow(NamedTuple):
     metrics: DetectionMetrics
     intervals: dict[str, Interval] = {}  # noqa: RUF012  a NamedTuple's default; never written to
 
+    @property
+    def is_full_spectrum(self) -> bool:
+        """Whether covariate-shifted datasets count as in-distribution."""
+        return self.group.startswith(FULL_SPECTRUM)
+
+    @property
+    def tag(self) -> str:
+        """Name for loggers: that of the dataset, or of the group for its mean."""
+        if self.dataset == "mean":
+            return self.group
+        return FULL_SPECTRUM + self.dataset if self.is_full_spectrum else self.dataset
+
 
 @dataclass(frozen=True)
 class ScoreTable:
@@ -41,7 +55,9 @@ class ScoreTable:
     Attributes:
         scores: Names of the K scores, the primary one first.
         datasets: Names of the datasets, the in-distribution one first.
-        groups: Group of each out-of-distribution dataset; one without a group has its own name.
+        groups: Group of each other dataset; one without a group has its own name. Those of the
+            group ``csid`` are covariate-shifted in-distribution datasets, all others
+            out-of-distribution.
         values: Scores [N, K], float64, higher = more in-distribution.
         members: Index into ``datasets`` of each image [N].
     """
@@ -55,6 +71,40 @@ class ScoreTable:
     def of(self, dataset: int) -> np.ndarray:
         """Return the scores [n, K] of one dataset, by its index."""
         return self.values[self.members == dataset]
+
+    def group_of(self, dataset: int) -> str:
+        """Return the group of a dataset other than the first, by its index."""
+        name = self.datasets[dataset]
+        return self.groups.get(name, name)
+
+    @property
+    def shifted(self) -> list[int]:
+        """Indices of the covariate-shifted in-distribution datasets."""
+        others = range(1, len(self.datasets))
+        return [dataset for dataset in others if self.group_of(dataset) == CSID]
+
+    @property
+    def ood(self) -> list[int]:
+        """Indices of the out-of-distribution datasets."""
+        others = range(1, len(self.datasets))
+        return [dataset for dataset in others if self.group_of(dataset) != CSID]
+
+    @property
+    def in_distribution_sides(self) -> dict[str, list[int]]:
+        """Indices of the datasets that count as in-distribution, by the prefix of the results.
+
+        These are the first dataset alone and, with covariate-shifted datasets, all of them pooled:
+        full-spectrum detection (Yang et al. 2023; OpenOOD v1.5).
+        """
+        sides = {"": [0]}
+        if self.shifted:
+            sides[FULL_SPECTRUM] = [0, *self.shifted]
+        return sides
+
+    def in_distribution(self, prefix: str) -> np.ndarray:
+        """Return the scores [n, K] of one of the :attr:`in_distribution_sides`, pooled."""
+        members = self.in_distribution_sides[prefix]
+        return np.concatenate([self.of(member) for member in members])
 
 
 def sizes(table: ScoreTable) -> dict[str, int]:
@@ -76,24 +126,32 @@ def never_finite(table: ScoreTable) -> dict[str, list[str]]:
 
 
 def result_rows(table: ScoreTable) -> list[ResultRow]:
-    """Compute a row for each dataset and score, then for the mean of each group.
+    """Compute a row for each out-of-distribution dataset and score, then the mean of each group.
 
-    Metrics are NaN where a score is NaN or a dataset is empty.
+    With covariate-shifted datasets, the same rows follow once more against these and the
+    in-distribution dataset pooled. Metrics are NaN where a score is NaN or a dataset is empty.
 
     Raises:
         InputError: The in-distribution dataset has no scores.
     """
-    ind = table.of(0)
-    if len(ind) == 0:
+    if len(table.of(0)) == 0:
         raise InputError(
             f"in-distribution dataset {table.datasets[0]} has no scores; test on at least one image"
         )
+    rows: list[ResultRow] = []
+    for prefix in table.in_distribution_sides:
+        rows += _rows_against(table.in_distribution(prefix), table, prefix)
+    return rows
+
+
+def _rows_against(ind: np.ndarray, table: ScoreTable, prefix: str) -> list[ResultRow]:
+    """Compute the rows against in-distribution scores [n, K]; the prefix begins their group."""
     # A score that is NaN for one image has no metrics; the other scores keep theirs.
     ind_has_nan = np.isnan(ind).any(axis=0)
     rows = []
-    for d, dataset in enumerate(table.datasets[1:], 1):
-        ood = table.of(d)
-        group = table.groups.get(dataset, dataset)
+    for d in table.ood:
+        dataset, ood = table.datasets[d], table.of(d)
+        group = prefix + table.group_of(d)
         undefined = ind_has_nan | np.isnan(ood).any(axis=0) | (len(ood) == 0)
         for k, score in enumerate(table.scores):
             if undefined[k]:

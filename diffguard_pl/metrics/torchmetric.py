@@ -20,8 +20,9 @@ class OODMetrics(Metric):
     Args:
         scores: Names of the K scores.
         datasets: Names of the datasets, the in-distribution one first.
-        groups: Group of each out-of-distribution dataset, such as near and far; one without a group
-            has its own name.
+        groups: Group of each other dataset, such as near and far; one without a group has its own
+            name. ``csid``: a covariate-shifted in-distribution dataset, see
+            :class:`.table.ScoreTable`.
         first_rank: Whether to compute on the first rank alone; the others return no rows.
         derive: Function from the table of all scores to the one that metrics are computed of.
 

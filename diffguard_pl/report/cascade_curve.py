@@ -26,7 +26,8 @@ class CascadePoint:
         diffused: Fraction of all test images that it diffused.
         diffused_by_dataset: Fraction of images that it diffused by dataset, in-distribution first.
         nfe: Network evaluations that it spent, as a fraction of diffusing every image.
-        results: Results on each out-of-distribution dataset, and means over groups.
+        results: Results on each out-of-distribution dataset, and means over groups, without
+            full-spectrum ones.
     """
 
     budget: float
@@ -88,7 +89,8 @@ def cascade_curve(frame: "pd.DataFrame", header: Header) -> list[CascadePoint]:
         values=np.stack([each(reference, scores) for each in cascades], axis=1),
         members=members,
     )
-    results = with_intervals(result_rows(table), table)
+    rows = [row for row in result_rows(table) if not row.is_full_spectrum]
+    results = with_intervals(rows, table)
 
     # Without recorded NFE, count every image alike.
     nfe = tested["nfe"].to_numpy(float)

@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import InputError
 from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
+from ..names import CSID, FULL_SPECTRUM
 from .results import RunResults
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class ComparedScore:
     scores: tuple[str, ...]
     results: tuple[ResultRow, ...]
     differences: dict[str, list[Difference]]
+
+    @property
+    def is_full_spectrum(self) -> bool:
+        """Whether covariate-shifted datasets count as in-distribution."""
+        return self.group.startswith(FULL_SPECTRUM)
 
 
 def compare(runs: Sequence[RunResults]) -> list[ComparedScore]:
@@ -131,15 +137,21 @@ def _differences(
 def _comparable_results(run: RunResults, first: RunResults) -> dict[Key, ResultRow]:
     """Return a run's results under the groups of the first run.
 
-    Leaves out means over groups that hold other datasets than in the first run.
+    Leaves out means over groups that hold other datasets than in the first run, and full-spectrum
+    results if the runs have different covariate-shifted datasets.
     """
+    same_shifted = _members_of(run, CSID) == _members_of(first, CSID)
     results = {}
     for result in run.results:
+        prefix = FULL_SPECTRUM if result.is_full_spectrum else ""
+        if prefix and not same_shifted:
+            continue
         # A dataset's result does not depend on its group; a mean does.
+        members = result.group.removeprefix(prefix)
         if result.dataset != "mean":
-            group = _group_of(first, result.dataset)
+            group = prefix + _group_of(first, result.dataset)
             results[group, result.dataset, result.score] = result
-        elif _members_of(run, result.group) == _members_of(first, result.group):
+        elif _members_of(run, members) == _members_of(first, members):
             results[result.group, result.dataset, result.score] = result
     return results
 
@@ -149,7 +161,7 @@ def _group_of(run: RunResults, dataset: str) -> str:
 
 
 def _members_of(run: RunResults, group: str) -> set[str]:
-    """Return the out-of-distribution datasets of a group."""
+    """Return the datasets of a group."""
     return {name for name in run.header.datasets[1:] if _group_of(run, name) == group}
 
 
@@ -180,7 +192,10 @@ def _resample_pair(a: RunResults, b: RunResults) -> tuple[_Resampled, _Resampled
         table = _table_of(run, common, datasets, groups)
         results = {}
         for result in result_rows(table):
-            if result.dataset != "mean" or result.group in whole_groups:
+            prefix = FULL_SPECTRUM if result.is_full_spectrum else ""
+            if prefix and CSID not in whole_groups:
+                continue
+            if result.dataset != "mean" or result.group.removeprefix(prefix) in whole_groups:
                 results[result.group, result.dataset, result.score] = result
         # Tables of the same images in the same order get the same draws.
         resampled.append(_Resampled(results, replicates(table)))

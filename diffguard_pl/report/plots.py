@@ -93,7 +93,7 @@ def _draw_roc_curves(axes: Axes, table: ScoreTable) -> None:
     """Draw a solid curve of the primary score and a dotted one of MSP for each dataset."""
     msp = table.scores.index("msp") if "msp" in table.scores[1:] else None
     ind = table.of(0)
-    for number in range(1, len(table.datasets)):
+    for number in table.ood:
         ood = table.of(number)
         if len(ood) == 0:
             continue

@@ -37,6 +37,7 @@ class RunResults:
         left_out: Number of images by dataset that could not be used.
         accuracy: Accuracy of the classifier on labelled in-distribution images, in [0, 1]; NaN
             without labels.
+        full_spectrum_accuracy: The same with the covariate-shifted datasets; NaN without any.
         record: Content of ``run.json``; empty without one.
         cascade_curve: Results at other budgets of the cascade; empty without a cascade.
         budget: Budget of the run's cascade; None without a cascade.
@@ -51,6 +52,7 @@ class RunResults:
     left_out: dict[str, int]
     accuracy: float
     record: dict[str, Any]
+    full_spectrum_accuracy: float = math.nan
     cascade_curve: list[CascadePoint] = field(default_factory=list)
     budget: float | None = None
 
@@ -206,16 +208,25 @@ def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None)
         results=list(results),
         sizes=sizes(scores),
         left_out={name: int(left_out_counts.get(name, 0)) for name in header.datasets},
-        accuracy=_accuracy(frame, header.datasets[0]),
+        accuracy=_accuracy(frame, [header.datasets[0]]),
         record=_read_record(folder),
+        full_spectrum_accuracy=_full_spectrum_accuracy(frame, scores),
         cascade_curve=cascade_curve(raw_frame, raw_header),
         budget=combination.cascade.budget if combination.cascade else None,
     )
 
 
-def _accuracy(frame: "pd.DataFrame", ind: str) -> float:
-    """Return the classifier's accuracy on labelled in-distribution images; NaN without any."""
-    is_labelled = (frame["dataset"] == ind) & frame["error"].isna() & (frame["label"] >= 0)
+def _full_spectrum_accuracy(frame: "pd.DataFrame", table: ScoreTable) -> float:
+    """Return the accuracy with the covariate-shifted datasets; NaN without such datasets."""
+    if not table.shifted:
+        return math.nan
+    return _accuracy(frame, [table.datasets[d] for d in (0, *table.shifted)])
+
+
+def _accuracy(frame: "pd.DataFrame", datasets: Sequence[str]) -> float:
+    """Return the classifier's accuracy on labelled images of datasets; NaN without any."""
+    of_datasets = frame["dataset"].isin(datasets)
+    is_labelled = of_datasets & frame["error"].isna() & (frame["label"] >= 0)
     labelled = frame[is_labelled]
     if labelled.empty:
         return math.nan

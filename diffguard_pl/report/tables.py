@@ -13,6 +13,7 @@ from rich.text import Text
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.detection import DetectionMetrics
 from ..metrics.table import Interval, ResultRow
+from ..names import FULL_SPECTRUM
 from ..runs.csv_files import write_csv
 from ..scores.baselines.names import BASELINES
 from .cascade_curve import CascadePoint
@@ -39,6 +40,7 @@ def result_table(
     left_out: Mapping[str, int],
     accuracy: float,
     unfinished: str = "",
+    full_spectrum_accuracy: float = math.nan,
 ) -> Table:
     """Build the result table, in percent; the primary score is bold, baselines are dim.
 
@@ -50,6 +52,8 @@ def result_table(
         left_out: Number of images by dataset that could not be used.
         accuracy: Accuracy of the classifier in [0, 1]; NaN if unknown.
         unfinished: Note that the run is unfinished. Defaults to "", for a finished run.
+        full_spectrum_accuracy: Accuracy with the covariate-shifted datasets. Defaults to NaN,
+            without such datasets.
     """
     ind = datasets[0]
     notes = [unfinished] if unfinished else []
@@ -58,6 +62,11 @@ def result_table(
     notes.append(f"{ind}: {', '.join(_image_counts(ind, sizes, left_out))}")
     if not math.isnan(accuracy):
         notes.append(f"classifier accuracy {100 * accuracy:.2f}")
+    if any(result.is_full_spectrum for result in results):
+        shifted = f"{FULL_SPECTRUM}*: covariate-shifted images count as in-distribution"
+        if not math.isnan(full_spectrum_accuracy):
+            shifted += f", classifier accuracy on both {100 * full_spectrum_accuracy:.2f}"
+        notes.append(shifted)
     table = _table(f"Out-of-distribution detection against {ind}", "; ".join(notes))
     for name in ("group", "OOD dataset", "score"):
         table.add_column(name, overflow="fold")

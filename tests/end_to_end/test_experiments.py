@@ -28,7 +28,7 @@ EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")
 IMAGENET = [
     name
     for name in EXPERIMENTS
-    if not name.startswith(("digits", "fast/", "small/", "wandb", "combine/digits"))
+    if not name.startswith(("digits", "fast/", "small/", "wandb", "combine/digits", "openood/"))
     and "cifar10" not in name
 ]
 

@@ -32,3 +32,14 @@ def test_other_accuracies_are_not_warned_of(right, labelled, classes, recwarn):
     results = collector(right, labelled, classes)
     results.compute("cpu")
     assert not [warning for warning in recwarn if "labels" in str(warning.message)]
+
+
+def test_the_full_spectrum_accuracy_pools_all_labelled_in_distribution_images():
+    groups = {"r": "csid", "ood": "near"}
+    results = ResultCollector(OODMetrics(["l2"], ["ind", "r", "ood"], groups), 3)
+    rows = [("ind", 0, 0), ("ind", 1, 1), ("ind", 2, 2), ("r", 0, 0), ("r", 1, 0), ("ood", -1, 0)]
+    frame = pd.DataFrame(rows, columns=["dataset", "label", "prediction"])
+    results.add_earlier(frame.assign(index=frame.index, error=None, l2=0.0))
+    rows = results.compute("cpu")
+    assert (results.accuracy, results.full_spectrum_accuracy) == (1, pytest.approx(4 / 5))
+    assert [row.group for row in rows] == ["near", "fsood_near"]

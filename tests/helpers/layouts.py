@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 from torch.utils.data import Dataset
 
-from diffguard_pl.datamodules.openood import CIFAR, IMAGENET, PUBLISHED
+from diffguard_pl.datamodules.openood import CIFAR, IMAGENET, IMAGENET_LISTS, PUBLISHED, SHIFTED
 from diffguard_pl.datamodules.reading import Prepared, standard_transform
 
 
@@ -32,6 +32,9 @@ def save(folder: Path, names: list[str], side: int = 280) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith("imagenet_c/"):  # these are crops of 224 px
+            photographs()[2].crop((100, 50, 324, 274)).save(path)
+            continue
         if name.startswith(("mnist/", "svhn/")):
             digit(name).save(path)
             continue
@@ -63,22 +66,30 @@ def names_of(archive: str, n: int) -> list[str]:
         "ninco": "Araneus gemma/{}.jpg",
         "texture": "banded/banded_{:04}.jpg",
         "tin": "test/n01443537/val_{}.JPEG",
+        "imagenet_v2": "483/{:040x}.jpeg",
+        "imagenet_c": "zoom_blur/4/ILSVRC2012_val_{:08}.JPEG",
+        "imagenet_r": "n02607072/misc_{}.jpg",
     }
     return [f"{archive}/" + patterns.get(archive, "test/{:04}.png").format(i) for i in range(n)]
 
 
 def openood(root: Path, benchmark: str, groups: dict, ind: tuple[str, str], n: int) -> None:
-    """Write ``n`` images of each dataset of a benchmark, and its lists."""
+    """Write ``n`` images of each dataset of a benchmark, and its lists.
+
+    Covariate-shifted datasets have the labels of the in-distribution one.
+    """
+    shifted = SHIFTED.get(benchmark, {})
     lists = root / "benchmark_imglist" / benchmark
     lists.mkdir(parents=True, exist_ok=True)
     entries = {"ind": ind} | {
-        name: entry for sets in groups.values() for name, entry in sets.items()
+        name: entry for sets in (shifted, *groups.values()) for name, entry in sets.items()
     }
     for name, (file, archive) in entries.items():
         paths = names_of(archive, 2 * n if name == "ind" else n)
         images = root / PUBLISHED[archive].folder.partition("/")[0]
         save(images, [path for path in paths if not (images / path).exists()])
-        lines = [f"{path} {label % n if name == 'ind' else -1}" for label, path in enumerate(paths)]
+        has_classes = name == "ind" or name in shifted
+        lines = [f"{path} {label % n if has_classes else -1}" for label, path in enumerate(paths)]
         for part in (
             ("test", "val", "train") if name == "ind" else ("test",)
         ):  # the second half to calibrate and to fit on
@@ -88,9 +99,10 @@ def openood(root: Path, benchmark: str, groups: dict, ind: tuple[str, str], n: i
 
 
 def imagenet(root: Path, n: int = 4) -> Path:
-    """Write both ImageNet benchmarks as OpenOOD's download script does."""
-    for groups in IMAGENET.values():
-        openood(root, "imagenet", groups, ("test_imagenet.txt", "imagenet_1k"), n)
+    """Write the ImageNet benchmarks as OpenOOD's download script does."""
+    for name, groups in IMAGENET.items():
+        ind = IMAGENET_LISTS[name]
+        openood(root, ind, groups, (f"test_{ind}.txt", "imagenet_1k"), n)
     return root
 
 

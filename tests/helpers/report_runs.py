@@ -133,8 +133,8 @@ def make_plain_run(
                 "group": groups.get(name, "ind"),
                 "index": i,
                 "path": f"{path}{i}.png",
-                "label": i % 3 if number == 0 else -1,
-                "prediction": i % 3,
+                "label": i % 3 if number == 0 or groups[name] == "csid" else -1,
+                "prediction": i % 3 if number == 0 else 0,
                 "reconstructed_as": i % 3,
                 "seconds": 0.1,
             }

@@ -52,3 +52,22 @@ def test_an_empty_dataset_or_nan_has_no_interval_and_does_not_affect_the_others(
     assert np.isnan(drawn["ood1", "ood1", "s0"]).all()
     assert np.isnan(drawn["ood2", "ood2", "s0"]).all()
     assert (drawn["ood3", "ood3", "s0"] == [1, 0]).all()
+
+
+def test_a_full_spectrum_replicate_pools_the_draws_of_both_in_distribution_datasets():
+    generator = np.random.default_rng(3)
+    datasets = [generator.normal(-d, size=(n, 1)).round(1) for d, n in enumerate((31, 20, 17))]
+    table = table_of(*datasets, groups={"ood1": "csid", "ood2": "far"})
+    drawn = replicates(table, resamples=5, seed=7)
+    assert list(drawn) == [
+        (group, name, "s0") for group in ("far", "fsood_far") for name in ("ood2", "mean")
+    ]
+    again = np.random.default_rng(7)
+    for r in range(5):
+        ind, shifted, ood = (
+            values[again.integers(len(values), size=len(values)), 0] for values in datasets
+        )
+        plain = detection_metrics(ind, ood)[:2]
+        pooled = detection_metrics(np.concatenate([ind, shifted]), ood)[:2]
+        assert drawn["far", "ood2", "s0"][r] == pytest.approx(plain, abs=1e-12)
+        assert drawn["fsood_far", "ood2", "s0"][r] == pytest.approx(pooled, abs=1e-12)

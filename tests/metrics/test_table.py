@@ -52,3 +52,21 @@ def test_a_table_without_in_distribution_scores_is_refused():
     table = ScoreTable(["a"], ["digits", "letters"], {}, np.array([[1.0]]), np.array([1]))
     with pytest.raises(InputError, match="in-distribution dataset digits"):
         result_rows(table)
+
+
+def test_full_spectrum_rows_pool_covariate_shifted_images_with_the_in_distribution_ones():
+    values = np.random.default_rng(0).normal(size=(100, 1)) - np.repeat([0, 1, 2, 3], 25)[:, None]
+    members = np.repeat([0, 1, 2, 3], 25)
+    groups = {"r": "csid", "x": "near", "y": "near"}
+    table = ScoreTable(["a"], ["ind", "r", "x", "y"], groups, values, members)
+    rows = {(row.group, row.dataset): row for row in result_rows(table)}
+    names = ["x", "y", "mean"]
+    assert list(rows) == [(group, name) for group in ("near", "fsood_near") for name in names]
+    for prefix, ind in {"": [0], "fsood_": [0, 1]}.items():
+        pooled = values[np.isin(members, ind), 0]
+        each = [sklearn_metrics(pooled, values[members == d, 0]) for d in (2, 3)]
+        assert rows[f"{prefix}near", "x"].metrics == pytest.approx(each[0], abs=1e-12)
+        mean = tuple(np.mean(each, axis=0))
+        assert rows[f"{prefix}near", "mean"].metrics == pytest.approx(mean, abs=1e-12)
+    tags = ["x", "y", "near", "fsood_x", "fsood_y", "fsood_near"]
+    assert [row.tag for row in rows.values()] == tags

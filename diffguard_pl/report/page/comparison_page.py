@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics.bootstrap import METRIC_NAMES
+from ...names import FULL_SPECTRUM
 from ...runs.files import atomic_write
 from ..comparison import ComparedScore, run_letter
 from ..results import RunResults
@@ -81,5 +82,6 @@ def _curves(
     curves = []
     for run, name in zip(runs, score.scores, strict=True):
         k, number = run.header.scores.index(name), run.header.datasets.index(score.dataset)
-        curves.append(curve_data(run.table.of(0)[:, k], run.table.of(number)[:, k], points))
+        ind = run.table.in_distribution(FULL_SPECTRUM if score.is_full_spectrum else "")
+        curves.append(curve_data(ind[:, k], run.table.of(number)[:, k], points))
     return curves

@@ -42,7 +42,7 @@ class GalleryCards:
     kept: int
 
 
-def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
+def confusion(values: np.ndarray, is_ind: np.ndarray, threshold: float | None = None) -> np.ndarray:
     """Compute how confusing images are under one score.
 
     An image on the wrong side of the threshold at 95 % TPR has a positive confusion: the fraction
@@ -54,6 +54,7 @@ def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
     Args:
         values: Scores [N], higher = more in-distribution.
         is_ind: Bool [N], whether each image is in-distribution.
+        threshold: Lowest score that is accepted. Defaults to that at 95 % TPR.
 
     Returns:
         Confusion [N] in [-1, 1], never 0; NaN where the score is NaN.
@@ -70,7 +71,7 @@ def confusion(values: np.ndarray, is_ind: np.ndarray) -> np.ndarray:
     outdone = np.where(is_ind, outdone_ood, outdone_ind)
 
     # The sign tells the side, so an image that outdoes none (or all) must not get 0.
-    is_accepted = values >= threshold_at_tpr(ind)
+    is_accepted = values >= (threshold_at_tpr(ind) if threshold is None else threshold)
     wrong_side = np.maximum(outdone, LEAST_CONFUSION)
     right_side = np.minimum(outdone - 1, -LEAST_CONFUSION)
     found = np.where(is_accepted != is_ind, wrong_side, right_side)
@@ -86,8 +87,13 @@ def gallery_cards(run: RunResults, limit: int = GALLERY_BYTES) -> GalleryCards:
     """
     # Lines of `scored` and of the score table are the same images in the same order.
     scored = run.scored.reset_index(drop=True)
-    is_ind = (scored["dataset"] == run.ind).to_numpy()
-    confusions = np.stack([confusion(score, is_ind) for score in run.table.values.T], axis=1)
+    # Covariate-shifted images should be accepted, too, at the threshold of the others.
+    table = run.table
+    is_ind = ~np.isin(table.members, table.ood)
+    of_scores = []
+    for k, values in enumerate(table.values.T):
+        of_scores.append(confusion(values, is_ind, threshold_at_tpr(table.of(0)[:, k])))
+    confusions = np.stack(of_scores, axis=1)
 
     paths = run.pictures
     pairs = zip(scored["dataset"], scored["index"], strict=True)

@@ -205,11 +205,12 @@ function drawRun() {
   const datasets = data.datasets.map((name, number) => {
     return { name, number, colour: data.colours[number] };
   });
-  drawRocCurves(k, datasets.slice(1));
+  const oodDatasets = data.ood.map((number) => datasets[number]);
+  drawRocCurves(k, oodDatasets);
   drawHistograms(k, datasets);
   drawScatter(k, datasets);
   drawStops(datasets);
-  drawCascade(datasets.slice(1));
+  drawCascade(oodDatasets);
   drawSeconds();
 }
 
@@ -221,11 +222,11 @@ function drawRocCurves(k, oodDatasets) {
   const traces = [diagonal()];
   for (const { name, number, colour } of oodDatasets) {
     const line = { color: colour, width: 2, dash: dashOf(number) };
-    traces.push(rocCurve(data.roc[data.scores[k]][number - 1], name, line));
+    traces.push(rocCurve(data.roc[data.scores[k]][number], name, line));
   }
   for (const { name, number, colour } of withMsp ? oodDatasets : []) {
     const line = { color: colour, width: 1.2, dash: "dot" };
-    traces.push(rocCurve(data.roc.msp[number - 1], `${name}, MSP`, line, { showlegend: false }));
+    traces.push(rocCurve(data.roc.msp[number], `${name}, MSP`, line, { showlegend: false }));
   }
   const x = "out-of-distribution accepted (FPR)";
   const y = `${escaped(data.datasets[0])} accepted (TPR)`;
@@ -297,7 +298,7 @@ function drawCascade(oodDatasets) {
   const invisible = { mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
   for (const metric of ["auroc", "fpr95"]) {
     const traces = oodDatasets.flatMap(({ name, number, colour }) => {
-      const points = metrics[metric][number - 1];
+      const points = metrics[metric][number];
       const low = points.map((ends) => ends[1]);
       const high = points.map((ends) => ends[2]);
       return [
@@ -425,7 +426,7 @@ const isWrong = (card, k) => isScored(card, k) && card.confusion[k] > 0;
 function decision(card, k) {
   if (!isScored(card, k)) return make("span", { textContent: "no score" });
   const wrong = isWrong(card, k);
-  const isInd = card.dataset === data.datasets[0];
+  const isInd = !data.ood.includes(data.datasets.indexOf(card.dataset));
   const correctness = wrong ? "wrong" : "correct";
   const verdict = isInd !== wrong ? "accepted" : "rejected";
   return make("span", { className: correctness, textContent: `${verdict} (${correctness})` });

@@ -22,16 +22,17 @@ def plot_data(run: RunResults) -> dict[str, Any]:
     curves: dict[str, Any] = {}
     distributions: dict[str, Any] = {}
     for k, score in enumerate(scores):
-        curves[score] = [
-            curve_data(table.of(0)[:, k], table.of(number)[:, k], points)
-            for number in range(1, len(datasets))
-        ]
+        curves[score] = {
+            number: curve_data(table.of(0)[:, k], table.of(number)[:, k], points)
+            for number in table.ood
+        }
         edges, fractions = histograms(table, k)
         distributions[score] = {
             "edges": edges.tolist(),
             "fractions": [of_dataset.round(5).tolist() for of_dataset in fractions],
         }
     return {
+        "ood": table.ood,
         "roc": curves,
         "histogram": distributions,
         "scatter": _scatter(run),
@@ -111,7 +112,7 @@ def _seconds(run: RunResults) -> dict[str, Any] | None:
 def _cascade(run: RunResults) -> dict[str, Any] | None:
     """Return the curve of the cascade; None without one.
 
-    Metrics are by name, dataset and budget, each with the ends of its interval.
+    Metrics are by name, number of the dataset and budget, each with the ends of its interval.
     """
     points = run.cascade_curve
     if not points:
@@ -120,14 +121,14 @@ def _cascade(run: RunResults) -> dict[str, Any] | None:
     by_dataset = [{result.dataset: result for result in point.results} for point in points]
     metrics: dict[str, Any] = {}
     for metric in METRIC_NAMES:
-        metrics[metric] = []
-        for dataset in run.header.datasets[1:]:
+        metrics[metric] = {}
+        for number in run.table.ood:
             curve = []
             for results in by_dataset:
-                result = results[dataset]
+                result = results[run.header.datasets[number]]
                 values = (getattr(result.metrics, metric), *result.intervals[metric])
                 curve.append([round(value, 5) for value in values])
-            metrics[metric].append(curve)
+            metrics[metric][number] = curve
     budgets = [point.budget for point in points]
     return {
         "diffused": [round(point.diffused, 5) for point in points],

@@ -21,6 +21,9 @@ def facts(run: RunResults) -> dict[str, str]:
     found = {"Primary score": run.primary_score, "Images": images}
     if not math.isnan(run.accuracy):
         found["Classifier accuracy"] = f"{100 * run.accuracy:.2f} % on {run.ind}"
+    if not math.isnan(run.full_spectrum_accuracy):
+        with_shifted = f"{100 * run.full_spectrum_accuracy:.2f} % with covariate-shifted images"
+        found["Full-spectrum accuracy"] = with_shifted
     if first.get("began"):
         found["Started"] = local_time(first["began"])
         if len(sessions) > 1:

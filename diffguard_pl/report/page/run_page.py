@@ -74,6 +74,7 @@ def _context(run: RunResults, data: Mapping[str, Any]) -> dict[str, Any]:
         "facts": facts(run),
         "tiles": _tiles(run),
         "results": run.results,
+        "is_full_spectrum": bool(run.table.shifted),
         "scales": metric_scales(run.results),
         "cascade_curve": run.cascade_curve,
         "budget": run.budget,
