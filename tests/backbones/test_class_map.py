@@ -12,6 +12,7 @@ from diffguard_pl.checkpoints.class_maps import CLASS_MAPS
 from diffguard_pl.classifiers.classifier import Classifier
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import digits
+from diffguard_pl.deploy.detector_file import describe_method
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
 
 LAST_FOUR = [4, 5, 6, 7]
@@ -40,6 +41,8 @@ def test_images_are_reconstructed_under_the_mapped_classes(digits_ldm, few):
     )
     expected = full(images, found.labels + 4)
     assert torch.equal(found.reconstructions, expected.reconstructions)
+    assert describe_method(mapped)["class_map"] == LAST_FOUR  # a detector file depends on it
+    assert "class_map" not in describe_method(full)
     assert mapped.class_map is not None
     assert mapped.class_map.null_label == 4  # before mapping; 8 to the network
 

@@ -202,6 +202,22 @@ def test_prepare_downloads_only_what_is_missing(drive, tmp_path, capsys):
     assert not drive
 
 
+def test_prepare_downloads_the_covariate_shifted_datasets_of_a_full_spectrum(
+    drive, tmp_path, capsys
+):
+    from diffguard_pl.datamodules.openood import PUBLISHED
+
+    target = tmp_path / "data"
+    args = ["openood/imagenet200_gdm", "--data.root", str(target), "--data.only"]
+    data_command.main(["prepare", *args, "[imagenet_v2, imagenet_c, imagenet_r, ninco]"])
+    shifted = [PUBLISHED[name].drive for name in ("imagenet_v2", "imagenet_c", "imagenet_r")]
+    assert {*shifted, PUBLISHED["imagenet_1k"].drive} < set(drive)
+    assert PUBLISHED["ssb_hard"].drive not in drive
+    shown = capsys.readouterr().out
+    assert shown.count("csid") == 3
+    assert "get it" not in shown
+
+
 def training_image(root: Path) -> str:
     """The first one of OpenOOD's list."""
     return (root / "benchmark_imglist" / "imagenet" / "train_imagenet.txt").read_text().split()[0]

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, layouts
 from pytorch_lightning.cli import LightningArgumentParser
 
 from diffguard_pl.__main__ import COMMANDS
 from diffguard_pl.commands import calibrate, score
-from diffguard_pl.config import config_names
+from diffguard_pl.config import config_names, load_data
 from diffguard_pl.deploy.decision_log import COLUMNS
 from diffguard_pl.scores.baselines.collection import find
 from diffguard_pl.scores.baselines.names import BASELINES
@@ -72,6 +72,21 @@ def test_dataloaders_run_as_their_page_says():
     dataset, metric = first.rsplit(" maps ", 1)
     assert dataset == "fours and nines"
     assert float(metric) > 0.9
+
+
+def test_a_benchmark_of_image_lists_is_read_as_its_page_says(tmp_path, monkeypatch):
+    (text,) = blocks(DOCS / "how-to" / "openood-pytorch-ood.md", "yaml")
+    monkeypatch.chdir(tmp_path)
+    layouts.save(tmp_path / "data" / "midog", ["1a/017/a.png", "b.png"], side=60)
+    for file in re.findall(r"file: (\S+),", text):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text("1a/017/a.png 0\nb.png 2\n")
+    Path("mine.yaml").write_text(f"base: digits_ldm\n{text}")
+    data = load_data(["mine.yaml"])
+    assert set(data.groups.values()) == {"csid", "near", "far"}
+    labels = {name: dataset[1]["label"] for name, dataset in data.datasets().items()}
+    shifted = [name for name, group in data.groups.items() if group == "csid"]
+    assert labels == {name: 2 if name in ("midog", *shifted) else -1 for name in labels}
 
 
 # ------------------------------------------------------------------------- one case a page

@@ -1,6 +1,6 @@
-"""OpenOOD v1.5 in full: each config runs on miniatures of its datasets, and fills the leaderboard's
-form."""
+"""OpenOOD v1.5 in full: its configs run on miniatures, and a run fills the leaderboard's form."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from diffguard_pl.commands.evaluate import main
 from diffguard_pl.datamodules.openood import SHIFTED
 
 CHECKPOINT = "results/imagenet200_resnet18_224x224_base_e90_lr0.1_default/s0/best.ckpt"
-CONFIGS = ["imagenet_gdm", "imagenet_ldm", "imagenet200_gdm", "imagenet200_ldm"]
 OOD = {"near": ["ssb_hard", "ninco"], "far": ["inaturalist", "textures", "openimage_o"]}
 
 
@@ -36,44 +35,64 @@ def results(tmp_path_factory) -> Path:
     return folder / "results"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_runs_on_every_dataset_and_fills_the_leaderboard_s_form(
-    name, data, results, tmp_path, monkeypatch
-):
+@pytest.fixture
+def run(data, results, tmp_path, monkeypatch):
+    """Run a config scaled down, without DISTS; returns the folder of the run."""
     monkeypatch.chdir(tmp_path)
     Path("results").symlink_to(results)
-    small = "small/gdm" if name.endswith("gdm") else "small/ldm"
-    # The classifier of ImageNet-1k, DISTS and its early stop are those of gdm and ldm.
-    weights = ["--model.classifier.weights", "random"] if name.startswith("imagenet_") else []
-    cheap = ["--model.discrepancies", "[l2]", "--model.early_stop", "null", "--model.steps", "3"]
-    args = ["--config", f"openood/{name}", "--config", small, "--data.root", str(data)]
-    batches = ["--data.batch_size", "1", "--trainer.limit_test_batches", "2"]
-    monkeypatch.setattr("sys.argv", ["test", *args, *weights, *cheap, *batches])
-    main()
 
-    ind = name.partition("_")[0]
-    (scores,) = tmp_path.glob("runs/**/scores")
-    rows = scores_of(scores.parent)
-    datasets = [ind, *SHIFTED[ind], *OOD["near"], *OOD["far"]]
+    def command(name: str, *args: str) -> Path:
+        small = "small/gdm" if name.endswith("gdm") else "small/ldm"
+        cheap = [
+            "--model.discrepancies",
+            "[l2]",
+            "--model.early_stop",
+            "null",
+            "--model.steps",
+            "3",
+        ]
+        files = ["--config", f"openood/{name}", "--config", small, "--data.root", str(data)]
+        batches = ["--data.batch_size", "1", "--trainer.limit_test_batches", "2"]
+        argv = ["test", *files, *cheap, *batches, "--pictures.count", "0", *args]
+        monkeypatch.setattr("sys.argv", argv)
+        main()
+        (scores,) = tmp_path.glob("runs/**/scores")
+        return scores.parent
+
+    return command
+
+
+@pytest.mark.parametrize("name", ["imagenet_gdm", "imagenet_ldm", "imagenet200_gdm"])
+def test_a_config_runs_two_batches_of_each_kind_of_dataset(name, run):
+    only = ["--data.only", "[imagenet_r, ninco]"]
+    if name.startswith("imagenet_"):
+        only += ["--model.classifier.weights", "random"]
+    folder = run(name, *only)
+    rows = scores_of(folder)
+    datasets = [name.partition("_")[0], "imagenet_r", "ninco"]
     assert [row["dataset"] for row in rows] == [dataset for dataset in datasets for _ in range(2)]
-    assert all(row["error"] is None for row in rows)
-    classes = 200 if ind == "imagenet200" else 1000
-    assert max(row["reconstructed_as"] for row in rows) < classes
-    has_classes = [ind, *SHIFTED[ind]]
-    labels = [row["label"] for row in rows]
-    assert labels == [label for dataset in datasets for label in _labels(dataset in has_classes)]
-    groups = {row["group"] for row in read_csv(scores.parent / "metrics.csv")}
-    assert groups == {"near", "far", "fsood_near", "fsood_far"}
+    assert [row["label"] for row in rows] == [0, 1, 0, 1, -1, -1]
+    assert all(math.isfinite(row["l2"]) and row["error"] is None for row in rows)
+    groups = {row["group"] for row in read_csv(folder / "metrics.csv")}
+    assert groups == {"near", "fsood_near"}
+
+
+def test_a_run_on_every_dataset_of_imagenet200_fills_the_leaderboard_s_form(run):
+    folder = run("imagenet200_ldm")
+    rows = scores_of(folder)
+    shifted = SHIFTED["imagenet200"]
+    datasets = ["imagenet200", *shifted, *OOD["near"], *OOD["far"]]
+    assert list(dict.fromkeys(row["dataset"] for row in rows)) == datasets
+    assert len(rows) == 2 * len(datasets)
+    assert max(row["reconstructed_as"] for row in rows) < 200
+    has_classes = {row["dataset"] for row in rows if row["label"] >= 0}
+    assert has_classes == {"imagenet200", *shifted}
 
     with pytest.warns(UserWarning, match="limit_test_batches"):
-        report.main([str(scores.parent), "--leaderboard", "openood"])
-    benchmark = "imagenet200" if ind == "imagenet200" else "imagenet1k"
+        report.main([str(folder), "--leaderboard", "openood"])
     for task in ("ood", "fsood"):
-        (entry,) = read_csv(scores.parent / "openood" / f"{benchmark}_{task}.csv")
-        arch, training = ("ResNet18", "90 epochs") if classes == 200 else ("ResNet50", "l2")
-        assert (entry["Postprocessor"], entry["Arch"]) == ("DiffGuard", arch)
-        assert training in entry["Additional_Description"]
-
-
-def _labels(has_classes: bool) -> list[int]:
-    return [0, 1] if has_classes else [-1, -1]
+        (entry,) = read_csv(folder / "openood" / f"imagenet200_{task}.csv")
+        assert (entry["Postprocessor"], entry["Arch"]) == ("DiffGuard", "ResNet18")
+        assert entry["Additional_Description"].startswith("90 epochs; ")
+        lines = [row[""] for row in read_csv(folder / "openood" / task / "l2.csv")]
+        assert lines == [*OOD["near"], "nearood", *OOD["far"], "farood"]
