@@ -230,7 +230,7 @@ def _setting(run: RunResults, *path: str) -> Any:
 
 def _architecture(run: RunResults) -> str:
     """Return the leaderboard's name of the classifier; empty if unknown."""
-    model = _setting(run, "model", "classifier", "model")
+    model = _setting(run, "model", "classifier", "init_args", "model")
     if isinstance(model, dict):
         model = str(model.get("class_path")).rpartition(".")[2]
     return ARCHITECTURES.get(str(model), str(model or ""))
@@ -238,10 +238,10 @@ def _architecture(run: RunResults) -> str:
 
 def _training(run: RunResults) -> tuple[str, str]:
     """Return how the classifier was trained, and a description; both empty if unknown."""
-    checkpoint = _setting(run, "model", "classifier", "checkpoint")
+    checkpoint = _setting(run, "model", "classifier", "init_args", "checkpoint")
     if not checkpoint:
-        model = _setting(run, "model", "classifier", "model")
-        is_random = _setting(run, "model", "classifier", "weights") == "random"
+        model = _setting(run, "model", "classifier", "init_args", "model")
+        is_random = _setting(run, "model", "classifier", "init_args", "weights") == "random"
         is_torchvision = isinstance(model, str) and not model.startswith("timm/") and not is_random
         return ("CrossEntropy", "torchvision ckpt") if is_torchvision else ("", "")
     # OpenOOD's folders tell the training: imagenet200_resnet18_224x224_base_e90_lr0.1_default

@@ -67,6 +67,8 @@ def test_a_config_runs_two_batches_of_each_kind_of_dataset(name, run):
     only = ["--data.only", "[imagenet_r, ninco]"]
     if name.startswith("imagenet_"):
         only += ["--model.classifier.weights", "random"]
+    if name.endswith("gdm"):
+        only += ["--model.guidance.cutouts", "0"]
     folder = run(name, *only)
     rows = scores_of(folder)
     datasets = [name.partition("_")[0], "imagenet_r", "ninco"]

@@ -20,7 +20,7 @@ CLASSIFIER = {
     "checkpoint": "results/imagenet200_resnet18_224x224_base_e90_lr0.1_default/s0/best.ckpt",
 }
 BACKBONE = {"init_args": {"checkpoint": "ldm-cin256"}}
-CONFIG = {"model": {"classifier": CLASSIFIER, "backbone": BACKBONE}}
+CONFIG = {"model": {"classifier": {"init_args": CLASSIFIER}, "backbone": BACKBONE}}
 
 
 @pytest.fixture(scope="module")
