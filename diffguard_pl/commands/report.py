@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from .errors import one_line_errors
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def main(args: list[str] | None = None) -> None:
     given = parser.parse_args(args)
 
     with one_line_errors():
+        if given.against and given.leaderboard:
+            raise InputError("--leaderboard: cannot be combined with --against; give one of them")
         if given.against:
             report_curve(given.run, given.against, given.out or Path("curve.png"))
         else:
@@ -71,7 +74,6 @@ def report_curve(folders: Sequence[Path], settings: Sequence[str], picture: Path
         InputError: A run cannot be read, the runs do not form a curve, or the picture is not
             ``.png``.
     """
-    from ..errors import InputError
     from ..report.results import read_results
     from ..report.setting_curve import curve_table, draw_curve, setting_curve, write_curve_csv
     from ..report.tables import terminal
@@ -99,7 +101,6 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> "list[Run
     Raises:
         InputError: A run cannot be read, a file cannot be written, or the page is not ``.html``.
     """
-    from ..errors import InputError
     from ..report.build import build
     from ..report.comparison import compare
     from ..report.page.comparison_page import write_comparison_page

@@ -14,6 +14,7 @@ from rich.text import Text
 from ..errors import InputError
 from ..metrics.bootstrap import METRIC_NAMES, with_intervals
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
+from ..names import CSID
 from ..runs.csv_files import write_csv
 from ..runs.record import score_settings
 from .figure import saved_figure, simplify
@@ -153,15 +154,18 @@ def _draw_line(axes: Axes, points: Sequence[CurvePoint], colour: str, name: str)
 
 def _results(run: RunResults) -> list[ResultRow]:
     """Return the primary score's result on each dataset, and on the average of several."""
-    # One group of all datasets: its mean is the average of the paper's tables.
+    # One group of all datasets: its mean is the average of the paper's tables. Covariate-shifted
+    # datasets are not out-of-distribution.
+    shifted = {name: group for name, group in run.header.groups.items() if group == CSID}
     table = ScoreTable(
         scores=[run.primary_score],
         datasets=run.header.datasets,
-        groups=dict.fromkeys(run.header.datasets[1:], AVERAGE),
+        groups=dict.fromkeys(run.header.datasets[1:], AVERAGE) | shifted,
         values=run.table.values[:, :1],
         members=run.table.members,
     )
-    results = with_intervals(result_rows(table), table)
+    rows = [row for row in result_rows(table) if not row.is_full_spectrum]
+    results = with_intervals(rows, table)
     return [
         result._replace(dataset=AVERAGE) if result.dataset == "mean" else result
         for result in results

@@ -118,3 +118,9 @@ def test_a_part_of_the_images_is_warned_of(tmp_path):
     change_record(folder, config={"data": {"init_args": {"limit": 10}}})
     with pytest.warns(UserWarning, match=r"data\.limit.*all of them"):
         write_openood([read_results(folder)], tmp_path)
+
+
+def test_a_leaderboard_of_a_curve_is_refused(folder):
+    args = [str(folder), "--against", "model.steps", "--leaderboard", "openood"]
+    with pytest.raises(SystemExit, match="--leaderboard: .*--against"):
+        report.main(args)

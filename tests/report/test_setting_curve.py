@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.report_runs import RECORD, make_run
+from helpers.report_runs import RECORD, change_record, make_run
 from PIL import Image
 from rich.console import Console
 
@@ -124,3 +124,13 @@ def test_a_curve_is_a_png(folders, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         report.main([str(folders[0]), "--against", STEPS, "--out", str(tmp_path / "c.html")])
     assert "c.html: must end in .png" in str(ended.value)
+
+
+def test_covariate_shifted_datasets_are_not_in_the_average(tmp_path):
+    runs = []
+    for steps in (25, 50):
+        folder = make_run(tmp_path / str(steps), datasets=["digits", "csid", "letters", "photos"])
+        change_record(folder, config={"model": {"steps": steps}})
+        runs.append(read_results(folder))
+    for point in setting_curve(runs, [STEPS]):
+        assert [result.dataset for result in point.results] == ["letters", "photos", "average"]
