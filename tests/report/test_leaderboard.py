@@ -122,5 +122,5 @@ def test_a_part_of_the_images_is_warned_of(tmp_path):
 
 def test_a_leaderboard_of_a_curve_is_refused(folder):
     args = [str(folder), "--against", "model.steps", "--leaderboard", "openood"]
-    with pytest.raises(SystemExit, match="--leaderboard: .*--against"):
+    with pytest.raises(SystemExit, match=r"--leaderboard: .*--against"):
         report.main(args)
