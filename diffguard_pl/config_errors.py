@@ -48,6 +48,8 @@ TYPE_NAMES = {
 """Names of Python's types in YAML, where they differ."""
 MAX_VALUE = 200
 """Most characters of a value in a message."""
+MAX_MESSAGE = 10_000
+"""Most characters of a message that are read. Patterns may take time quadratic in its length."""
 
 
 @contextmanager
@@ -79,7 +81,7 @@ def explain(message: str, settings: Collection[str] = ()) -> str:
         message: Text of a parser's error.
         settings: Names of the settings that the parser knows, in dotted form.
     """
-    text = " ".join(message.split())
+    text = shortened(" ".join(message.split()), MAX_MESSAGE)
     for pattern, answer in EXPLANATIONS.items():
         found = re.search(pattern, text)
         if found and (line := answer(found, settings)):
@@ -315,7 +317,7 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Collection[str]], str | None]] 
     r"class_path '([\w.]+)'(?:(?!class_path).)*?Option '(\w+)[\w.]*' is not accepted": (
         _setting_of_class
     ),
-    r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'": _keyword,
+    r"\b(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'": _keyword,
     # a class that does not exist
     r"key \"(?:ind|ood|train|calibration)\": .*?import path string: ?'?([\w.]+)": _source,
     r"key \"(model\.guidance|model\.backbone|data)\":.*?import path string: ?'?([\w.]+)": _class,

@@ -1,6 +1,7 @@
 """How commands end: errors, lack of memory, signals."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -72,7 +73,14 @@ def line_of_the_end(printed: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGINT, signal.SIGHUP])
+def signum(request) -> Iterator[signal.Signals]:
+    """A signal that is not ignored, as it would be under nohup or in the background of a script."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 @pytest.mark.parametrize("name", ["test", "calibrate"])
 def test_an_interrupted_run_keeps_its_scores_and_says_how_to_resume(
     name, signum, tmp_path, monkeypatch, capsys

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.images import saved
-from helpers.score_command import ScoreCommand, handle_ctrl_c, interrupt_after, start_score
+from helpers.score_command import ScoreCommand, interrupt_after, start_score
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
@@ -216,7 +216,6 @@ def test_interrupted_it_keeps_its_decisions_and_reports_how_to_resume(
         *(str(tmp_path / "in"), "--out", str(out)),
         text=True,
         env=one_thread(),
-        preexec_fn=handle_ctrl_c,
         start_new_session=True,
     )
     message = interrupt_after(process, out, lines, signum)

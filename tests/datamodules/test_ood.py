@@ -2,14 +2,12 @@
 
 import csv
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import layouts
+from helpers import layouts, preloaded
 from helpers.results import scores_of
 from torch.utils.data import DataLoader
 from torchvision.datasets import FakeData
@@ -288,10 +286,10 @@ def test_a_run_stops_after_an_in_distribution_set_of_which_nothing_could_be_used
 
 def test_a_dataset_may_have_fewer_images_than_devices(config, tmp_path):
     (tmp_path / "images" / "list.txt").write_text("0.jpg 1\n")
-    command = [sys.executable, "-m", "diffguard_pl.test", "--config", str(config)]
+    command = ["-m", "diffguard_pl.test", "--config", str(config)]
     command += ["--data.only", "noise", "--data.limit", "3", "--trainer.devices", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = preloaded.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = scores_of(tmp_path / "run")
     assert [(row["dataset"], row["index"]) for row in rows] == [

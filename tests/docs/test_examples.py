@@ -2,14 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, preloaded
 
 from diffguard_pl import InputError
 from diffguard_pl.deploy.detector import Detector
@@ -20,14 +18,7 @@ EXAMPLES = ROOT / "examples"
 
 def run(name: str, out: Path, **settings: str) -> str:
     environment = os.environ | {"OUT": str(out), "COLUMNS": "120", "NO_COLOR": "1"} | settings
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name],
-        cwd=out,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = preloaded.run([str(EXAMPLES / name)], cwd=out, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

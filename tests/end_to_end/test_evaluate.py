@@ -6,13 +6,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from helpers import preloaded
 from helpers.results import scores_of
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -30,10 +30,7 @@ QUICK = ["--data.limit", "12", "--data.batch_size", "8"]
 
 def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "diffguard_pl.test", *args]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
-    )
+    return preloaded.run(["-m", "diffguard_pl.test", *args], cwd=cwd, env=environment)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +92,11 @@ def test_progress_in_a_terminal_is_a_bar(tmp_path):
 
     own, theirs = pty.openpty()
     command = [
-        *(sys.executable, "-m", "diffguard_pl.test", *QUICK),
+        *("-m", "diffguard_pl.test", *QUICK),
         *("--page.enabled", "false", "--model.steps", "5"),
     ]
     environment = os.environ | {"COLUMNS": "120", "TERM": "xterm-256color"}
-    with subprocess.Popen(
+    with preloaded.start(
         command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs
     ) as process:
         os.close(theirs)

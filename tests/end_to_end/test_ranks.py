@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import preloaded
 from helpers.results import assert_same
 
 from diffguard_pl.commands import merge
@@ -33,16 +33,14 @@ SLOW = ["--model.steps", "150"]
 @contextmanager
 def started(
     folder: Path, *args: str, launcher: tuple[str, ...] = (), **environment: str
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[preloaded.Process]:
     """The command, in processes of its own; killed with all that it has started."""
     folder.mkdir(parents=True, exist_ok=True)
     config, args = (args[:2], args[2:]) if args[:1] == ("--config",) else ((), args)
-    command = [sys.executable, "-m", *launcher, "diffguard_pl.test", *config, *SMALL, *args]
-    with subprocess.Popen(
-        command,
+    with preloaded.start(
+        ["-m", *launcher, "diffguard_pl.test", *config, *SMALL, *args],
         cwd=folder,
         env=os.environ | {"NO_COLOR": "1"} | environment,
-        text=True,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

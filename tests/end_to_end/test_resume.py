@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers import preloaded
 
 from diffguard_pl.commands.evaluate import main
 from diffguard_pl.runs import record
@@ -145,7 +146,6 @@ def test_what_is_missing_is_computed_and_nothing_else(begin, broken_off, undistu
 
 def test_a_run_goes_on_with_another_number_of_devices(broken_off, undisturbed):
     command = [
-        sys.executable,
         "-m",
         "diffguard_pl.test",
         "--resume",
@@ -155,9 +155,7 @@ def test_a_run_goes_on_with_another_number_of_devices(broken_off, undisturbed):
         "--trainer.accelerator",
         "cpu",
     ]
-    done = subprocess.run(
-        command, cwd=broken_off.parent, capture_output=True, text=True, timeout=300
-    )
+    done = preloaded.run(command, cwd=broken_off.parent)
     assert done.returncode == 0, done.stderr
     assert (
         f"{len(read_scores(broken_off, only=part_files(broken_off)[:4])[0])} images have results "

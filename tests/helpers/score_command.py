@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from diffguard_pl.commands import score
+from helpers import preloaded
 
 
 @dataclass
@@ -50,13 +49,13 @@ class ScoreCommand:
         return Scored(status, lines, printed.err)
 
 
-def start_score(detector: Path, *args: str, **options: Any) -> subprocess.Popen:
+def start_score(detector: Path, *args: str, **options: Any) -> preloaded.Process:
     """Start the command in another process."""
-    command = [sys.executable, "-m", "diffguard_pl", "score", "--detector", str(detector), *args]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    command = ["-m", "diffguard_pl", "score", "--detector", str(detector), *args]
+    return preloaded.start(command, stderr=subprocess.PIPE, **options)
 
 
-def interrupt_after(process: subprocess.Popen, out: Path, lines: int, signum: int) -> str:
+def interrupt_after(process: preloaded.Process, out: Path, lines: int, signum: int) -> str:
     """Signal the command's process group once it has written some lines; return its standard error.
 
     Args:
@@ -73,8 +72,3 @@ def interrupt_after(process: subprocess.Popen, out: Path, lines: int, signum: in
     os.killpg(process.pid, signum)
     _, message = process.communicate(timeout=60)
     return message
-
-
-def handle_ctrl_c() -> None:
-    """In a child: handle SIGINT, which background processes of a script ignore by inheritance."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

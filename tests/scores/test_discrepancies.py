@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from helpers import preloaded
 
 import diffguard_pl
 from diffguard_pl import Classifier, Detector, InputError
@@ -288,7 +289,6 @@ def test_an_import_path_works_in_a_config_on_the_command_line_and_in_a_detector_
         "[my_scores.looks.sharpness, my_scores.looks.last_map]",
     ]
     run = [
-        sys.executable,
         "-m",
         "diffguard_pl",
         "calibrate",
@@ -298,7 +298,7 @@ def test_an_import_path_works_in_a_config_on_the_command_line_and_in_a_detector_
         "--out",
         "detector.json",
     ]
-    done = subprocess.run(run, cwd=own, capture_output=True, text=True)
+    done = preloaded.run(run, cwd=own)
     assert done.returncode == 0, done.stderr
     detector = Detector.load(own / "detector.json")
     assert detector.score_names[:2] == ["sharpness", "last_map"]
