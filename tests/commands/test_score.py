@@ -165,7 +165,7 @@ def test_a_picture_that_cannot_be_written_does_not_end_the_run(run, tmp_path, mo
 
 def test_paths_on_standard_input_are_decided_as_they_arrive(file, tmp_path):
     paths = saved(digits("test").images[:4], tmp_path, "digit")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with start_score(file, paths[0], "-", **pipes) as process:
         assert json.loads(process.stdout.readline())["path"] == paths[0]
         for path in paths[1:]:
@@ -179,7 +179,7 @@ def test_paths_on_standard_input_are_decided_as_they_arrive(file, tmp_path):
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(file, tmp_path):
     paths = saved(digits("test").images[:3], tmp_path, "digit")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with start_score(file, paths[0], "-", **pipes) as process:
         process.stdout.readline()
         process.stdout.close()

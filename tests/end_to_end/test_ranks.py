@@ -41,6 +41,7 @@ def started(
         ["-m", *launcher, "diffguard_pl.test", *config, *SMALL, *args],
         cwd=folder,
         env=os.environ | {"NO_COLOR": "1"} | environment,
+        text=True,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -133,7 +133,7 @@ def start(
     stdin: int | IO | None = None,
     stdout: int | IO | None = None,
     stderr: int | IO | None = None,
-    text: bool = True,
+    text: bool = False,
     start_new_session: bool = False,
 ) -> Process:
     """Start ``python ARGS``; see `subprocess.Popen`.
@@ -158,7 +158,11 @@ def start(
             ends = os.pipe()
             own, other = reversed(ends) if name == "stdin" else ends
             mode = "w" if name == "stdin" else "r"
-            ours[name] = open(own, mode if text else f"{mode}b")  # noqa: SIM115  closed by `Process`
+            ours[name] = (  # closed by `Process`
+                os.fdopen(own, mode, buffering=1)
+                if text
+                else os.fdopen(own, f"{mode}b", buffering=0 if name == "stdin" else -1)
+            )
             opened.append(other)
             theirs.append(other)
         elif stream == subprocess.STDOUT:
@@ -185,7 +189,7 @@ def start(
 
 def run(args: list[str], timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGS`` to its end, with its output captured; see `subprocess.run`."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     with start(args, **options) as process:
         try:
             stdout, stderr = process.communicate(timeout)
