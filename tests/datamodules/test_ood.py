@@ -289,7 +289,7 @@ def test_a_dataset_may_have_fewer_images_than_devices(config, tmp_path):
     command = ["-m", "diffguard_pl.test", "--config", str(config)]
     command += ["--data.only", "noise", "--data.limit", "3", "--trainer.devices", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]
-    done = preloaded.run(command, cwd=tmp_path)
+    done = preloaded.run(command, cwd=tmp_path, fork_ranks=True)
     assert done.returncode == 0, done.stderr
     rows = scores_of(tmp_path / "run")
     assert [(row["dataset"], row["index"]) for row in rows] == [

@@ -26,13 +26,17 @@ SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.slots", "4",
          "--model.steps", "5", "--pictures.count", "3",
          "--scores.every", "0", "--page.enabled", "false", "--trainer.accelerator", "cpu",
          "--trainer.default_root_dir", "run"]  # fmt: skip
-GDM = ["--config", "digits_gdm", "--model.steps", "20"]
+GDM = ["--config", "digits_gdm", "--model.steps", "10", "--data.limit", "8"]
 SLOW = ["--model.steps", "150"]
 
 
 @contextmanager
 def started(
-    folder: Path, *args: str, launcher: tuple[str, ...] = (), **environment: str
+    folder: Path,
+    *args: str,
+    launcher: tuple[str, ...] = (),
+    fork_ranks: bool = False,
+    **environment: str,
 ) -> Iterator[preloaded.Process]:
     """The command, in processes of its own; killed with all that it has started."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +47,7 @@ def started(
         env=os.environ | {"NO_COLOR": "1"} | environment,
         text=True,
         start_new_session=True,
+        fork_ranks=fork_ranks,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     ) as process:
@@ -57,7 +62,10 @@ def run(
     folder: Path, *args: str, launcher: tuple[str, ...] = (), status: int = 0, **environment: str
 ) -> str:
     """What the command says."""
-    with started(folder, *args, launcher=launcher, **environment) as process:
+    is_launched_by_lightning = not launcher
+    with started(
+        folder, *args, launcher=launcher, fork_ranks=is_launched_by_lightning, **environment
+    ) as process:
         said, _ = process.communicate(timeout=300)
     assert process.returncode == status, said
     return said

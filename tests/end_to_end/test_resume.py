@@ -155,7 +155,7 @@ def test_a_run_goes_on_with_another_number_of_devices(broken_off, undisturbed):
         "--trainer.accelerator",
         "cpu",
     ]
-    done = preloaded.run(command, cwd=broken_off.parent)
+    done = preloaded.run(command, cwd=broken_off.parent, fork_ranks=True)
     assert done.returncode == 0, done.stderr
     assert (
         f"{len(read_scores(broken_off, only=part_files(broken_off)[:4])[0])} images have results "

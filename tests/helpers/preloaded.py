@@ -23,6 +23,7 @@ import threading
 import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 IMPORTED = (
@@ -135,6 +136,8 @@ def start(
     stderr: int | IO | None = None,
     text: bool = False,
     start_new_session: bool = False,
+    fork_ranks: bool = False,
+    server: str | None = None,
 ) -> Process:
     """Start ``python ARGS``; see `subprocess.Popen`.
 
@@ -147,6 +150,9 @@ def start(
         stderr: The same for standard error; may be `subprocess.STDOUT`.
         text: Pipes are text.
         start_new_session: The program leads a session of its own.
+        fork_ranks: Processes that Lightning launches are forked in the same way. They are then no
+            children of the first, and do not notice its death.
+        server: Socket of the server. Defaults to that of this process.
     """
     ours: dict[str, IO] = {}
     theirs: list[int] = []
@@ -176,9 +182,10 @@ def start(
         "cwd": str(cwd or Path.cwd()),
         "env": dict(os.environ if env is None else env),
         "new_session": start_new_session,
+        "fork_ranks": fork_ranks,
     }
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(_server())
+    connection.connect(server or _server())
     socket.send_fds(connection, [json.dumps(request).encode()], theirs)
     connection.shutdown(socket.SHUT_WR)
     for descriptor in opened:
@@ -247,12 +254,13 @@ def _serve(address: str, tells: int, tests: int) -> dict[str, Any]:
             if child == 0:
                 for other in (listening, connection, *children.values()):
                     other.close()
-                return json.loads(message) | {"streams": streams}
+                return json.loads(message) | {"streams": streams, "server": address}
             for stream in streams:
                 os.close(stream)
             connection.send(_number(child))
             children[child] = connection
-        with contextlib.suppress(ChildProcessError):
+        # without children, or with one whose starter is no more
+        with contextlib.suppress(ChildProcessError, BrokenPipeError):
             ended, status = os.waitpid(-1, os.WNOHANG)
             if ended:
                 children.pop(ended).send(_number(os.waitstatus_to_exitcode(status)))
@@ -265,6 +273,9 @@ def _number(number: int) -> bytes:
 
 def _become(request: dict[str, Any]) -> None:
     """Run the program, with the standard streams, arguments and environment asked for."""
+    from lightning_utilities.core.rank_zero import rank_zero_only
+    from pytorch_lightning.strategies.launchers import subprocess_script
+
     if request["new_session"]:
         os.setsid()
     for number, stream in enumerate(request["streams"]):
@@ -279,6 +290,12 @@ def _become(request: dict[str, Any]) -> None:
         setattr(sys, f"__{name}__", opened)
     os.environ.clear()
     os.environ.update(request["env"])
+    rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning reads it at import
+    if request["fork_ranks"]:
+        launch = subprocess_script.subprocess = SimpleNamespace()
+        launch.Popen = lambda command, **options: start(
+            command[1:], **options, server=request["server"]
+        )
     os.chdir(request["cwd"])
     random.seed()
     # as for a program of a terminal, also if the tests run in the background
