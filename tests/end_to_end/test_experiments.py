@@ -78,10 +78,11 @@ def small(name: str) -> str:
 def test_an_experiment_runs_two_batches_of_each_set(name, run):
     datasets = ["imagenet", "species", "inaturalist", "openimage_o", "imagenet_o"]
     # Apart from these, experiments differ from gdm and ldm in the model alone.
-    few = not name.startswith(("oracle", "gdm", "ldm"))
+    few = not name.startswith(("gdm", "ldm"))
     only = ["--data.only", "[species]"] if few else []
     datasets = datasets[:2] if few else datasets
-    rows = run("--config", name, "--config", small(name), "--data.batch_size", "1", *only)
+    quick = ["--data.batch_size", "1", "--model.steps", "3"]
+    rows = run("--config", name, "--config", small(name), *quick, *only)
     if name.startswith("combine"):
         datasets.insert(1, "calibration")
         assert all(math.isfinite(row["scale"]) for row in rows)
@@ -89,7 +90,7 @@ def test_an_experiment_runs_two_batches_of_each_set(name, run):
     assert all(math.isfinite(float(row["dists"])) and row["error"] is None for row in rows)
     if name.startswith("oracle"):
         assert [row["reconstructed_as"] for row in rows[:2]] == [0, 1]
-        assert len({row["reconstructed_as"] for row in rows[2:]}) > 4  # random ones
+        assert len({row["reconstructed_as"] for row in rows}) == 4  # of others, random ones
 
 
 def test_a_config_of_table_4_stops_by_its_thresholds_alone(run, tmp_path):

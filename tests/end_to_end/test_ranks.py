@@ -23,7 +23,7 @@ from diffguard_pl.runs import lock as owner
 from diffguard_pl.runs.store import part_files, read_scores
 
 SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.slots", "4",
-         "--model.steps", "5", "--pictures.count", "3",
+         "--model.steps", "2", "--pictures.count", "3",
          "--scores.every", "0", "--page.enabled", "false", "--trainer.accelerator", "cpu",
          "--trainer.default_root_dir", "run"]  # fmt: skip
 GDM = ["--config", "digits_gdm", "--model.steps", "10", "--data.limit", "8"]
@@ -104,7 +104,7 @@ def alone(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "devices"), [("ldm", 4), ("gdm", 2)]
+    ("pipeline", "devices"), [("ldm", 3), ("gdm", 2)]
 )  # test_torchrun: LDM on two
 def test_any_number_of_processes_gives_the_results_of_one(pipeline, devices, alone, tmp_path):
     run(tmp_path, *(GDM if pipeline == "gdm" else []), "--trainer.devices", str(devices))
@@ -180,7 +180,7 @@ def test_shards_that_do_not_make_a_run_are_refused(tmp_path, monkeypatch):
     small = [*SMALL, "--data.limit", "4"]
     for name, args in {
         "0": ["--shard", "0/2"], "1": ["--shard", "1/2"], "third": ["--shard", "1/3"], "whole": [],
-        "other": ["--shard", "1/2", "--model.steps", "4"], "begun": ["--shard", "1/2"],
+        "other": ["--shard", "1/2", "--model.steps", "3"], "begun": ["--shard", "1/2"],
     }.items():  # fmt: skip
         main([*small, *args, "--trainer.default_root_dir", name])
     record = json.loads(Path("begun/run.json").read_text())
@@ -190,7 +190,7 @@ def test_shards_that_do_not_make_a_run_are_refused(tmp_path, monkeypatch):
         (["0"], "1/2 are missing"),
         (["0", "0"], "0: is the same shard as 0"),
         (["0", "third"], "third: belongs to another run than 0: shard was"),
-        (["0", "other"], "other: belongs to another run than 0: model.steps was 5 there, is 4 now"),
+        (["0", "other"], "other: belongs to another run than 0: model.steps was 2 there, is 3 now"),
         (["0", "whole"], "whole: not a shard"),
         (
             ["0", "begun"],

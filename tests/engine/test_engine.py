@@ -24,7 +24,7 @@ from diffguard_pl.stages import Detection
 @pytest.fixture(scope="module")
 def some_digits() -> Tensor:
     datasets = (digits("test"), held_out(), photos(), letters())
-    return torch.cat([data.images[:4] for data in datasets]).double()
+    return torch.cat([data.images[:2] for data in datasets]).double()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def gdm_plain(digits_gdm, some_digits) -> dict[int, Plain]:
 
 
 @pytest.mark.parametrize("defer_stop_check", [False, True])
-@pytest.mark.parametrize(("slots", "batch"), [(1, 36), (7, 5), (64, 36), (64, 9)])
+@pytest.mark.parametrize(("slots", "batch"), [(1, 8), (3, 5), (64, 8), (64, 3)])
 def test_gdm_with_early_stop(digits_gdm, gdm_plain, some_digits, slots, batch, defer_stop_check):
     every = 4 if slots == 1 else 1
     plain = gdm_plain[every]
@@ -94,7 +94,7 @@ def test_gdm_with_early_stop(digits_gdm, gdm_plain, some_digits, slots, batch, d
         assert_same_as_reference(digits_gdm, images, batch, defer_stop_check, plain=plain)
 
 
-@pytest.mark.parametrize(("slots", "batch"), [(3, 9), (64, 7)])
+@pytest.mark.parametrize(("slots", "batch"), [(3, 4), (64, 3)])
 def test_ldm(digits_ldm, some_digits, slots, batch):
     with changed(digits_ldm, slots=slots):
         assert_same_as_reference(digits_ldm, some_digits[::2], batch, defer_stop_check=False)
