@@ -1,19 +1,22 @@
-# `make demo` detects out-of-distribution digits; `make test` runs lint, docs and all tests.
+# `make demo` detects out-of-distribution digits; `make test` runs lint, docs and tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint docs recipes clean
+.PHONY: help demo test test-all lint docs recipes clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
 	$(BIN)/python -m diffguard_pl.test
 
 # Three processes on two cores, since some tests wait: for SLURM, servers and other processes.
-test: $(VENV)/dev lint docs ## install the development extras, lint, build the docs, run all tests
+test: $(VENV)/dev lint docs ## install the development extras, lint, build the docs, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-all: $(VENV)/dev ## run all tests, with those marked slow: about twice as long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m ""
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

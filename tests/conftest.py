@@ -17,6 +17,11 @@ from diffguard_pl.commands import calibrate
 pytest_plugins = ["helpers.server"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that wait for SLURM, so that other processes do not wait for them."""
+    items.sort(key=lambda item: "test_slurm" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def digits_ldm() -> DiffGuard:
     return diffguard_pl.load("digits_ldm")

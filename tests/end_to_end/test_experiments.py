@@ -32,6 +32,9 @@ IMAGENET = [
     and "cifar10" not in name
 ]
 
+EXAMPLES = ("gdm", "ldm", "combine/ldm", "oracle/ldm")
+"""Of these, the others differ in few settings, all of which other tests try or compare."""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
@@ -73,7 +76,12 @@ def small(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in IMAGENET if name != "dit" and not name.startswith("early_stop/")]
+    "name",
+    [
+        name if name in EXAMPLES else pytest.param(name, marks=pytest.mark.slow)
+        for name in IMAGENET
+        if name != "dit" and not name.startswith("early_stop/")
+    ],
 )
 def test_an_experiment_runs_two_batches_of_each_set(name, run):
     datasets = ["imagenet", "species", "inaturalist", "openimage_o", "imagenet_o"]
@@ -261,6 +269,7 @@ def assert_drawn(folder: Path) -> None:
     assert Image.open(picture).width > 400
 
 
+@pytest.mark.slow
 def test_cifar10_at_full_size(run, tmp_path, cifar_classifier):
     weights = [*cifar_classifier, "--model.backbone.checkpoint", "random"]
     architecture = PUBLISHED["gdm-cifar10"].architecture

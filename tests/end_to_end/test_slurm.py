@@ -97,6 +97,7 @@ def test_a_job_warned_in_mid_run_is_requeued_and_completes_the_run(cluster, plai
     assert_same_table(run, plain_run)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_keeps_its_scores_and_can_be_resumed_on_two_nodes(
     cluster, plain_run, tmp_path
 ):
@@ -123,7 +124,9 @@ def test_a_cancelled_job_keeps_its_scores_and_can_be_resumed_on_two_nodes(
     assert_same_table(run, plain_run)
 
 
-@pytest.mark.parametrize("how", ["while importing", "with a grace time"])
+@pytest.mark.parametrize(
+    "how", ["while importing", pytest.param("with a grace time", marks=pytest.mark.slow)]
+)
 def test_a_preempted_job_is_requeued(how, cluster, tmp_path):
     job = cluster.sbatch(*ONE_TASK, BATCH_FILE, *CONFIG, *SMALL, *ON_CPU, cwd=tmp_path)
     if how == "while importing":
@@ -145,6 +148,7 @@ def test_a_preempted_job_is_requeued(how, cluster, tmp_path):
     job.wait_for_state("CANCELLED")
 
 
+@pytest.mark.slow
 def test_merged_shards_of_an_array_equal_a_plain_run(cluster, plain_run, tmp_path):
     array = cluster.sbatch(
         *("--array=0-1", *ONE_TASK, "--output=%x-%A_%a.log"),

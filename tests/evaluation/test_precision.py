@@ -66,8 +66,16 @@ def test_half_precision_of_lightnings_own_plugin_on_a_cpu(exact, tmp_path):
     assert 0 < (scores - torch.tensor(expected)).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("mixed", [True, False])
-@pytest.mark.parametrize("family", ["gdm", "ldm"])
+@pytest.mark.parametrize(
+    ("family", "mixed"),
+    [
+        ("ldm", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("ldm", False), ("gdm", True), ("gdm", False))
+        ),
+    ],
+)
 def test_states_levels_and_scores_are_float32(family, mixed):
     dtype = torch.bfloat16
     golden = gdm_golden("smooth_early_stop") if family == "gdm" else ldm_golden("masked")
