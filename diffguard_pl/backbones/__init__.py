@@ -5,11 +5,13 @@ from ..checkpoints.architectures import (
     FirstStageArchitecture,
     GuidedDiffusionArchitecture,
     LatentDiffusionArchitecture,
+    NoisyClassifierArchitecture,
 )
 from ..imports import postpone_imports
 from .base import Backbone
 from .diffusers_pipeline import DiffusersPipeline
 from .latent import LatentDiffusion
+from .noisy_classifier import NoisyClassifier
 from .pixel import PixelDiffusion
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "GuidedDiffusionArchitecture",
     "LatentDiffusion",
     "LatentDiffusionArchitecture",
+    "NoisyClassifier",
+    "NoisyClassifierArchitecture",
     "PixelDiffusion",
 ]
 

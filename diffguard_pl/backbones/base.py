@@ -24,6 +24,8 @@ class Backbone(nn.Module, ABC):
         input_size: Side, in pixels, of the images under test. Defaults to ``image_size``.
         process_method: How images get from ``input_size`` to ``image_size``: ``resize``, or ``pad``
             with a black border.
+        antialias: Whether resizing is antialiased. Makes a difference only where images become
+            smaller.
 
     Attributes:
         image_size: As the argument.
@@ -43,12 +45,19 @@ class Backbone(nn.Module, ABC):
     is_pixel_space = False
     clip_denoised = False
 
-    def __init__(self, image_size: int, input_size: int | None, process_method: str):
+    def __init__(
+        self,
+        image_size: int,
+        input_size: int | None,
+        process_method: str,
+        antialias: bool = True,
+    ):
         super().__init__()
         choose("process_method", process_method, ["resize", "pad"])
         self.image_size = image_size
         self.input_size = input_size or image_size
         self.process_method = process_method
+        self.antialias = antialias
         difference = self.image_size - self.input_size
         if process_method == "pad" and (difference < 0 or difference % 2):
             raise InputError(
@@ -117,13 +126,13 @@ class Backbone(nn.Module, ABC):
         if self.input_size == self.image_size:
             return images
         if self.process_method == "resize":
-            return resize(images, [self.image_size, self.image_size], antialias=True)
+            return self._resize(images, self.image_size)
         return pad(images, [self._border] * 4, value=-1.0)
 
     def to_input_size(self, images: Tensor) -> Tensor:
         """Resize or crop images [N, 3, H, W] from ``image_size`` to ``input_size``."""
         if self.input_size != self.image_size and self.process_method == "resize":
-            return resize(images, [self.input_size, self.input_size], antialias=True)
+            return self._resize(images, self.input_size)
         return self.remove_padding(images)
 
     def remove_padding(self, images: Tensor) -> Tensor:
@@ -131,6 +140,9 @@ class Backbone(nn.Module, ABC):
         if self.input_size == self.image_size or self.process_method == "resize":
             return images
         return center_crop(images, [self.input_size, self.input_size])
+
+    def _resize(self, images: Tensor, size: int) -> Tensor:
+        return resize(images, [size, size], antialias=self.antialias)
 
     @property
     def _border(self) -> int:

@@ -61,7 +61,7 @@ def load_guided_diffusion(path: Path, architecture: GuidedDiffusionArchitecture)
     unet = build_guided_diffusion(architecture)
     found = find_original(path, UNET_KEYS, architecture.use_ema)
     weights = convert_unet_keys(found.tensors, architecture)
-    weights = _split_qkv(weights, unet, architecture.use_new_attention_order)
+    weights = split_qkv(weights, unet, architecture.use_new_attention_order)
     load_converted(unet, weights, path, SETTINGS)
 
     # guided-diffusion's files have no noise schedule, but those of other programs may
@@ -112,7 +112,7 @@ def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2D
     return unet
 
 
-def _split_qkv(weights: ConvertedWeights, unet: nn.Module, new_order: bool) -> ConvertedWeights:
+def split_qkv(weights: ConvertedWeights, unet: nn.Module, new_order: bool) -> ConvertedWeights:
     """Split the one convolution that holds q, k and v of an attention into three linear layers.
 
     The original layout of the output channels is [heads, 3, channels per head], and

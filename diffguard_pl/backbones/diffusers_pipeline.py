@@ -57,6 +57,8 @@ class DiffusersPipeline(Backbone):
         process_method: How images get to the model's size: ``resize`` or ``pad``.
         clip_denoised: Whether to clamp predicted images x0 to [-1, 1]. Defaults to True for a pixel
             model and to False for a latent model.
+        antialias: Whether resizing is antialiased. Defaults to True; in the paper's environment
+            (torchvision 0.11.3) it is not.
 
     Attributes:
         num_labels: Number of labels, including "no class"; None if the network takes no label.
@@ -72,12 +74,14 @@ class DiffusersPipeline(Backbone):
         input_size: int | None = None,
         process_method: str = "resize",
         clip_denoised: bool | None = None,
+        antialias: bool = True,
     ):
         # Networks.
         folder = resolve(checkpoint)
         network, embedding = _load_network(folder)
         autoencoder = _load_autoencoder(folder, network.config.in_channels)
-        super().__init__(_image_size(folder, network, autoencoder), input_size, process_method)
+        image_size = _image_size(folder, network, autoencoder)
+        super().__init__(image_size, input_size, process_method, antialias)
         self.network, self.embedding, self.autoencoder = network, embedding, autoencoder
 
         # Latents are (mode - shift) * scale.

@@ -45,6 +45,8 @@ class LatentDiffusion(Backbone):
         process_method: How images get to the model's size: ``resize`` or ``pad``.
         ddim_discretize: Distances of the timesteps: ``uniform``, or ``quad`` for short ones near
             the image (latent-diffusion's names).
+        antialias: Whether resizing is antialiased. Defaults to True; in the paper's environment
+            (torchvision 0.11.3) it is not.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class LatentDiffusion(Backbone):
         input_size: int | None = None,
         process_method: str = "pad",
         ddim_discretize: str = "uniform",
+        antialias: bool = True,
     ):
         a = architecture or known_architecture(checkpoint, LatentDiffusionArchitecture)
         a = a or LatentDiffusionArchitecture()
         choose("ddim_discretize", ddim_discretize, list(DISCRETIZATIONS))
         unet, embedding, first_stage = _load_networks(checkpoint, a)
-        super().__init__(image_side(first_stage, Path(checkpoint)), input_size, process_method)
+        image_size = image_side(first_stage, Path(checkpoint))
+        super().__init__(image_size, input_size, process_method, antialias)
         self.ddim_discretize = ddim_discretize
         self.unet = unet
         self.embedding = embedding

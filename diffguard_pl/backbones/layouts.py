@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ..checkpoints.architectures import (
-    Architecture,
     DDPMArchitecture,
     GuidedDiffusionArchitecture,
     LatentDiffusionArchitecture,
+    UNetArchitecture,
 )
 from ..checkpoints.state_dicts import find_weights, first_keys
 from ..checkpoints.tensors import load_content
@@ -16,7 +16,7 @@ from .convert_guided_diffusion import UNET_KEYS
 from .convert_latent_diffusion import UNET
 
 
-def layout_of(path: Path) -> type[Architecture]:
+def layout_of(path: Path) -> type[UNetArchitecture]:
     """Return the architecture's class of a checkpoint file.
 
     Raises:

@@ -51,6 +51,8 @@ class PixelDiffusion(Backbone):
         input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
         process_method: How images get to the model's size: ``resize`` or ``pad``.
         clip_denoised: Whether to clamp predicted images x0 to [-1, 1]. Defaults to True.
+        antialias: Whether resizing is antialiased. Defaults to True; in the paper's environment
+            (torchvision 0.11.3) it is not.
     """
 
     is_pixel_space = True
@@ -62,11 +64,13 @@ class PixelDiffusion(Backbone):
         input_size: int | None = None,
         process_method: str = "resize",
         clip_denoised: bool = True,
+        antialias: bool = True,
     ):
         a = architecture or _default_architecture(checkpoint)
         alpha_bar = _alpha_bar(a)
         unet = _load_unet(checkpoint, a)
-        super().__init__(image_side(unet, Path(checkpoint)), input_size, process_method)
+        image_size = image_side(unet, Path(checkpoint))
+        super().__init__(image_size, input_size, process_method, antialias)
         self.unet = unet
         self.clip_denoised = clip_denoised
         self.alpha_bar = alpha_bar

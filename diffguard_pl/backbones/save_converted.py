@@ -12,7 +12,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from .. import __version__
-from ..checkpoints.architectures import Architecture, LatentDiffusionArchitecture
+from ..checkpoints.architectures import (
+    LatentDiffusionArchitecture,
+    NoisyClassifierArchitecture,
+    UNetArchitecture,
+)
 from ..checkpoints.converted import (
     RECORD_FILE,
     conversion_record,
@@ -20,7 +24,7 @@ from ..checkpoints.converted import (
     known_architecture,
     parse_architecture,
 )
-from ..checkpoints.registry import resolve
+from ..checkpoints.registry import find_published, resolve
 from ..errors import InputError
 from ..runs.files import apply_umask
 from ..runs.lock import locked
@@ -49,6 +53,12 @@ def save_converted(
         InputError: The file is not a checkpoint of a known family, its architecture does not fit,
             or the folder holds something else.
     """
+    published = find_published(checkpoint)
+    if published and isinstance(published.architecture, NoisyClassifierArchitecture):
+        raise InputError(
+            f"checkpoint {checkpoint}: is a classifier, which is used as it is; nothing needs to "
+            "be converted"
+        )
     path = resolve(checkpoint)
     if path.is_dir():
         raise InputError(f"checkpoint {path}: is a folder; nothing needs to be converted")
@@ -72,7 +82,7 @@ def save_converted(
     return out
 
 
-def _read_architecture(kind: type[Architecture], file: Path) -> Architecture:
+def _read_architecture(kind: type[UNetArchitecture], file: Path) -> UNetArchitecture:
     return parse_architecture(kind, read_yaml(file, "architecture"), str(file))
 
 

@@ -115,6 +115,53 @@ class DDPMArchitecture:
 
 
 @dataclass(frozen=True)
+class NoisyClassifierArchitecture:
+    """guided-diffusion's flags of a classifier of noisy images, under its names.
+
+    The defaults are those of ``256x256_classifier.pt``. Its pool is the one that its authors call
+    ``attention``.
+
+    Args:
+        image_size: Side of the images in pixels.
+        classifier_width: Number of channels of the first level.
+        channel_mult: Factor on ``classifier_width`` at each level; guided-diffusion derives it from
+            ``image_size``.
+        classifier_depth: Number of residual blocks per level.
+        classifier_attention_resolutions: Sides, in pixels, of the feature maps that have attention.
+        num_head_channels: Number of channels per attention head.
+        classifier_use_scale_shift_norm: Whether the timestep scales and shifts the normalised
+            features.
+        classifier_resblock_updown: Whether residual blocks, instead of convolutions, change the
+            resolution.
+        num_classes: Number of classes.
+    """
+
+    image_size: int = 256
+    classifier_width: int = 128
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    classifier_depth: int = 2
+    classifier_attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    num_head_channels: int = 64
+    classifier_use_scale_shift_norm: bool = True
+    classifier_resblock_updown: bool = True
+    num_classes: int = 1000
+
+    @property
+    def unet(self) -> GuidedDiffusionArchitecture:
+        """Architecture of the UNet whose encoder the classifier is."""
+        return GuidedDiffusionArchitecture(
+            image_size=self.image_size,
+            num_channels=self.classifier_width,
+            channel_mult=self.channel_mult,
+            num_res_blocks=self.classifier_depth,
+            attention_resolutions=self.classifier_attention_resolutions,
+            num_head_channels=self.num_head_channels,
+            use_scale_shift_norm=self.classifier_use_scale_shift_norm,
+            resblock_updown=self.classifier_resblock_updown,
+        )
+
+
+@dataclass(frozen=True)
 class FirstStageArchitecture:
     """CompVis' ``ddconfig`` of the VQ first stage, under its names (Esser et al. 2021).
 
@@ -204,5 +251,6 @@ class LatentDiffusionArchitecture:
 
 
 PixelArchitecture = GuidedDiffusionArchitecture | DDPMArchitecture
-Architecture = PixelArchitecture | LatentDiffusionArchitecture
+UNetArchitecture = PixelArchitecture | LatentDiffusionArchitecture
+Architecture = UNetArchitecture | NoisyClassifierArchitecture
 ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)

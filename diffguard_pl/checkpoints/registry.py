@@ -10,13 +10,20 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from ..errors import InputError
 from ..runs.lock import locked
-from .architectures import Architecture, GuidedDiffusionArchitecture, LatentDiffusionArchitecture
+from .architectures import (
+    Architecture,
+    GuidedDiffusionArchitecture,
+    LatentDiffusionArchitecture,
+    NoisyClassifierArchitecture,
+)
 from .download import cache_folder, fetch, list_members, unzip
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Folder of the weights that come with the package."""
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 """Endings of the file names that count as a checkpoint inside an archive."""
+NOT_STATED = "not stated"
+"""Licence of weights whose authors publish them without one."""
 HUGGING_FACE_FILES = ["*.json", "*.safetensors", "*.bin"]
 """Files of a Hugging Face repository that are downloaded."""
 
@@ -34,6 +41,7 @@ class PublishedCheckpoint:
         size: Size of the download in bytes, if known.
         sha256: Hash of the download, if known.
         architecture: Architecture of the weights; None for a folder that describes its own.
+        licence: Licence under which the authors publish the weights.
     """
 
     name: str
@@ -43,8 +51,13 @@ class PublishedCheckpoint:
     size: int | None = None
     sha256: str | None = None
     architecture: Architecture | None = None
+    licence: str = NOT_STATED
 
 
+# The LICENSE files of these repositories cover the code and do not mention weights. By its model
+# card, guided-diffusion is for research purposes only and not to be deployed commercially.
+CODE_IS_MIT = f"{NOT_STATED}; code: MIT"
+RESEARCH_ONLY = f"{CODE_IS_MIT}; model card: for research only"
 OPENAI = "https://openaipublic.blob.core.windows.net/diffusion"
 OMMER = "https://ommer-lab.com/files/latent-diffusion"
 PUBLISHED = {
@@ -58,6 +71,7 @@ PUBLISHED = {
             size=2211383297,
             sha256="a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1",
             architecture=GuidedDiffusionArchitecture(),
+            licence=RESEARCH_ONLY,
         ),
         PublishedCheckpoint(
             "gdm-imagenet64-cond",
@@ -73,6 +87,7 @@ PUBLISHED = {
                 class_cond=True,
                 noise_schedule="cosine",
             ),
+            licence=RESEARCH_ONLY,
         ),
         PublishedCheckpoint(
             "gdm-imagenet128-cond",
@@ -86,6 +101,7 @@ PUBLISHED = {
                 num_head_channels=-1,
                 class_cond=True,
             ),
+            licence=RESEARCH_ONLY,
         ),
         # 512x512_diffusion.pt is missing: its first level has half of num_channels, which
         # UNet2DModel's time embedding does not support
@@ -95,6 +111,15 @@ PUBLISHED = {
             "256x256_diffusion.pt",
             f"{OPENAI}/jul-2021/256x256_diffusion.pt",
             architecture=GuidedDiffusionArchitecture(class_cond=True),
+            licence=RESEARCH_ONLY,
+        ),
+        PublishedCheckpoint(
+            "gdm-classifier256",
+            "guided-diffusion, ImageNet 256, classifier of noisy images: for Fig. 2 of the paper",
+            "256x256_classifier.pt",
+            f"{OPENAI}/jul-2021/256x256_classifier.pt",
+            architecture=NoisyClassifierArchitecture(),
+            licence=RESEARCH_ONLY,
         ),
         PublishedCheckpoint(
             "gdm-cifar10",
@@ -114,6 +139,7 @@ PUBLISHED = {
                 diffusion_steps=4000,
                 rescale_timesteps=True,
             ),
+            licence=CODE_IS_MIT,
         ),
         PublishedCheckpoint(
             "ldm-cin256",
@@ -121,6 +147,7 @@ PUBLISHED = {
             "cin256-v2.ckpt",
             f"{OMMER}/nitro/cin/model.ckpt",
             architecture=LatentDiffusionArchitecture(),
+            licence=CODE_IS_MIT,
         ),
         # cin.zip, which the original DiffGuard links, is missing: it is LDM-VQ-8, whose training
         # knew no "no class", so that classifier-free guidance has nothing to compare with
@@ -129,6 +156,7 @@ PUBLISHED = {
             "DiT-XL/2, ImageNet 256, class-conditional",
             "DiT-XL-2-256",
             "hf://facebook/DiT-XL-2-256",
+            licence="CC-BY-NC-4.0",
         ),
     )
 }

@@ -29,10 +29,13 @@ options:
   --analysis.every EVERY
                         Steps of the schedule between two points. Defaults to a tenth of them.
   --analysis.cutouts CUTOUTS
-                        Number of crops whose logits are averaged. (default: 8)
+                        Number of crops of each image. (default: 8)
   --analysis.cutout_size CUTOUT_SIZE
                         Side of the smallest crop. Defaults to seven eighths of the image's.
   --analysis.seed SEED  Seed of the noise and of the crops. (default: 42)
+  --analysis.noisy_classifier CHECKPOINT
+                        Classifier of noisy images to compare with (Fig. 2A), such as
+                        gdm-classifier256, or the class of one. Defaults to none.
 
 Settings of model, data and trainer are those of a test: diffguard-pl test --help
 """
@@ -45,6 +48,8 @@ FIGURES = ("inversion", "labels", "sweep")
 
 def main(args: list[str] | None = None) -> None:
     """Measure the accuracy by timestep; write ``analysis.csv`` and ``analysis.png``.
+
+    With ``analysis.noisy_classifier`` also ``agreement.csv`` and ``agreement.png``.
 
     Args:
         args: Arguments of the command. Defaults to those of the process.
@@ -60,14 +65,19 @@ def main(args: list[str] | None = None) -> None:
         print(HELP, end="")
         return
     # The help is printed without these, which import torch and Lightning.
+    from rich.console import Console
+
+    from ..backbones.noisy_classifier import noisy_classifier_for
     from ..callbacks import RunProgress
     from ..evaluation.noise_accuracy import NoiseAccuracyModule
-    from ..report.noise_accuracy import draw_noise_accuracy, write_noise_accuracy
+    from ..report import noise_accuracy as report
     from .cli import AnalyzeCLI, command_line
 
     with one_line_errors(), releasing_locks():
         cli = command_line(AnalyzeCLI, args, [RunProgress()], "analyze")
-        module = NoiseAccuracyModule(cli.model.diffguard, cli.config_init.analysis, cli.data)
+        diffguard, analysis = cli.model.diffguard, cli.config_init.analysis
+        noisy_classifier = noisy_classifier_for(diffguard.backbone, analysis.noisy_classifier)
+        module = NoiseAccuracyModule(diffguard, analysis, cli.data, noisy_classifier)
         cli.trainer.test(module, verbose=False)
         if not cli.trainer.is_global_zero:
             return
@@ -83,7 +93,12 @@ def main(args: list[str] | None = None) -> None:
         folder = Path(cli.trainer.default_root_dir)
         with atomic_write(folder / CONFIG_FILE) as unfinished:
             unfinished.write_text(cli.parser.dump(cli.config, skip_none=False), encoding="utf-8")
-        write_noise_accuracy(module.points, folder / "analysis.csv")
-        draw_noise_accuracy(module.points, module.dataset, folder / "analysis.png")
+        report.write_noise_accuracy(module.points, folder / "analysis.csv")
+        report.draw_noise_accuracy(module.points, module.dataset, folder / "analysis.png")
         print(f"accuracy: {folder / 'analysis.csv'}\n    plot: {folder / 'analysis.png'}")
+        if noisy_classifier is not None:
+            report.write_agreement(module.points, folder / "agreement.csv")
+            report.draw_agreement(module.points, module.dataset, folder / "agreement.png")
+            Console().print(report.agreement_table(module.points, module.dataset))
+            print(f"agreement: {folder / 'agreement.csv'}\n     plot: {folder / 'agreement.png'}")
         end_with_images_left_out(module.left_out)

@@ -66,12 +66,15 @@ def parser() -> argparse.ArgumentParser:
 def table() -> "Table":
     """Return a table of the published checkpoints."""
     from rich.filesize import decimal
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ..checkpoints.converted import converted_folder, is_up_to_date
     from ..checkpoints.registry import PUBLISHED, cached_path
 
-    table = Table("name", "description", "size", "in the cache", "converted")
+    shipped = "The digits weights come with the package: Apache-2.0, like the code."
+    table = Table(Column("name", no_wrap=True), caption=shipped)
+    for column in ("description", "licence", "size", "in the cache", "converted"):
+        table.add_column(column)
     for published in PUBLISHED.values():
         path = cached_path(published)
         size = path.stat().st_size if path and path.is_file() else published.size
@@ -81,6 +84,7 @@ def table() -> "Table":
         table.add_row(
             published.name,
             published.description,
+            published.licence,
             decimal(size) if size else "?",
             "yes" if path else "",
             "yes" if is_converted else "",

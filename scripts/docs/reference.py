@@ -350,7 +350,7 @@ def configs_page() -> str:
         "Each is a file of `configs/` and part of the package. `python -m diffguard_pl.test "
         "--config NAME` runs it, except for "
         "`wandb` and `small/`, which modify another config, and `sweeps/`, which are W&B sweep "
-        "files. "
+        "files. Those of `analysis/` are for `diffguard-pl analyze`. "
         "Settings that a file omits come from its `base`.",
         "\n".join(
             [

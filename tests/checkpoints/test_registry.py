@@ -19,6 +19,7 @@ from diffguard_pl.checkpoints.architectures import (
     FirstStageArchitecture,
     GuidedDiffusionArchitecture,
     LatentDiffusionArchitecture,
+    NoisyClassifierArchitecture,
 )
 from diffguard_pl.checkpoints.registry import PUBLISHED, resolve
 
@@ -80,6 +81,18 @@ AS_PUBLISHED = {
         channel_mult=(1, 1, 2, 2, 4, 4),
         use_new_attention_order=False,
     ),
+    # classifier_defaults() of script_util.py, with the factors for 256 pixels
+    "gdm-classifier256": NoisyClassifierArchitecture(
+        image_size=256,
+        classifier_width=128,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        classifier_depth=2,
+        classifier_attention_resolutions=(32, 16, 8),
+        num_head_channels=64,
+        classifier_use_scale_shift_norm=True,
+        classifier_resblock_updown=True,
+        num_classes=1000,
+    ),
     "gdm-cifar10": GuidedDiffusionArchitecture(
         image_size=32,
         num_channels=128,
@@ -135,6 +148,24 @@ AS_PUBLISHED = {
 def test_architectures_are_those_that_the_authors_publish():
     found = {name: published.architecture for name, published in PUBLISHED.items()}
     assert found == AS_PUBLISHED
+
+
+# The LICENSE files of these repositories, model-card.md of guided-diffusion, and the model card of
+# facebook/DiT-XL-2-256 on Hugging Face.
+LICENCES = {
+    "gdm-imagenet256": "not stated; code: MIT; model card: for research only",
+    "gdm-imagenet64-cond": "not stated; code: MIT; model card: for research only",
+    "gdm-imagenet128-cond": "not stated; code: MIT; model card: for research only",
+    "gdm-imagenet256-cond": "not stated; code: MIT; model card: for research only",
+    "gdm-classifier256": "not stated; code: MIT; model card: for research only",
+    "gdm-cifar10": "not stated; code: MIT",
+    "ldm-cin256": "not stated; code: MIT",
+    "dit-xl2-256": "CC-BY-NC-4.0",
+}
+
+
+def test_licences_are_those_of_the_sources():
+    assert {name: published.licence for name, published in PUBLISHED.items()} == LICENCES
 
 
 def test_missing_files_and_unknown_names():

@@ -201,3 +201,8 @@ def test_signals_reach_the_test_of_a_sweep(monkeypatch):
     assert analyze_sweep.run_test(["--config", "ldm"], stop) == 143
     assert processes[0].received == [signal.SIGTERM]
     assert not stop.deferred
+
+
+def test_the_points_are_those_of_the_original_s_scripts():
+    assert Analysis().step_indices(100) == [0, *range(9, 100, 10)]
+    assert Analysis(every=1000).step_indices(100) == [0]  # clean images alone

@@ -48,11 +48,13 @@ def test_a_conversion_that_fails_leaves_nothing_and_touches_no_folder_of_others(
 
 
 def test_list_shows_the_checkpoints_and_those_that_are_present(published, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "200")
     checkpoints.main(["list"])
     before = capsys.readouterr().out
     assert all(name in before for name in PUBLISHED)
-    assert re.search(r"gdm-imagenet256 .*2\.2 GB", before)
+    assert re.search(r"gdm-imagenet256 .*MIT; model card: for research only.*2\.2 GB", before)
+    assert re.search(r"dit-xl2-256 .*CC-BY-NC-4\.0", before)
+    assert "Apache-2.0" in before
     checkpoints.main(["fetch", "tiny"])
     checkpoints.main(["convert", "tiny"])
     capsys.readouterr()
@@ -71,3 +73,15 @@ def test_fetch_prints_the_path_and_an_unknown_name_ends_it_in_one_line(
         str(registry.SHIPPED / "digits_gdm"),
     ]
     assert "file not found" in exit_line(["fetch", "nothing"], capsys)
+
+
+def test_names_are_complete_in_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    checkpoints.main(["list"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PUBLISHED)
+
+
+def test_a_classifier_of_noisy_images_needs_no_conversion(capsys, checkpoint_cache):
+    assert "is a classifier" in exit_line(["convert", "gdm-classifier256"], capsys)
+    assert not checkpoint_cache.exists()

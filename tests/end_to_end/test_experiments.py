@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiTPipeline
-from helpers import layouts
+from helpers import ROOT, layouts
 from helpers.golden import REFERENCE
 from helpers.perceptual import save_perceptual_weights
 from helpers.results import scores_of
@@ -23,12 +23,15 @@ from diffguard_pl.commands.evaluate import main
 from diffguard_pl.config import config_names, find_config, load_data, with_bases
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.noise_accuracy import VARIANTS
+from diffguard_pl.metrics.noise_accuracy import VOTES
 
 EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")]
 IMAGENET = [
     name
     for name in EXPERIMENTS
-    if not name.startswith(("digits", "fast/", "small/", "wandb", "combine/digits", "openood/"))
+    if not name.startswith(
+        ("analysis/", "digits", "fast/", "small/", "wandb", "combine/digits", "openood/")
+    )
     and "cifar10" not in name
 ]
 
@@ -114,6 +117,17 @@ def test_a_config_of_table_4_stops_by_its_thresholds_alone(run, tmp_path):
     model = yaml.safe_load(saved.read_text())["model"]
     assert model["early_stop"] == {"dists": 0.39}
     assert model["discrepancies"] == ["dists", "gmsd", "l2"]
+
+
+def test_images_become_smaller_as_in_the_paper_s_environment():
+    """Its torchvision resizes tensors without antialiasing."""
+    backbones = [resolved(name)["backbone"]["init_args"] for name in IMAGENET]
+    pixel = [settings for settings in backbones if settings["checkpoint"] == "gdm-imagenet256"]
+    assert len(pixel) > 5
+    assert {settings.get("antialias") for settings in pixel} == {False}
+    # LDM's images have the model's size.
+    assert resolved("ldm")["classifier"]["input_size"] == 256
+    assert "input_size" not in resolved("ldm")["backbone"]["init_args"]
 
 
 def test_the_settings_are_those_of_the_original(monkeypatch, torch_home):
@@ -341,34 +355,73 @@ def test_the_analysis_sees_that_predicted_pictures_are_easier_to_classify(
     assert [int(row["step"]) for row in rows] == (
         [0, 4, 9, 14, 19, 24] if name == "digits_gdm" else [0, 4, 9]
     )
-    assert all(float(rows[0][variant]) == 1 for variant in VARIANTS)  # hardly any noise yet
+    assert {*rows[0]} == {"step", "timestep", *VARIANTS}
+    assert all(float(rows[0][variant]) > 0.9 for variant in VARIANTS)  # clean
+    assert rows[0]["x_t"] == rows[0]["x0hat"] == "1.0"
     middle = {
         variant: float(rows[2 if name == "digits_gdm" else 1][variant]) for variant in VARIANTS
     }
     assert middle["x0hat"] > middle["x_t"] + 0.2
-    assert middle["x0hat_cutouts"] > middle["x_t_cutouts"] + 0.2
+    for vote in VOTES[:-1]:
+        assert middle[f"x0hat_cutouts_{vote}"] > middle[f"x_t_cutouts_{vote}"] + 0.2
+    assert middle["x_t_cutouts_any"] >= max(middle[f"x_t_cutouts_{vote}"] for vote in VOTES)
     assert Image.open(next(tmp_path.glob("runs/analyze/**/analysis.png"))).width > 600
+
+
+def test_a_classifier_of_noisy_digits_is_compared_at_every_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    few = ["--data.limit", "40", "--analysis.every", "12", "--analysis.cutouts", "1"]
+    noisy = ["--analysis.noisy_classifier", "noisy_digits.NoisyDigits"]
+    analyze.main(["--config", "digits_gdm", *few, *noisy])
+    (folder,) = [file.parent for file in tmp_path.glob("runs/analyze/**/agreement.csv")]
+    with (folder / "agreement.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    with (folder / "analysis.csv").open() as file:
+        accuracy = [float(row["x_t_noisy_classifier"]) for row in csv.DictReader(file)]
+    assert [row["step"] for row in rows] == [0, 11, 23]
+    for row, noisy_is_right in zip(rows, accuracy, strict=True):
+        assert row["both_correct"] + row["same_error"] + row["disagree"] == pytest.approx(1)
+        assert row["both_correct"] <= noisy_is_right
+    # On clean digits both are right; in noise only the one that knows noise.
+    assert rows[0]["both_correct"] > 0.9
+    assert accuracy[1] > 0.7
+    assert rows[1]["disagree"] > 0.5
+    assert Image.open(folder / "agreement.png").width > 600
+    assert "different classes" in capsys.readouterr().out
+
+
+def test_the_analysis_of_the_paper_with_guided_diffusion_s_classifier(
+    data, torch_home, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.chdir(tmp_path)
+    architecture = {
+        "image_size": 32,
+        "classifier_width": 32,
+        "channel_mult": [1, 2],
+        "classifier_attention_resolutions": [16],
+        "num_head_channels": 16,
+    }
+    noisy = {
+        "class_path": "diffguard_pl.backbones.NoisyClassifier",
+        "init_args": {"checkpoint": "random", "architecture": architecture},
+    }
+    config = {"analysis": {"noisy_classifier": noisy, "cutouts": 2, "every": 5}}
+    Path("noisy.yaml").write_text(yaml.safe_dump(config))
+    configs = [f"--config={name}" for name in ("analysis/gdm", "small/gdm", "noisy.yaml")]
+    analyze.main([*configs, "--data.root", str(data), "--data.limit", "1"])
+    (file,) = tmp_path.glob("runs/analyze/**/agreement.csv")
+    assert [line.split(",")[0] for line in file.read_text().splitlines()] == ["step", "0", "4"]
 
 
 def test_the_analysis_does_not_depend_on_the_batch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    few = ["--data.limit", "5", "--analysis.every", "12", "--analysis.cutouts", "3"]
     tables = []
-    for size in ("5", "16"):
-        folder = ["--trainer.default_root_dir", size]
-        monkeypatch.setattr(
-            "sys.argv",
-            [
-                "analyze",
-                "--config",
-                "digits_gdm",
-                "--data.limit",
-                "16",
-                "--data.batch_size",
-                size,
-                *folder,
-            ],
-        )
-        analyze.main()
+    for size in ("2", "5"):
+        folder = ["--data.batch_size", size, "--trainer.default_root_dir", size]
+        analyze.main(["--config", "digits_gdm", *few, *folder])
         tables.append((tmp_path / size / "analysis.csv").read_text())
     assert tables[0] == tables[1]
 
