@@ -5,6 +5,7 @@ inversion by it. The curves show where a threshold of ``early_stop`` would stop 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -66,17 +67,18 @@ class InversionModule(AnalysisModule):
         data: OODData,
         tf32: bool = True,
     ):
-        super().__init__(diffguard, data, list(data.datasets()), tf32)
+        unstopped = copy(diffguard)  # shares the networks
+        unstopped.sampling = replace(diffguard.sampling, early_stop={})
+        super().__init__(unstopped, data, list(data.datasets()), tf32)
         self.thresholds = dict(diffguard.sampling.early_stop)
-        diffguard.sampling = replace(diffguard.sampling, early_stop={})
         vgg16 = SharedVGG16()
         self.names = analysis.similarities
         self.similarities = {name: _similarity(name, vgg16) for name in self.names}
-        # (their networks follow the module to its device)
+        # Their networks follow the module to its device.
         self.networks = torch.nn.ModuleList(
             part for part in map(_network, self.similarities.values()) if part is not None
         )
-        self.steps = diffguard.sampling.inversion_steps
+        self.steps = unstopped.sampling.inversion_steps
         self.moments = Moments((len(self.datasets), self.steps, len(self.names)))
         self.points: list[InversionPoint] = []
 

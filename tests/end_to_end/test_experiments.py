@@ -426,6 +426,20 @@ def test_the_analysis_does_not_depend_on_the_batch(tmp_path, monkeypatch):
     assert tables[0] == tables[1]
 
 
+def test_fig_4_in_the_miniature_layout(tmp_path, monkeypatch, torch_home, data):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.chdir(tmp_path)
+    few = ["--data.root", str(data), "--data.limit", "2", "--data.only", "[species]"]
+    small = ["--config", "small/gdm", "--model.discrepancies", "[l2]"]
+    analyze.main(["inversion", "--config", "gdm", *small, *few])
+    rows = list(csv.DictReader(next(tmp_path.glob("runs/**/inversion.csv")).open()))
+    assert [(row["dataset"], row["step"], row["images"]) for row in rows] == [
+        (dataset, step, "2") for dataset in ("imagenet", "species") for step in "0123"
+    ]
+    assert all(float(row["psnr_mean"]) > 40 for row in rows)
+    assert all(0 < float(row["dists_mean"]) <= 1 for row in rows)
+
+
 def test_a_config_that_builds_on_itself_or_on_nothing_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")

@@ -48,7 +48,9 @@ def test_psnr_is_that_of_the_paper_s_formula_over_the_images_of_a_dataset():
 
 
 def test_early_stop_ends_no_curve_and_its_thresholds_are_kept_for_the_plot():
-    module, _ = curve(cheap_diffguard(steps=4, early_stop={"psnr": 1000.0}, forback_skip_diff=2))
+    diffguard = cheap_diffguard(steps=4, early_stop={"psnr": 1000.0}, forback_skip_diff=2)
+    module, _ = curve(diffguard)
+    assert diffguard.sampling.early_stop == {"psnr": 1000.0}
     assert {point.step for point in module.points} == {0, 1, 2, 3}
     assert module.thresholds == {"psnr": 1000.0}
 
