@@ -86,7 +86,8 @@ def main() -> None:
                 score = header.scores[0]
                 exact = frame if exact is None else exact
                 metrics = pd.read_csv(run / "metrics.csv")
-                rows = metrics[(metrics["score"] == score) & (metrics["dataset"] != "mean")]
+                is_mean = metrics["dataset"].isin(["mean", "average"])
+                rows = metrics[(metrics["score"] == score) & ~is_mean]
                 drift = (frame[score] - exact[score]).abs().median() / exact[score].std()
                 moved = int((frame["stop_index"] != exact["stop_index"]).sum())
                 figures = " / ".join(f"{100 * value:.2f}" for value in rows["auroc"])

@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
 from diffguard_pl.metrics.table import ScoreTable
+from diffguard_pl.names import AVERAGE
 from diffguard_pl.report.curves import roc
 from diffguard_pl.report.gallery import (
     KeptPicture,
@@ -109,13 +110,15 @@ class Examined(NamedTuple):
 
 def primary_metrics(pl_module: DiffGuardModule) -> dict[str, float]:
     """Return the primary score's AUROC and FPR@95, counts of images, and accuracy, by tag."""
-    rows = [row for row in pl_module.results if row.score == pl_module.primary_score]
-    of_datasets = [row for row in rows if row.dataset != "mean"]
+    # The average is mean/METRIC below, which a run on a single dataset has as well.
+    results = [row for row in pl_module.results if row.dataset != AVERAGE]
+    rows = [row for row in results if row.score == pl_module.primary_score]
+    of_datasets = [row for row in rows if not row.is_mean]
     group_sizes = Counter(row.group for row in of_datasets)
     values: dict[str, float] = {}
     for row in rows:
         names = [row.tag]
-        if row.dataset != "mean" and group_sizes[row.group] == 1:
+        if not row.is_mean and group_sizes[row.group] == 1:
             names.append(row.group)  # the dataset is the mean of its group
         for name, metric in itertools.product(names, ("auroc", "fpr95")):
             values[f"{name}/{metric}"] = getattr(row.metrics, metric)

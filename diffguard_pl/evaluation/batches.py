@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import InputError, checked_name
-from ..names import CALIBRATION, CSID, FULL_SPECTRUM
+from ..names import AVERAGE, CALIBRATION, CSID, FULL_SPECTRUM, MEAN
 from ..stages import as_batch
 
 if TYPE_CHECKING:
@@ -144,12 +144,13 @@ def dataset_names(loaders: Any, groups: Mapping[str, str], calibrating: bool) ->
         )
     if len(set(names)) < len(names):
         raise InputError(f"test loaders: the dataset names {', '.join(names)} must be unique")
-    # the table has a row for each dataset, for each group of several, and for the mean
+    # the table has a row for each dataset, for each group of several, and for the means
+    means = {MEAN: "the mean over a group", AVERAGE: "the average of all datasets"}
     group_names = [groups.get(name, name) for name in names[1:]]
     for name, group in zip(names[1:], group_names, strict=True):
         others = group_names.count(name) - (group == name)
-        if name == "mean" or others:
-            what = "the mean over a group" if name == "mean" else "a group of datasets"
+        if name in means or others:
+            what = means.get(name, "a group of datasets")
             raise InputError(f"dataset {name!r}: has the name of {what}; rename it")
         if shifted and name.startswith(FULL_SPECTRUM) | group.startswith(FULL_SPECTRUM):
             raise InputError(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..names import ALL, AVERAGE, MEAN
 from .detection import rejected_at_tpr
 from .table import Interval, ResultRow, ScoreTable
 
@@ -22,7 +23,7 @@ CHUNK_WEIGHTS = 1 << 14
 """Weights of one dataset that are worked on at a time: they fit into a processor's cache."""
 METRIC_NAMES = ("auroc", "fpr95")
 Key = tuple[str, str, str]
-"""Group, dataset (or ``mean``) and score of a :class:`~diffguard_pl.metrics.table.ResultRow`."""
+"""Group, dataset (or a mean) and score of a :class:`~diffguard_pl.metrics.table.ResultRow`."""
 
 
 def with_intervals(
@@ -159,7 +160,7 @@ def _cumulative(weights: np.ndarray) -> np.ndarray:
 
 
 def _by_row(table: ScoreTable, drawn: np.ndarray, prefix: str) -> dict[Key, np.ndarray]:
-    """Arrange replicates [datasets, scores, R, 2] by row, and add the means of the groups."""
+    """Arrange replicates [datasets, scores, R, 2] by row, and add the means over datasets."""
     groups = {d: prefix + table.group_of(d) for d in table.ood}
     rows: dict[Key, np.ndarray] = {}
     for k, score in enumerate(table.scores):
@@ -167,5 +168,7 @@ def _by_row(table: ScoreTable, drawn: np.ndarray, prefix: str) -> dict[Key, np.n
             rows[group, table.datasets[d], score] = drawn[d, k]
         for group in dict.fromkeys(groups.values()):
             members = [d for d, of in groups.items() if of == group]
-            rows[group, "mean", score] = drawn[members, k].mean(axis=0)
+            rows[group, MEAN, score] = drawn[members, k].mean(axis=0)
+        # Datasets share the draws of in-distribution images, so the mean of a draw is paired.
+        rows[prefix + ALL, AVERAGE, score] = drawn[table.ood, k].mean(axis=0)
     return rows

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..names import CSID, FULL_SPECTRUM
+from ..names import ALL, AVERAGE, CSID, FULL_SPECTRUM, MEAN
 from .detection import DetectionMetrics, detection_metrics
 
 
@@ -18,12 +18,13 @@ class Interval(NamedTuple):
 
 
 class ResultRow(NamedTuple):
-    """One score on one out-of-distribution dataset, or its mean over the datasets of a group.
+    """One score on one out-of-distribution dataset, or its mean over several datasets.
 
     Attributes:
-        group: Group of the dataset, such as near or far; ``fsood_near`` where covariate-shifted
-            datasets count as in-distribution, too.
-        dataset: Name of the dataset, or ``mean``.
+        group: Group of the dataset, such as near or far; ``all`` for the average. ``fsood_near``
+            and so on where covariate-shifted datasets count as in-distribution, too.
+        dataset: Name of the dataset; ``mean`` for the mean over the datasets of the group, and
+            ``average`` for that over all out-of-distribution datasets.
         score: Name of the score.
         metrics: Metrics of the score on the dataset.
         intervals: Intervals by name of the metric, ``auroc`` and ``fpr95``; empty if not computed.
@@ -41,9 +42,14 @@ class ResultRow(NamedTuple):
         return self.group.startswith(FULL_SPECTRUM)
 
     @property
+    def is_mean(self) -> bool:
+        """Whether the row is a mean over datasets."""
+        return self.dataset in (MEAN, AVERAGE)
+
+    @property
     def tag(self) -> str:
         """Name for loggers: that of the dataset, or of the group for its mean."""
-        if self.dataset == "mean":
+        if self.dataset == MEAN:
             return self.group
         return FULL_SPECTRUM + self.dataset if self.is_full_spectrum else self.dataset
 
@@ -126,7 +132,9 @@ def never_finite(table: ScoreTable) -> dict[str, list[str]]:
 
 
 def result_rows(table: ScoreTable) -> list[ResultRow]:
-    """Compute a row for each out-of-distribution dataset and score, then the mean of each group.
+    """Compute a row for each out-of-distribution dataset and score, then for means over datasets.
+
+    These are the mean of each group, and the average of all datasets.
 
     With covariate-shifted datasets, the same rows follow once more against these and the
     in-distribution dataset pooled. Metrics are NaN where a score is NaN or a dataset is empty.
@@ -159,19 +167,21 @@ def _rows_against(ind: np.ndarray, table: ScoreTable, prefix: str) -> list[Resul
             else:
                 metrics = detection_metrics(ind[:, k], ood[:, k])
             rows.append(ResultRow(group, dataset, score, metrics))
-    return rows + group_means(rows)
-
-
-def group_means(rows: list[ResultRow]) -> list[ResultRow]:
-    """Compute the mean over each group of at least two datasets, for each score."""
     means = []
     for group in dict.fromkeys(row.group for row in rows):
-        of_group = [row for row in rows if row.group == group]
-        if len({row.dataset for row in of_group}) < 2:
-            continue
-        for score in dict.fromkeys(row.score for row in rows):
-            metrics = [row.metrics for row in of_group if row.score == score]
-            # The mean over datasets of each metric, as OpenOOD averages near and far.
-            mean = [sum(values) / len(values) for values in zip(*metrics, strict=True)]
-            means.append(ResultRow(group, "mean", score, DetectionMetrics(*mean)))
+        # As OpenOOD averages near and far.
+        means += _means([row for row in rows if row.group == group], group, MEAN)
+    # As in the tables of the paper: unweighted, whatever the groups and the sizes of the datasets.
+    return rows + means + _means(rows, prefix + ALL, AVERAGE)
+
+
+def _means(rows: list[ResultRow], group: str, name: str) -> list[ResultRow]:
+    """Compute the mean of each metric over at least two datasets, for each score."""
+    if len({row.dataset for row in rows}) < 2:
+        return []
+    means = []
+    for score in dict.fromkeys(row.score for row in rows):
+        metrics = [row.metrics for row in rows if row.score == score]
+        mean = [sum(values) / len(values) for values in zip(*metrics, strict=True)]
+        means.append(ResultRow(group, name, score, DetectionMetrics(*mean)))
     return means

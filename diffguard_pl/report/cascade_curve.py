@@ -26,7 +26,7 @@ class CascadePoint:
         diffused: Fraction of all test images that it diffused.
         diffused_by_dataset: Fraction of images that it diffused by dataset, in-distribution first.
         nfe: Network evaluations that it spent, as a fraction of diffusing every image.
-        results: Results on each out-of-distribution dataset, and means over groups, without
+        results: Results on each out-of-distribution dataset, and means over datasets, without
             full-spectrum ones.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 from ..metrics.bootstrap import METRIC_NAMES, Key, intervals, replicates
 from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
-from ..names import CSID, FULL_SPECTRUM
+from ..names import AVERAGE, CSID, FULL_SPECTRUM
 from .results import RunResults
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class ComparedScore:
-    """One score on one dataset (or the mean over a group) in each run.
+    """One score on one dataset (or a mean over datasets) in each run.
 
     Attributes:
         group: Group of the dataset in the first run.
-        dataset: Name of the dataset, or ``mean``.
+        dataset: Name of the dataset, ``mean`` or ``average``.
         scores: Name of the score in each run. Names differ if primary scores are compared.
         results: Result of each run on all of its images.
         differences: For AUROC and FPR@95, difference of every later run from the first.
@@ -55,8 +55,8 @@ class ComparedScore:
 def compare(runs: Sequence[RunResults]) -> list[ComparedScore]:
     """Compare the primary scores of runs, and each score that all of them have.
 
-    Datasets are grouped as in the first run. The mean over a group is left out unless all runs
-    have the same datasets in it, since means over different datasets are not comparable.
+    Datasets are grouped as in the first run. A mean over a group or over all datasets is left out
+    unless it is over the same datasets in all runs, since others are not comparable.
 
     Raises:
         InputError: The runs share no images, or have different in-distribution datasets.
@@ -137,8 +137,8 @@ def _differences(
 def _comparable_results(run: RunResults, first: RunResults) -> dict[Key, ResultRow]:
     """Return a run's results under the groups of the first run.
 
-    Leaves out means over groups that hold other datasets than in the first run, and full-spectrum
-    results if the runs have different covariate-shifted datasets.
+    Leaves out means over other datasets than in the first run, and full-spectrum results if the
+    runs have different covariate-shifted datasets.
     """
     same_shifted = _members_of(run, CSID) == _members_of(first, CSID)
     results = {}
@@ -147,11 +147,10 @@ def _comparable_results(run: RunResults, first: RunResults) -> dict[Key, ResultR
         if prefix and not same_shifted:
             continue
         # A dataset's result does not depend on its group; a mean does.
-        members = result.group.removeprefix(prefix)
-        if result.dataset != "mean":
+        if not result.is_mean:
             group = prefix + _group_of(first, result.dataset)
             results[group, result.dataset, result.score] = result
-        elif _members_of(run, members) == _members_of(first, members):
+        elif _averaged(run, result) == _averaged(first, result):
             results[result.group, result.dataset, result.score] = result
     return results
 
@@ -163,6 +162,13 @@ def _group_of(run: RunResults, dataset: str) -> str:
 def _members_of(run: RunResults, group: str) -> set[str]:
     """Return the datasets of a group."""
     return {name for name in run.header.datasets[1:] if _group_of(run, name) == group}
+
+
+def _averaged(run: RunResults, mean: ResultRow) -> set[str]:
+    """Return the datasets of a run that a mean is taken over."""
+    if mean.dataset == AVERAGE:
+        return set(run.header.datasets[1:]) - _members_of(run, CSID)
+    return _members_of(run, mean.group.removeprefix(FULL_SPECTRUM))
 
 
 def _resample_pair(a: RunResults, b: RunResults) -> tuple[_Resampled, _Resampled]:
@@ -182,20 +188,18 @@ def _resample_pair(a: RunResults, b: RunResults) -> tuple[_Resampled, _Resampled
             "compare runs of the same datasets"
         )
 
-    # A mean would be over fewer datasets than in the runs if one of them has no common image.
     datasets = [name for name in a.header.datasets if (common["dataset"] == name).any()]
     groups = {name: _group_of(a, name) for name in datasets[1:]}
-    whole_groups = {group for group in groups.values() if _members_of(a, group) <= set(datasets)}
 
     resampled = []
     for run in (a, b):
         table = _table_of(run, common, datasets, groups)
         results = {}
         for result in result_rows(table):
-            prefix = FULL_SPECTRUM if result.is_full_spectrum else ""
-            if prefix and CSID not in whole_groups:
+            if result.is_full_spectrum and not _members_of(a, CSID) <= set(datasets):
                 continue
-            if result.dataset != "mean" or result.group.removeprefix(prefix) in whole_groups:
+            # A mean is over fewer datasets than in the runs if one of them has no common image.
+            if not result.is_mean or _averaged(a, result) <= set(datasets):
                 results[result.group, result.dataset, result.score] = result
         # Tables of the same images in the same order get the same draws.
         resampled.append(_Resampled(results, replicates(table)))

@@ -59,7 +59,7 @@ def draw_cascade_curve(
     Raises:
         InputError: The file could not be written.
     """
-    datasets = [result.dataset for result in points[0].results if result.dataset != "mean"]
+    datasets = [result.dataset for result in points[0].results if not result.is_mean]
     diffused = np.array([100 * point.diffused for point in points])
     chosen = next(i for i, point in enumerate(points) if point.budget == budget)
     with saved_figure(f"{title}; dotted: budget {budget:g}", path, height=4.4) as figure:

@@ -98,6 +98,7 @@ def test_usable_images_of_an_interrupted_run_count():
         ({"ind": [], "calibration": []}, {}, "at least one more"),
         ({"calibration": [], "ind": [], "ood": []}, {}, "first must be the in-distribution one"),
         ({"ind": [], "mean": []}, {}, "'mean'.*rename"),
+        ({"ind": [], "average": []}, {}, "'average'.*rename"),
         ({"ind": [], "near": [], "a": []}, {"a": "near"}, "'near'.*group.*rename"),
     ],
 )

@@ -22,8 +22,9 @@ def table_of(*datasets: np.ndarray, groups: dict[str, str] | None = None) -> Sco
 def test_a_replicate_equals_the_metrics_of_the_drawn_images():
     generator = np.random.default_rng(1)
     # Rounded, so that there are many ties.
-    datasets = [generator.normal(-d, size=(n, 2)).round(1) for d, n in enumerate((41, 30, 20))]
-    table = table_of(*datasets, groups={"ood1": "near", "ood2": "near"})
+    sizes = (41, 30, 20, 15)
+    datasets = [generator.normal(-d, size=(n, 2)).round(1) for d, n in enumerate(sizes)]
+    table = table_of(*datasets, groups={"ood1": "near", "ood2": "near", "ood3": "far"})
     drawn = replicates(table, resamples=30, seed=5)
     again = np.random.default_rng(5)
     for r in range(30):
@@ -31,9 +32,11 @@ def test_a_replicate_equals_the_metrics_of_the_drawn_images():
         for k, score in enumerate(table.scores):
             expected = [detection_metrics(ind[:, k], ood[:, k])[:2] for ood in oods]
             for d, name in enumerate(table.datasets[1:]):
-                assert drawn["near", name, score][r] == pytest.approx(expected[d], abs=1e-12)
-            mean = np.mean(expected, axis=0)
-            assert drawn["near", "mean", score][r] == pytest.approx(mean, abs=1e-12)
+                found = drawn[table.groups[name], name, score][r]
+                assert found == pytest.approx(expected[d], abs=1e-12)
+            near, average = np.mean(expected[:2], axis=0), np.mean(expected, axis=0)
+            assert drawn["near", "mean", score][r] == pytest.approx(near, abs=1e-12)
+            assert drawn["all", "average", score][r] == pytest.approx(average, abs=1e-12)
 
 
 def test_intervals_contain_the_true_auroc_95_percent_of_the_time():

@@ -8,18 +8,29 @@ from diffguard_pl import InputError
 from diffguard_pl.metrics.table import ScoreTable, never_finite, result_rows, sizes
 
 
-def test_the_table_holds_every_dataset_and_the_mean_of_a_group():
-    values = np.random.default_rng(0).normal(size=(90, 2)) * [1, 300]
-    members = np.repeat([0, 1, 2], 30)
-    table = ScoreTable(["a", "b"], ["ind", "x", "y"], {"x": "far", "y": "far"}, values, members)
+def test_the_table_holds_every_dataset_the_mean_of_a_group_and_the_average_of_all():
+    values = np.random.default_rng(0).normal(size=(110, 2)) * [1, 300]
+    members = np.repeat([0, 1, 2, 3], [30, 30, 30, 20])
+    groups = {"x": "far", "y": "far", "z": "near"}
+    table = ScoreTable(["a", "b"], ["ind", "x", "y", "z"], groups, values, members)
     rows = {(row.group, row.dataset, row.score): row.metrics for row in result_rows(table)}
-    assert list(rows) == [
-        ("far", name, score) for name in ("x", "y", "mean") for score in ("a", "b")
-    ]
+    places = [("far", "x"), ("far", "y"), ("near", "z"), ("far", "mean"), ("all", "average")]
+    assert list(rows) == [(*place, score) for place in places for score in ("a", "b")]
     for k, score in enumerate("ab"):
-        each = [sklearn_metrics(values[members == 0, k], values[members == d, k]) for d in (1, 2)]
-        assert rows["far", "x", score] == pytest.approx(each[0], abs=1e-12)
-        assert rows["far", "mean", score] == pytest.approx(tuple(np.mean(each, axis=0)), abs=1e-12)
+        ind = values[members == 0, k]
+        each = [sklearn_metrics(ind, values[members == d, k]) for d in (1, 2, 3)]
+        expected = {
+            ("far", "x"): each[0],
+            ("far", "mean"): tuple(np.mean(each[:2], axis=0)),
+            ("all", "average"): tuple(np.mean(each, axis=0)),  # of datasets, not of images
+        }
+        for place, metrics in expected.items():
+            assert rows[(*place, score)] == pytest.approx(metrics, abs=1e-12)
+
+
+def test_a_single_dataset_has_no_average():
+    table = ScoreTable(["a"], ["ind", "x"], {}, np.array([[1.0], [0.0]]), np.array([0, 1]))
+    assert [row.dataset for row in result_rows(table)] == ["x"]
 
 
 def test_a_nan_score_affects_only_its_own_rows():
@@ -41,10 +52,10 @@ def test_an_empty_dataset_has_nan_metrics_and_does_not_affect_the_others():
     table = ScoreTable(
         ["a"], ["digits", "letters", "photos"], groups, np.array([[1.0], [0.0]]), np.array([0, 2])
     )
-    letters, photos, mean = result_rows(table)
+    letters, photos, mean, average = result_rows(table)
     assert np.isnan(letters.metrics).all()
     assert photos.metrics.auroc == 1
-    assert np.isnan(mean.metrics).all()
+    assert np.isnan([mean.metrics, average.metrics]).all()
     assert sizes(table) == {"digits": 1, "letters": 0, "photos": 1}
 
 

@@ -18,7 +18,7 @@ def compared(runs, dataset: str, *scores: str):
 
 def test_a_run_does_not_differ_from_itself(pair):
     found = compare([read_results(pair.a), read_results(pair.a)])
-    assert len(found) == 8
+    assert len(found) == 10
     for score in found:
         no_difference = [(0.0, (0.0, 0.0))]
         assert score.differences == {"auroc": no_difference, "fpr95": no_difference}
@@ -70,13 +70,14 @@ def test_means_are_compared_only_over_equal_datasets(tmp_path):
     def names(*chosen: int) -> list[tuple[str, str]]:
         return [(score.group, score.dataset) for score in compare([runs[i] for i in chosen])]
 
-    datasets = [("near", "a"), ("near", "b")]
-    assert names(0, 1) == [*datasets, ("near", "mean")]
-    for other in (2, 3, 4):
-        assert names(0, other) == datasets, "by name, in the groups of the first run"
+    datasets, average = [("near", "a"), ("near", "b")], ("all", "average")
+    assert names(0, 1) == [*datasets, ("near", "mean"), average]
+    assert names(0, 2) == datasets
+    for other in (3, 4):
+        assert names(0, other) == [*datasets, average], "in the groups of the first run"
     assert names(2, 0) == datasets
     assert names(0, 1, 2) == datasets
-    assert names(3, 0) == [("hard", "a"), ("hard", "b")]
+    assert names(3, 0) == [("hard", "a"), ("hard", "b"), average]
 
 
 def test_a_mean_is_left_out_if_one_of_its_datasets_has_no_common_image(tmp_path):

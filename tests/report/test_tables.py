@@ -38,7 +38,11 @@ def test_metrics_csv_holds_the_metrics_of_the_scores_with_their_intervals(built_
                 assert 0 <= ends[0] <= float(line[metric]) <= ends[1] <= 1
     near = [float(found["near", name, "dists"]["auroc"]) for name in ("letters", "maps <b>&")]
     assert float(found["near", "mean", "dists"]["auroc"]) == pytest.approx(np.mean(near))
-    assert len(found) == 8, "three datasets and the mean of near, each with two scores"
+    three = [float(found[group, name, "dists"]["fpr95"]) for name, group in GROUPS.items()]
+    average = found["all", "average", "dists"]
+    assert float(average["fpr95"]) == pytest.approx(np.mean(three))
+    assert float(average["fpr95_low"]) <= np.mean(three) <= float(average["fpr95_high"])
+    assert len(found) == 10, "three datasets, the mean of near and that of all, with two scores"
 
 
 def test_a_name_in_a_table_file_is_no_formula(tmp_path, capsys):

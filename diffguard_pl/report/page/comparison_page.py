@@ -76,8 +76,8 @@ def _comparison_data(
 def _curves(
     runs: Sequence[RunResults], score: ComparedScore, points: int
 ) -> list[dict[str, Any]] | None:
-    """Return the ROC curve of each run; None for the mean over a group."""
-    if score.dataset == "mean":
+    """Return the ROC curve of each run; None for a mean over datasets."""
+    if score.results[0].is_mean:
         return None
     curves = []
     for run, name in zip(runs, score.scores, strict=True):

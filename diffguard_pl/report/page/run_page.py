@@ -8,6 +8,7 @@ import yaml
 
 from ...metrics.detection import threshold_at_tpr
 from ...metrics.table import ResultRow
+from ...names import AVERAGE, MEAN
 from ...runs.files import atomic_write
 from ...scores.baselines.names import BASELINES
 from ..results import RunResults
@@ -122,12 +123,13 @@ def _gallery_context(gallery: GalleryCards) -> dict[str, Any]:
 def _tiles(run: RunResults) -> list[Mapping[str, Any]]:
     """Return the content of a tile for each group: results of the primary score and of MSP."""
     tiles: list[Mapping[str, Any]] = []
-    for group in dict.fromkeys(result.group for result in run.results):
-        of_group = [result for result in run.results if result.group == group]
-        datasets = dict.fromkeys(r.dataset for r in of_group if r.dataset != "mean")
+    results = [result for result in run.results if result.dataset != AVERAGE]
+    for group in dict.fromkeys(result.group for result in results):
+        of_group = [result for result in results if result.group == group]
+        datasets = dict.fromkeys(r.dataset for r in of_group if not r.is_mean)
         # The group's only dataset stands for it; a mean of one has no result of its own.
         is_single = len(datasets) == 1
-        shown = next(iter(datasets)) if is_single else "mean"
+        shown = next(iter(datasets)) if is_single else MEAN
         by_score: dict[str, ResultRow] = {r.score: r for r in of_group if r.dataset == shown}
         tiles.append(
             {
