@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from ..metrics.bootstrap import METRIC_NAMES, with_intervals
-from ..metrics.table import Interval, ResultRow, ScoreTable, result_rows
-from ..names import CSID
+from ..metrics.bootstrap import METRIC_NAMES
+from ..metrics.table import Interval, ResultRow
+from ..names import MEAN
 from ..runs.csv_files import write_csv
 from ..runs.record import score_settings
 from .figure import saved_figure, simplify
@@ -23,9 +23,6 @@ from .style import colour_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-AVERAGE = "average"
-"""Name of the mean over all out-of-distribution datasets, whatever their groups."""
 
 
 @dataclass(frozen=True)
@@ -154,22 +151,8 @@ def _draw_line(axes: Axes, points: Sequence[CurvePoint], colour: str, name: str)
 
 def _results(run: RunResults) -> list[ResultRow]:
     """Return the primary score's result on each dataset, and on the average of several."""
-    # One group of all datasets: its mean is the average of the paper's tables. Covariate-shifted
-    # datasets are not out-of-distribution.
-    shifted = {name: group for name, group in run.header.groups.items() if group == CSID}
-    table = ScoreTable(
-        scores=[run.primary_score],
-        datasets=run.header.datasets,
-        groups=dict.fromkeys(run.header.datasets[1:], AVERAGE) | shifted,
-        values=run.table.values[:, :1],
-        members=run.table.members,
-    )
-    rows = [row for row in result_rows(table) if not row.is_full_spectrum]
-    results = with_intervals(rows, table)
-    return [
-        result._replace(dataset=AVERAGE) if result.dataset == "mean" else result
-        for result in results
-    ]
+    results = [row for row in run.results if row.score == run.primary_score]
+    return [row for row in results if row.dataset != MEAN and not row.is_full_spectrum]
 
 
 def _settings(run: RunResults) -> dict[str, Any]:

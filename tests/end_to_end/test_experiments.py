@@ -37,6 +37,14 @@ IMAGENET = [
 
 EXAMPLES = ("gdm", "ldm", "combine/ldm", "oracle/ldm")
 """Of these, the others differ in few settings, all of which other tests try or compare."""
+OF_TABLE_2 = {
+    "combine/gdm_knn": ("knn", "{knn: {K: 2}}"),
+    "combine/gdm_vim": ("vim", "{vim: {dim: 1}}"),
+    "combine/gdm_max_logit": ("max_logit", "[max_logit]"),
+    "combine/ldm_vim": ("vim", "{vim: {dim: 1}}"),
+    "combine/ldm_max_logit": ("max_logit", "[max_logit]"),
+}
+"""The paper's combinations: their baseline, with settings for four training images."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +91,7 @@ def small(name: str) -> str:
     [
         name if name in EXAMPLES else pytest.param(name, marks=pytest.mark.slow)
         for name in IMAGENET
-        if name != "dit" and not name.startswith("early_stop/")
+        if name not in ("dit", *OF_TABLE_2) and not name.startswith("early_stop/")
     ],
 )
 def test_an_experiment_runs_two_batches_of_each_set(name, run):
@@ -128,6 +136,29 @@ def test_images_become_smaller_as_in_the_paper_s_environment():
     # LDM's images have the model's size.
     assert resolved("ldm")["classifier"]["input_size"] == 256
     assert "input_size" not in resolved("ldm")["backbone"]["init_args"]
+
+
+@pytest.mark.parametrize("name", OF_TABLE_2)
+def test_a_combination_of_the_paper_runs_two_batches_of_each_set(name, run, tmp_path):
+    baseline, small_baseline = OF_TABLE_2[name]
+    settings = resolved(name)
+    assert settings["cascade"] == {"baseline": baseline, "budget": 0.5, "then": "dists"}
+    assert {"energy", "max_logit", baseline} == set(settings["baselines"])
+    base = resolved(name.removeprefix("combine/").partition("_")[0])
+    assert {key: settings[key] for key in base} == base  # all else is GDM's or LDM's
+
+    rows = run(
+        "--config", name, "--config", small(name), "--model.baselines", small_baseline,
+        "--model.discrepancies", "[dists]", "--data.batch_size", "1",
+        "--data.only", "[species, imagenet_o]", "--page.enabled", "false",
+    )  # fmt: skip
+    datasets = ["imagenet", "calibration", "species", "imagenet_o"]
+    assert [row["dataset"] for row in rows] == [dataset for dataset in datasets for _ in range(2)]
+    assert all(math.isfinite(row[baseline]) and math.isfinite(row["dists"]) for row in rows)
+    (table,) = tmp_path.glob("runs/**/metrics.csv")
+    lines = {(line["dataset"], line["score"]): line for line in csv.DictReader(table.open())}
+    each = [float(lines[dataset, "cascade"]["auroc"]) for dataset in datasets[2:]]
+    assert float(lines["average", "cascade"]["auroc"]) == pytest.approx(sum(each) / 2)
 
 
 def test_the_settings_are_those_of_the_original(monkeypatch, torch_home):
