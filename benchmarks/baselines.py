@@ -13,7 +13,7 @@ import torch
 
 from diffguard_pl import Classifier
 from diffguard_pl.classifiers.resnets import SmallResNet
-from diffguard_pl.scores.baselines.collection import Baselines
+from diffguard_pl.scores.baselines.collection import Baselines, find
 from diffguard_pl.scores.baselines.names import BASELINES
 
 REPEATS = 15
@@ -37,14 +37,15 @@ def main(name: str) -> None:
     view = classifier.view(images)
     width, classes = view.features.shape[1], view.logits.shape[1]
 
-    scores = {baseline: Baselines([baseline], classifier) for baseline in BASELINES}
+    names = [baseline for baseline in BASELINES if "ensemble" not in find(baseline).needs]
+    scores = {baseline: Baselines([baseline], classifier) for baseline in names}
     features, logits = torch.rand(fitted_to, width), torch.rand(fitted_to, classes)
     for baselines in scores.values():
         baselines.fit_features(features, logits, torch.arange(fitted_to) % classes)
         baselines(view, images)  # warm-up
 
     # In turn, so that other load on the machine affects all alike.
-    percent: dict[str, list[float]] = {baseline: [] for baseline in BASELINES}
+    percent: dict[str, list[float]] = {baseline: [] for baseline in names}
     for _ in range(REPEATS):
         one_pass = seconds(classifier.view, images)
         for baseline, baselines in scores.items():

@@ -98,7 +98,8 @@ class DiffGuard(nn.Module):
         timestep_respacing: str | int | None = None,
         slots: int = 64,
         compile: bool = False,
-        baselines: Sequence[str] | Mapping[str, Mapping[str, float] | None] = DEFAULT_BASELINES,
+        baselines: Sequence[str]
+        | Mapping[str, Mapping[str, float | str] | None] = DEFAULT_BASELINES,
         class_map: list[int] | str | None = None,
     ):
         super().__init__()
@@ -262,7 +263,7 @@ class DiffGuard(nn.Module):
         if self.discrepancies.needs_classifier:
             guided_view = self.classifier.view(reconstruction.guided)
         scores = self.discrepancies(
-            Seen(target, *target_view), Seen(reconstruction.guided, *guided_view)
+            Seen.of(target, target_view), Seen.of(reconstruction.guided, guided_view)
         )
         unlabelled = prediction.view.logits.isnan().any(dim=1)
         return {

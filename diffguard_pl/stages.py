@@ -34,9 +34,14 @@ class Prediction:
 
     def select(self, rows: Tensor) -> "Prediction":
         """Return the prediction of some of the images."""
-        logits, features, maps = self.view
+        logits, features, maps, member_logits = self.view
         return Prediction(
-            View(logits[rows], features[rows], [layer[rows] for layer in maps]),
+            View(
+                logits[rows],
+                features[rows],
+                [layer[rows] for layer in maps],
+                None if member_logits is None else member_logits[rows],
+            ),
             self.predicted[rows],
             self.labels[rows],
             None if self.cam is None else self.cam[rows],

@@ -1,6 +1,8 @@
 """The classifier under protection: preprocessing, logits, features and Grad-CAM from one pass."""
 
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn.functional import interpolate, pad
 from ..dtypes import at_least_float32
 from ..errors import InputError, choose
 from ..layout import keep_contiguous
+from .ensemble import Ensemble
 from .layers import Captured, capture, choose_layers, feature_maps
 from .zoo import INTERPOLATIONS, load_model, load_weights
 
@@ -21,16 +24,19 @@ class View(NamedTuple):
     """Results of a classifier for a batch of images, in float32.
 
     Attributes:
-        logits: Logits [N, classes].
+        logits: Logits [N, classes]; of an ensemble see :func:`.ensemble.ensemble_logits`.
         features: Features [N, D]: the input of the linear layer that gives the logits (of both,
             side by side, in a distilled ViT); without such a layer the spatial mean of the Grad-CAM
-            layer.
-        maps: Feature maps [N, C, h, w] of each map layer.
+            layer. Those of the members of an ensemble stand side by side.
+        maps: Feature maps [N, C, h, w] of each map layer, member by member.
+        member_logits: Logits of the members of an ensemble [N, M, classes]; None for a single
+            classifier.
     """
 
     logits: Tensor
     features: Tensor
     maps: list[Tensor]
+    member_logits: Tensor | None = None
 
 
 class Classifier(nn.Module):
@@ -39,12 +45,23 @@ class Classifier(nn.Module):
     Square images of side ``input_size`` are classified as they are. Others are resized so that
     ``input_size`` is the fraction ``crop`` of their shorter side, and cropped at the centre.
 
+    Several checkpoints make a deep ensemble of M members (Lakshminarayanan et al., NeurIPS 2017),
+    which predicts the class of the highest mean probability. It is used like one network:
+
+    - Logits are the logarithm of the mean probabilities plus the mean of the members' logsumexp,
+      so that softmax and energy score are the mean of the members'.
+    - Guidance follows the gradient of the logarithm of the mean probability.
+    - Features and Grad-CAM layers of the members stand side by side; ``maps`` compares the layers
+      of all members.
+    - No linear layer gives the logits, so the baselines ``react``, ``ash``, ``scale`` and ``vim``
+      are refused.
+
     Args:
         model: Module that maps images to logits, or a name: torchvision's, such as ``resnet50``, or
             timm's, such as ``timm/vit_base_patch16_224.augreg_in21k_ft_in1k``.
         checkpoint: File of the weights, folder with ``model.safetensors``, or name of shipped
-            weights. Defaults to the weights that the module has; for a model by name see
-            ``weights``.
+            weights; or a list of these for a deep ensemble. Defaults to the weights that the module
+            has; for a model by name see ``weights``.
         weights: For a model by name: name of the weights that torchvision or timm downloads, or
             ``random`` for a dry run. Defaults to the library's default weights. With a checkpoint
             they only decide the preprocessing.
@@ -67,7 +84,8 @@ class Classifier(nn.Module):
     Attributes:
         class_names: English name of each class; None if unknown.
         num_classes: Number of classes.
-        heads: Names of the linear layers that give the logits.
+        heads: Names of the linear layers that give the logits, in each member.
+        members: Number of members of the ensemble; 1 for a single classifier.
     """
 
     mean: Tensor
@@ -76,7 +94,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         model: nn.Module | str,
-        checkpoint: str | None = None,
+        checkpoint: str | list[str] | None = None,
         weights: str | None = None,
         input_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
@@ -88,12 +106,17 @@ class Classifier(nn.Module):
         use_ema: bool = True,
     ):
         super().__init__()
-        loaded = load_model(model, weights, download=not checkpoint)
-        self.model, self.class_names = loaded.model.eval(), loaded.class_names
-        if checkpoint:
-            load_weights(self.model, checkpoint, use_ema)
-        keep_contiguous(self.model)
-        self.requires_grad_(False)
+        checkpoints = _checked_checkpoints(checkpoint)
+        loaded = load_model(model, weights, download=not checkpoints)
+        self.class_names = loaded.class_names
+        members = [loaded.model.eval()]
+        members += [deepcopy(loaded.model) for _ in checkpoints[1:]]
+        # No checkpoint: the one member keeps the weights that it has.
+        for member, file in zip(members, checkpoints, strict=False):
+            load_weights(member, file, use_ema)
+        for member in members:
+            keep_contiguous(member)
+        self.model = members[0]
 
         # Preprocessing: each setting overrides the model's own.
         default = loaded.preprocessing
@@ -119,6 +142,12 @@ class Classifier(nn.Module):
         self.heads = layers.heads
         self.cam_layer = layers.cam_layer
         self.map_layers = layers.map_layers
+
+        # The layers were chosen in the first member; the others have the same ones.
+        self.members = len(members)
+        if self.members > 1:
+            self.model = Ensemble(members)
+        self.requires_grad_(False)
 
     def networks_to(self, dtype: torch.dtype) -> None:
         """Convert the model's weights to another precision; preprocessing stays in float32."""
@@ -180,7 +209,8 @@ class Classifier(nn.Module):
     def view_with_cam(self, images: Tensor, labels: Tensor | None = None) -> tuple[View, Tensor]:
         """As :meth:`view`, with Grad-CAM from the same pass (Selvaraju et al. 2017, eq. 1-2).
 
-        Only what comes after the Grad-CAM layer is differentiated.
+        Only what comes after the Grad-CAM layer is differentiated. In an ensemble the maps of its
+        members' layers count as the channels of one layer.
 
         Args:
             images: Images [N, 3, H, W] in [0, 1].
@@ -200,19 +230,21 @@ class Classifier(nn.Module):
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            self._capture(differentiate_from=self.cam_layer) as captured,
+            self._capture(differentiate_from=self._in_members([self.cam_layer])) as captured,
         ):
             logits = self(images.clone())
             predicted = logits.argmax(dim=1)
             labels = predicted if labels is None else torch.where(labels < 0, predicted, labels)
             class_scores = logits.gather(1, labels[:, None])
-            activations = captured.outputs[self.cam_layer]
-            (gradient,) = torch.autograd.grad(class_scores.sum(), activations)
+            outputs = [captured.outputs[name] for name in self._in_members([self.cam_layer])]
+            gradients = torch.autograd.grad(class_scores.sum(), outputs)
         with torch.no_grad():
+            activations = _one_layer(outputs)
+            gradient = _one_layer(gradients)
             # Eq. 1: the weight of a channel is the spatial mean of its gradient.
-            weights = feature_maps(gradient).mean(dim=(2, 3), keepdim=True)
+            weights = gradient.mean(dim=(2, 3), keepdim=True)
             # Eq. 2: ReLU of the weighted sum of the activations.
-            cam = (weights * feature_maps(activations)).sum(dim=1, keepdim=True).relu()
+            cam = (weights * activations).sum(dim=1, keepdim=True).relu()
             return self._view(logits, captured), self._to_image(at_least_float32(cam), images)
 
     def linear_head(self) -> tuple[Tensor, Tensor] | None:
@@ -222,9 +254,10 @@ class Classifier(nn.Module):
         are the mean of its two heads, whose features are side by side.
 
         Returns:
-            Weight [classes, D] and bias [classes] in float32; None if no layer gives the logits.
+            Weight [classes, D] and bias [classes] in float32; None if no layer gives the logits, as
+            in an ensemble.
         """
-        if not self.heads:
+        if not self.heads or self.members > 1:
             return None
         modules: dict[str, Any] = dict(self.model.named_modules())
         weights, biases = [], []
@@ -238,25 +271,40 @@ class Classifier(nn.Module):
                 biases.append(head.bias.detach().float())
         return torch.cat(weights, dim=1) / len(self.heads), torch.stack(biases).mean(dim=0)
 
-    def _capture(self, differentiate_from: str | None = None) -> AbstractContextManager[Captured]:
+    def _in_members(self, layers: Iterable[str]) -> list[str]:
+        """Return the names of layers in the model: of an ensemble those of all members."""
+        if self.members == 1:
+            return list(layers)
+        return [f"members.{m}.{name}" for m in range(self.members) for name in layers]
+
+    def _capture(
+        self, differentiate_from: Collection[str] = ()
+    ) -> AbstractContextManager[Captured]:
         """Capture what a view consists of, in the forward pass that runs inside."""
-        outputs_of = list(self.map_layers)
+        layers = list(self.map_layers)
         if self.cam_layer:
-            outputs_of.append(self.cam_layer)
-        return capture(self.model, outputs_of, self.heads, differentiate_from)
+            layers.append(self.cam_layer)
+        outputs_of = self._in_members(layers)
+        if self.members > 1:
+            outputs_of += [f"members.{m}" for m in range(self.members)]
+        return capture(self.model, outputs_of, self._in_members(self.heads), differentiate_from)
 
     def _view(self, logits: Tensor, captured: Captured) -> View:
         """Put together a view from the logits and captured tensors of one pass."""
-        maps = {}
-        for name, output in captured.outputs.items():
-            maps[name] = at_least_float32(feature_maps(output.detach()))
+        outputs, inputs = captured
+        maps = [_maps_in_float32(outputs[name]) for name in self._in_members(self.map_layers)]
         if self.heads:
-            inputs = [captured.inputs[name].detach().flatten(1) for name in self.heads]
-            features = torch.cat([at_least_float32(tensor) for tensor in inputs], dim=1)
+            heads = self._in_members(self.heads)
+            parts = [at_least_float32(inputs[name].detach().flatten(1)) for name in heads]
         else:
-            features = maps[self.cam_layer or ""].mean(dim=(2, 3))
+            layers = self._in_members([self.cam_layer or ""])
+            parts = [_maps_in_float32(outputs[name]).mean(dim=(2, 3)) for name in layers]
+        member_logits = None
+        if self.members > 1:
+            of_members = [outputs[f"members.{m}"].detach() for m in range(self.members)]
+            member_logits = at_least_float32(torch.stack(of_members, dim=1))
         logits = at_least_float32(logits.detach())
-        return View(logits, features, [maps[name] for name in self.map_layers])
+        return View(logits, torch.cat(parts, dim=1), maps, member_logits)
 
     # ---- image sizes
 
@@ -305,3 +353,26 @@ def scale_to_unit_range(maps: Tensor) -> Tensor:
     low = maps.amin(dim=(1, 2, 3), keepdim=True)
     high = maps.amax(dim=(1, 2, 3), keepdim=True)
     return (maps - low) / (high - low + 1e-7)
+
+
+def _maps_in_float32(output: Tensor) -> Tensor:
+    """Convert a layer's output to feature maps [N, C, h, w] outside of the autograd graph."""
+    return at_least_float32(feature_maps(output.detach()))
+
+
+def _one_layer(outputs: Sequence[Tensor]) -> Tensor:
+    """Put the feature maps [N, C, h, w] of the members' layers side by side, [N, M * C, h, w]."""
+    maps = [feature_maps(output) for output in outputs]
+    return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+
+def _checked_checkpoints(checkpoint: str | list[str] | None) -> list[str]:
+    """Return the checkpoints of a classifier or an ensemble; empty for the weights it has."""
+    if not isinstance(checkpoint, list | tuple):
+        return [checkpoint] if checkpoint else []
+    if not checkpoint or len(set(checkpoint)) < len(checkpoint):
+        raise InputError(
+            f"classifier.checkpoint: {list(checkpoint)} must be one or more files, each once; "
+            "an ensemble needs the weights of different trainings"
+        )
+    return list(checkpoint)

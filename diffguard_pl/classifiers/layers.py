@@ -228,7 +228,7 @@ def capture(
     model: nn.Module,
     outputs_of: Collection[str],
     inputs_of: Collection[str],
-    differentiate_from: str | None = None,
+    differentiate_from: Collection[str] = (),
 ) -> Iterator[Captured]:
     """Capture tensors of the forward pass that runs inside.
 
@@ -236,14 +236,14 @@ def capture(
         model: Model that runs inside.
         outputs_of: Names of the layers whose output is captured.
         inputs_of: Names of the layers whose input is captured.
-        differentiate_from: Name of the layer whose output becomes the leaf of the autograd graph,
-            so that only what comes after it is differentiated. Defaults to none.
+        differentiate_from: Names of the layers whose outputs become leaves of the autograd graph,
+            so that only what comes after them is differentiated. Defaults to none.
     """
     captured = Captured({}, {})
 
     def keep_output(name: str) -> Callable[..., Tensor]:
         def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-            if name == differentiate_from:
+            if name in differentiate_from:
                 output = output.detach().requires_grad_()
             captured.outputs[name] = output
             # the next layer gets a copy, as it may work in place

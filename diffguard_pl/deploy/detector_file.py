@@ -435,16 +435,21 @@ def _map_checkpoints(settings: Any, change: Callable[[Path], str]) -> Any:
         return [_map_checkpoints(item, change) for item in settings]
     if not isinstance(settings, dict):
         return settings
-    changed = {}
+    changed: dict[str, Any] = {}
     for name, value in settings.items():
         if name == "checkpoint" and isinstance(value, str):
-            path = Path(value).expanduser()
-            # other values are names in the registry
-            is_path = path.exists() or path.is_absolute()
-            changed[name] = change(path) if is_path else value
+            changed[name] = _map_checkpoint(value, change)
+        elif name == "checkpoint" and isinstance(value, list):
+            changed[name] = [_map_checkpoint(str(file), change) for file in value]
         else:
             changed[name] = _map_checkpoints(value, change)
     return changed
+
+
+def _map_checkpoint(checkpoint: str, change: Callable[[Path], str]) -> str:
+    """Return a checkpoint with its path changed; names in the registry stay as they are."""
+    path = Path(checkpoint).expanduser()
+    return change(path) if path.exists() or path.is_absolute() else checkpoint
 
 
 def _find(checkpoint: Path, folder: Path) -> str:

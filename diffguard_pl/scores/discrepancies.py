@@ -11,7 +11,7 @@ alike. Its score is called by the last part, ``sharpness``.
 
 from collections.abc import Callable, Sequence
 from inspect import isclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from ..errors import InputError, choose
 from ..names import RESERVED
 from .import_path import accepts, import_object
 from .piq_scores import PIQ, PiqScore, SharedVGG16
+
+if TYPE_CHECKING:
+    from ..classifiers.classifier import View
 
 
 class Seen(NamedTuple):
@@ -37,6 +40,11 @@ class Seen(NamedTuple):
     logits: Tensor
     features: Tensor
     maps: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, images: Tensor, view: "View") -> "Seen":
+        """Put images [N, 3, H, W] in [0, 1] and the classifier's view of them together."""
+        return cls(images, view.logits, view.features, view.maps)
 
 
 Compare = Callable[[Seen, Seen], Tensor]

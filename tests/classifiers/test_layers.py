@@ -64,7 +64,7 @@ def test_one_pass_gives_what_separate_passes_give(name):
         sum(head(part) for head, part in zip(heads, parts, strict=True)) / len(heads), view.logits
     )
     assert all(m.ndim == 4 and m.shape[-1] > 1 and m.shape[-1] == m.shape[-2] for m in view.maps)
-    torch.testing.assert_close(maps(*[Seen(photo_tensors(), *view)] * 2), torch.ones(2))
+    torch.testing.assert_close(maps(*[Seen.of(photo_tensors(), view)] * 2), torch.ones(2))
 
     torch.testing.assert_close(cam, cam_by_hand(net, known), atol=1e-5, rtol=1e-4)
     assert cam.shape == (2, 1, 256, 256)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.files import changed_detector
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import diffguard_pl
-from diffguard_pl import Detector, InputError
+from diffguard_pl import Classifier, Detector, InputError
+from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.commands import calibrate
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out
@@ -134,6 +136,40 @@ def test_checkpoints_are_found_from_any_folder_or_beside_the_file(tmp_path, monk
     assert Detector.load("../here/d.json").threshold
     (tmp_path / "here").rename(tmp_path / "moved")  # with the weights beside the file
     assert Detector.load("../moved/d.json").threshold
+
+
+def test_an_ensemble_is_calibrated_saved_and_found_from_any_folder(tmp_path, monkeypatch):
+    shipped = Path(diffguard_pl.__file__).parent / "weights" / "digits_classifier"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    state = load_file(shipped / "model.safetensors")
+    for name, factor in (("a.pt", 1.0), ("b.pt", 0.5)):
+        torch.save(state | {"fc.weight": state["fc.weight"] * factor}, name)
+    settings = [
+        "--model.classifier.checkpoint", "[a.pt, b.pt]", "--model.baselines", "[ensemble, msp]",
+        "--model.cascade.baseline", "ensemble", "--model.steps", "2", "--data.limit", "20",
+        "--model.discrepancies", "[maps]", "--out", "d.json", "--trainer.default_root_dir", "run",
+    ]  # fmt: skip
+    calibrate.main(["--config", "digits_ldm", *settings])
+    frame, _ = read_scores(tmp_path / "here" / "run")
+    assert frame["ensemble"].tolist() == pytest.approx(frame["msp"].tolist())
+
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    detector = Detector.load("../here/d.json")
+    assert detector.model.classifier.members == 2
+    p = [
+        Classifier(SmallResNet(), f"../here/{name}.pt", None, 16, [0.5] * 3, [0.5] * 3)
+        for name in "ab"
+    ]
+    images = digits("val").images[:20]
+    expected = sum(member(images).softmax(1) for member in p).amax(1) / 2
+    scores = detector.model.baselines(detector.model.classifier.view(images), images)
+    torch.testing.assert_close(scores["ensemble"], expected)
+
+    torch.save(state, "../here/b.pt")
+    with pytest.raises(InputError, match=r"weights of the classifier differ .* calibrate again"):
+        Detector.load("../here/d.json")
 
 
 def test_only_settings_without_effect_on_scores_may_be_changed(file):

@@ -122,7 +122,7 @@ def test_an_image_reaches_a_classifier_in_half_precision_unrounded():
 @pytest.mark.parametrize("dtype", HALF)
 def test_discrepancies_do_not_feel_autocast(dtype):
     detector = diffguard_pl.load("digits_gdm")
-    views = [Seen(part, *detector.classifier.view(part)) for part in images().split(4)]
+    views = [Seen.of(part, detector.classifier.view(part)) for part in images().split(4)]
     expected = detector.discrepancies(*views)
     with torch.autocast("cpu", dtype):
         found = detector.discrepancies(*views)

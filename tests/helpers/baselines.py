@@ -9,7 +9,10 @@ from diffguard_pl.classifiers.classifier import View
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import digits, photos
 from diffguard_pl.scores.baselines.collection import Baselines
+from diffguard_pl.scores.baselines.names import BASELINES
 
+SINGLE = [name for name in BASELINES if name != "ensemble"]
+"""The baselines of a single classifier."""
 TRAIN = digits("train")
 LABELS = torch.tensor(TRAIN.labels)
 IMAGES = torch.cat([digits("test").images[:40], photos(40).images])

@@ -112,7 +112,7 @@ class Golden:
         reference = self.images if unguided is None else unguided
         view = self.diffguard.classifier.view
         scores = self.diffguard.discrepancies(
-            Seen(reference, *view(reference)), Seen(guided, *view(guided))
+            Seen.of(reference, view(reference)), Seen.of(guided, view(guided))
         )
         return {name: scores[name] for name in self.scores}
 

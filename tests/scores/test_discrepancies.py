@@ -42,7 +42,7 @@ def images() -> torch.Tensor:
 
 
 def seen(classifier: Classifier, images: torch.Tensor) -> Seen:
-    return Seen(images, *classifier.view(images))
+    return Seen.of(images, classifier.view(images))
 
 
 @pytest.mark.parametrize("name", OFFLINE)

@@ -1,7 +1,7 @@
 """Base class of the baselines, and what they are fitted to and computed from."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -14,7 +14,9 @@ from ...classifiers.classifier import Classifier
 from ...errors import InputError, choose
 from .statistics import Moments, whiten
 
-Need = Literal["logits", "features", "maps", "head", "gradients", "training features", "labels"]
+Need = Literal[
+    "logits", "features", "maps", "head", "gradients", "training features", "labels", "ensemble"
+]
 
 
 class Inputs(NamedTuple):
@@ -26,6 +28,8 @@ class Inputs(NamedTuple):
         maps: Feature maps [N, C, h, w] of each map layer.
         images: [N, 3, H, W] in [0, 1].
         classifier: Classifier under protection.
+        member_logits: Logits of the members of an ensemble [N, M, classes], float32; None for a
+            single classifier.
     """
 
     logits: Tensor
@@ -33,6 +37,7 @@ class Inputs(NamedTuple):
     maps: list[Tensor]
     images: Tensor
     classifier: Classifier
+    member_logits: Tensor | None = None
 
     def energy_of(self, features: Tensor) -> Tensor:
         """Compute the energy score [N] of changed features [N, D] through the linear head."""
@@ -82,7 +87,8 @@ class Baseline:
     Attributes:
         name: Name of the score in settings and tables.
         needs: What :meth:`score` and :meth:`fit` look at. ``gradients`` stands for passes of the
-            classifier of its own, ``head`` for logits that are linear in the features.
+            classifier of its own, ``head`` for logits that are linear in the features, ``ensemble``
+            for the logits of the members of an ensemble.
         tensors: Names of the tensors that :meth:`fit` returns, unique among all baselines unless
             two share a tensor.
     """
@@ -170,8 +176,15 @@ def count(default: int | None) -> Any:
     return parameter(default, allowed, "a whole number, 1 or more", int)
 
 
+def choice(default: str, names: Sequence[str]) -> Any:
+    """Declare a hyper-parameter that is one of several names."""
+    return field(default=default, metadata={"choices": list(names)})
+
+
 def _checked(baseline: str, name: str, value: Any, metadata: Mapping[str, Any]) -> Any:
     """Return a hyper-parameter as its type, or raise an `InputError` if it is out of range."""
+    if "choices" in metadata:
+        choose(f"{name} of baseline {baseline}", str(value), metadata["choices"])
     if "allowed" not in metadata:
         return value
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

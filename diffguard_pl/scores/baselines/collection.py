@@ -33,7 +33,7 @@ class Baselines(nn.Module):
             classes; or a mapping from these to hyper-parameters by OpenOOD's names, such as
             ``{"knn": {"K": 20}}``, where None or an absent one stands for the default.
         classifier: Classifier under protection. ``react``, ``ash``, ``scale`` and ``vim`` need one
-            whose logits are a linear function of its features.
+            whose logits are a linear function of its features; ``ensemble`` needs an ensemble.
 
     Attributes:
         names: Names of the scores.
@@ -59,6 +59,11 @@ class Baselines(nn.Module):
         baselines = [find(name).from_settings(of) for name, of in settings.items()]
         # In a tuple, so that the classifier's weights are not part of this module's state.
         self._classifier = (classifier,)
+        if classifier.members == 1 and (names_of := _needing("ensemble", baselines)):
+            raise InputError(
+                f"baselines: {', '.join(names_of)} needs an ensemble; set classifier.checkpoint to "
+                "several files, or use msp"
+            )
         if any("head" in baseline.needs for baseline in baselines):
             width = check_linear_head(classifier, _needing("head", baselines))
             baselines = [
@@ -108,7 +113,14 @@ class Baselines(nn.Module):
                 "data.train, or call DiffGuard.fit_baselines"
             )
         classifier = self._classifier[0]
-        inputs = Inputs(view.logits.float(), view.features.float(), view.maps, images, classifier)
+        inputs = Inputs(
+            logits=view.logits.float(),
+            features=view.features.float(),
+            maps=view.maps,
+            images=images,
+            classifier=classifier,
+            member_logits=None if view.member_logits is None else view.member_logits.float(),
+        )
         scores = {}
         with torch.autocast(view.logits.device.type, enabled=False):
             for name, baseline in self._baselines.items():
@@ -196,6 +208,11 @@ def check_linear_head(classifier: Classifier, names: Sequence[str]) -> int:
         InputError: They do not, on a grey image or on a ramp.
     """
     needing = f"baselines: {', '.join(names)}"
+    if classifier.members > 1:
+        raise InputError(
+            f"{needing} cannot be computed of an ensemble, whose logits are not linear in its "
+            "features; leave them out, or set classifier.checkpoint to a single file"
+        )
     head = classifier.linear_head()
     if head is None:
         raise InputError(

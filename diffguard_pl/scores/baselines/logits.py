@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Baseline, Inputs, count, positive
+from .base import Baseline, Inputs, choice, count, positive
 
 
 class MSP(Baseline):
@@ -79,3 +79,28 @@ class GEN(Baseline):
         # Ascending order: the M largest come last.
         p = inputs.logits.softmax(dim=1).sort(dim=1).values[:, -self.M :]
         return -(p**self.gamma * (1 - p) ** self.gamma).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class DeepEnsemble(Baseline):
+    """Confidence of a deep ensemble: max_k of 1/M sum_m softmax(z_m)_k.
+
+    Lakshminarayanan et al., NeurIPS 2017. It equals ``msp`` of the ensemble.
+
+    Args:
+        average: What is averaged over the M members: ``probabilities``, as in that paper, or
+            ``logits``, as in OpenOOD: max_k softmax(1/M sum_m z_m)_k. Defaults to probabilities.
+    """
+
+    name = "ensemble"
+    needs = frozenset({"ensemble"})
+    average: str = choice("probabilities", ["probabilities", "logits"])
+
+    def score(self, inputs: Inputs, fitted: Mapping[str, Tensor]) -> Tensor:
+        logits = inputs.member_logits
+        assert logits is not None, "checked by Baselines"
+        if self.average == "logits":
+            p = logits.mean(dim=1).softmax(dim=1)
+        else:
+            p = logits.softmax(dim=2).mean(dim=1)
+        return p.amax(dim=1)

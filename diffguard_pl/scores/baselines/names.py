@@ -6,6 +6,7 @@ BASELINES = {
     "energy": "logits.Energy",
     "entropy": "logits.Entropy",
     "gen": "logits.GEN",
+    "ensemble": "logits.DeepEnsemble",
     "odin": "odin.ODIN",
     "react": "activations.ReAct",
     "ash": "activations.ASH",

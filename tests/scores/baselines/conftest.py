@@ -1,12 +1,11 @@
 """The digits' classifier, its view of the images, and all baselines fitted to it."""
 
 import pytest
-from helpers.baselines import IMAGES, LABELS, TRAIN, digits_classifier
+from helpers.baselines import IMAGES, LABELS, SINGLE, TRAIN, digits_classifier
 
 from diffguard_pl import Classifier
 from diffguard_pl.classifiers.classifier import View
 from diffguard_pl.scores.baselines.collection import Baselines
-from diffguard_pl.scores.baselines.names import BASELINES
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,7 @@ def train(classifier: Classifier) -> View:
 
 @pytest.fixture(scope="session")
 def fitted(classifier: Classifier, train: View) -> Baselines:
-    module = Baselines(list(BASELINES), classifier)
+    module = Baselines(SINGLE, classifier)
     module.fit_features(train.features, train.logits, LABELS)
     return module
 

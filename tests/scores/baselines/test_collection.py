@@ -8,6 +8,7 @@ import torch
 from helpers.baselines import (
     IMAGES,
     LABELS,
+    SINGLE,
     TRAIN,
     assert_close,
     digits_classifier,
@@ -24,10 +25,10 @@ from diffguard_pl.scores.baselines.collection import Baselines, find
 from diffguard_pl.scores.baselines.distances import ViM
 from diffguard_pl.scores.baselines.names import BASELINES, DEFAULT_BASELINES
 
-NAMES = list(BASELINES)
+NAMES = SINGLE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_registry_holds_each_class_under_its_name(name: str):
     assert find(name).name == name
 
