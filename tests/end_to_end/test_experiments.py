@@ -276,13 +276,20 @@ def test_the_readme_s_ldm_command_on_an_original_format_checkpoint(run, tmp_path
 @pytest.fixture(scope="module")
 def cifar_classifier(tmp_path_factory) -> list[str]:
     """Settings of OpenOOD's classifier for CIFAR-10, with random weights."""
+    (file,) = cifar_checkpoints(tmp_path_factory.mktemp("openood"), 1)
+    return ["--model.classifier.checkpoint", file]
+
+
+def cifar_checkpoints(folder: Path, count: int) -> list[str]:
+    """Write checkpoints of OpenOOD's classifier for CIFAR-10, with random weights."""
     from diffguard_pl.classifiers.resnets import ResNet18_32x32
 
-    file = tmp_path_factory.mktemp("openood") / "best.ckpt"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save({"state_dict": ResNet18_32x32().state_dict()}, file)
-    return ["--model.classifier.checkpoint", str(file)]
+    files = [str(folder / f"s{seed}.ckpt") for seed in range(count)]
+    for seed, file in enumerate(files):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            torch.save({"state_dict": ResNet18_32x32().state_dict()}, file)
+    return files
 
 
 @pytest.mark.parametrize("name", ["cifar10", "oracle/cifar10"])
@@ -295,6 +302,28 @@ def test_table_1_runs_two_batches_of_each_set(name, run, cifar_classifier):
     assert all(row["error"] is None for row in rows)
     if name.startswith("oracle"):
         assert [row["reconstructed_as"] for row in rows[:2]] == [row["label"] for row in rows[:2]]
+
+
+@pytest.mark.parametrize("name", ["energy", "ensemble"])
+def test_a_combination_of_table_1_runs_two_batches_of_each_set(name, run, tmp_path):
+    settings, base = resolved(f"combine/cifar10_{name}"), resolved("cifar10")
+    assert settings["cascade"] == {"baseline": name, "budget": 0.5, "then": "logits"}
+    small = ["--config", "small/cifar10", "--data.batch_size", "1", "--page.enabled", "false"]
+    files = cifar_checkpoints(tmp_path, 2)
+    if name == "ensemble":
+        assert len(settings["classifier"]["checkpoint"]) == 3
+        assert settings["classifier"]["checkpoint"][0] == base["classifier"]["checkpoint"]
+        small += ["--model.classifier.checkpoint", f"[{files[0]}, {files[1]}]"]
+    else:
+        assert {*settings["baselines"]} == {"energy", "max_logit", "knn", "vim"}
+        small += ["--model.classifier.checkpoint", files[0], "--model.baselines", "[energy]"]
+    rows = run("--config", f"combine/cifar10_{name}", *small, "--model.discrepancies", "[logits]")
+    datasets = ["cifar10", "calibration", "cifar100", "tin"]
+    assert [row["dataset"] for row in rows[::2]] == datasets
+    assert all(math.isfinite(row["logits"]) and math.isfinite(row[name]) for row in rows)
+    (table,) = tmp_path.glob("runs/**/metrics.csv")
+    lines = {(line["dataset"], line["score"]) for line in csv.DictReader(table.open())}
+    assert ("average", "cascade") in lines
 
 
 def test_table_1_compares_logits_and_borrows_the_settings_of_ldm():
