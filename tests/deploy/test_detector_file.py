@@ -147,7 +147,7 @@ def test_an_ensemble_is_calibrated_saved_and_found_from_any_folder(tmp_path, mon
         torch.save(state | {"fc.weight": state["fc.weight"] * factor}, name)
     settings = [
         "--model.classifier.checkpoint", "[a.pt, b.pt]", "--model.baselines", "[ensemble, msp]",
-        "--model.cascade.baseline", "ensemble", "--model.steps", "2", "--data.limit", "20",
+        "--model.cascade.baseline", "ensemble", "--model.steps", "2", "--data.limit", "40",
         "--model.discrepancies", "[maps]", "--out", "d.json", "--trainer.default_root_dir", "run",
     ]  # fmt: skip
     calibrate.main(["--config", "digits_ldm", *settings])

@@ -178,7 +178,7 @@ def test_a_table_is_sorted_by_mouse_and_by_keyboard(browser, built_run):
         assert heading.get_attribute("aria-sort") == "ascending"
         page.locator("#result-table th", has_text="Dataset").locator("button").click()
         assert column(page, 1) == sorted(column(page, 1))
-        assert len(column(page, 1)) == 8
+        assert len(column(page, 1)) == 10
 
 
 def test_the_table_shows_the_numbers_of_metrics_csv(browser, built_run):

@@ -52,7 +52,7 @@ def test_a_name_in_a_table_file_is_no_formula(tmp_path, capsys):
     for file in (runs[0] / "metrics.csv", tmp_path / "both.csv"):
         lines = read_csv(file)
         assert {"'=1+1", "'-2+3"} <= {line["dataset"] for line in lines}
-        assert {"near", "'@far"} == {line["group"] for line in lines}
+        assert {"near", "'@far", "all"} == {line["group"] for line in lines}
         cells = [cell for line in lines for cell in line.values()]
         numbers = [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
         assert all(float(number) < 0 for number in numbers)
