@@ -44,12 +44,18 @@ OF_TABLE_2 = {
     "combine/ldm_vim": ("vim", "{vim: {dim: 1}}"),
     "combine/ldm_max_logit": ("max_logit", "[max_logit]"),
 }
-"""The paper's combinations: their baseline, with settings for four training images."""
+"""The paper's combinations: their baseline, with settings for two training images."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return layouts.cifar(layouts.imagenet(tmp_path_factory.mktemp("data"), 4), 4)
+    root = layouts.cifar(layouts.imagenet(tmp_path_factory.mktemp("data"), 4), 4)
+    # Images to calibrate on, and others to fit baselines to.
+    lists = root / "benchmark_imglist" / "imagenet"
+    lines = (lists / "val_imagenet.txt").read_text().splitlines(keepends=True)
+    (lists / "calibrated.txt").write_text("".join(lines[:2]))
+    (lists / "fitted.txt").write_text("".join(lines[2:]))
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,7 @@ def test_a_combination_of_the_paper_runs_two_batches_of_each_set(name, run, tmp_
         "--config", name, "--config", small(name), "--model.baselines", small_baseline,
         "--model.discrepancies", "[dists]", "--data.batch_size", "1",
         "--data.only", "[species, imagenet_o]", "--page.enabled", "false",
+        "--data.calibration_list", "calibrated.txt", "--data.train_list", "fitted.txt",
     )  # fmt: skip
     datasets = ["imagenet", "calibration", "species", "imagenet_o"]
     assert [row["dataset"] for row in rows] == [dataset for dataset in datasets for _ in range(2)]

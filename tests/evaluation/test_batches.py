@@ -94,8 +94,8 @@ def test_usable_images_of_an_interrupted_run_count():
     ("loaders", "groups", "said"),
     [
         (["ind", "ood"], {}, "must be a dict"),
-        ({"ind": []}, {}, "at least one more"),
-        ({"ind": [], "calibration": []}, {}, "at least one more"),
+        ({"ind": []}, {}, "at least one out-of-distribution"),
+        ({"ind": [], "calibration": []}, {}, "at least one out-of-distribution"),
         ({"calibration": [], "ind": [], "ood": []}, {}, "first must be the in-distribution one"),
         ({"ind": [], "mean": []}, {}, "'mean'.*rename"),
         ({"ind": [], "average": []}, {}, "'average'.*rename"),

@@ -71,13 +71,14 @@ def test_full_spectrum_rows_pool_covariate_shifted_images_with_the_in_distributi
     groups = {"r": "csid", "x": "near", "y": "near"}
     table = ScoreTable(["a"], ["ind", "r", "x", "y"], groups, values, members)
     rows = {(row.group, row.dataset): row for row in result_rows(table)}
-    names = ["x", "y", "mean"]
-    assert list(rows) == [(group, name) for group in ("near", "fsood_near") for name in names]
+    names = [("near", "x"), ("near", "y"), ("near", "mean"), ("all", "average")]
+    assert list(rows) == [(prefix + g, name) for prefix in ("", "fsood_") for g, name in names]
     for prefix, ind in {"": [0], "fsood_": [0, 1]}.items():
         pooled = values[np.isin(members, ind), 0]
         each = [sklearn_metrics(pooled, values[members == d, 0]) for d in (2, 3)]
         assert rows[f"{prefix}near", "x"].metrics == pytest.approx(each[0], abs=1e-12)
         mean = tuple(np.mean(each, axis=0))
         assert rows[f"{prefix}near", "mean"].metrics == pytest.approx(mean, abs=1e-12)
-    tags = ["x", "y", "near", "fsood_x", "fsood_y", "fsood_near"]
-    assert [row.tag for row in rows.values()] == tags
+        assert rows[f"{prefix}all", "average"].metrics == pytest.approx(mean, abs=1e-12)
+    tags = ["x", "y", "near", "average"]
+    assert [row.tag for row in rows.values()] == [*tags, *(f"fsood_{tag}" for tag in tags)]
