@@ -149,7 +149,10 @@ def noisy_classifier_for(
             "choose a config with a pixel-space model"
         )
     if isinstance(classifier, str):
-        classifier = NoisyClassifier(classifier)
+        try:
+            classifier = NoisyClassifier(classifier)
+        except InputError as error:
+            raise InputError(f"analysis.noisy_classifier: {error}") from error
     size = classifier.image_size if isinstance(classifier, NoisyClassifier) else None
     if size not in (None, backbone.image_size):
         raise InputError(

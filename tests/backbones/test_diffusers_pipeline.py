@@ -16,6 +16,7 @@ from diffusers import (
 )
 from helpers.small_models import autoencoder, ddim, dit, edit_json, output, samples
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import DiffusersPipeline, LatentDiffusion
@@ -73,6 +74,9 @@ def test_a_flat_repository_of_a_pixel_model_as_ddpm_cifar10(tmp_path):
     assert (backbone.null_label, backbone.num_classes) == (None, None)
     images = torch.rand(2, 3, 14, 14) * 2 - 1
     assert torch.equal(backbone.decode(backbone.encode(images)), images)
+
+    paper = DiffusersPipeline(str(tmp_path), input_size=14, antialias=False)
+    assert torch.equal(paper.decode(x), interpolate(x, (14, 14), mode="bilinear"))
 
 
 def test_eps_is_the_networks_first_channels_and_null_is_a_class_of_its_own(folder, pipeline):

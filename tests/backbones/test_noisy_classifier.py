@@ -90,6 +90,8 @@ def test_a_diffusion_model_gets_a_classifier_for_its_noisy_images():
     assert noisy_classifier_for(pixel, classifier) is classifier
     mine = torch.nn.Linear(1, 1)
     assert not noisy_classifier_for(pixel, mine).weight.requires_grad
+    with pytest.raises(InputError, match=r"analysis.noisy_classifier: .*file not found"):
+        noisy_classifier_for(pixel, "mine.NotFound")
     with pytest.raises(InputError, match=r"analysis.noisy_classifier.*latents.*pixel-space"):
         noisy_classifier_for(LatentDiffusion("digits_ldm"), classifier)
     with pytest.raises(InputError, match=r"analysis.noisy_classifier.*32 pixels.*16"):
