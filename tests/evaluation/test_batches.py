@@ -95,6 +95,7 @@ def test_usable_images_of_an_interrupted_run_count():
     [
         (["ind", "ood"], {}, "must be a dict"),
         ({"ind": []}, {}, "at least one out-of-distribution"),
+        ({"ind": [], "r": []}, {"r": "csid"}, "at least one out-of-distribution"),
         ({"ind": [], "calibration": []}, {}, "at least one out-of-distribution"),
         ({"calibration": [], "ind": [], "ood": []}, {}, "first must be the in-distribution one"),
         ({"ind": [], "mean": []}, {}, "'mean'.*rename"),

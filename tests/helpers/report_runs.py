@@ -134,7 +134,7 @@ def make_plain_run(
                 "index": i,
                 "path": f"{path}{i}.png",
                 "label": i % 3 if number == 0 or groups[name] == "csid" else -1,
-                "prediction": i % 3 if number == 0 else 0,
+                "prediction": 0 if groups.get(name) == "csid" else i % 3,
                 "reconstructed_as": i % 3,
                 "seconds": 0.1,
             }
