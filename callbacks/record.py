@@ -1,12 +1,15 @@
 """The record of a run."""
 
+import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.cli import SaveConfigCallback
+from jsonargparse import Namespace
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
 from diffguard_pl.errors import InputError
 from diffguard_pl.evaluation.module import DiffGuardModule
@@ -57,6 +60,7 @@ class RunRecord(SaveConfigCallback):
         settings = self.parser.dump(self.config, skip_none=False)
         if not run_record.get("config"):
             run_record |= {"config": yaml.safe_load(settings), "weights": weights, "data": data}
+            run_record["not_default"] = names_not_default(self.parser, self.config)
             run_record["class_names"] = pl_module.class_names()
         session: dict[str, Any] = {
             "began": record.timestamp(),
@@ -77,6 +81,28 @@ class RunRecord(SaveConfigCallback):
         if not saved.exists():
             with atomic_write(saved) as unfinished:
                 unfinished.write_text(settings, encoding="utf-8")
+
+
+def names_not_default(parser: LightningArgumentParser, config: Namespace) -> list[str]:
+    """Return the names of the settings that scores depend on and that are not at their defaults."""
+    given = yaml.safe_load(parser.dump(config, skip_none=False, skip_default=True))
+    _drop_tuples_at_default(given)
+    return record.setting_names(given)
+
+
+def _drop_tuples_at_default(settings: dict[str, Any]) -> None:
+    """Remove settings whose default is a tuple, which the parser takes for other than its list."""
+    arguments = settings.get("init_args")
+    if isinstance(arguments, dict):
+        module, _, name = str(settings["class_path"]).rpartition(".")
+        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+        for argument, value in list(arguments.items()):
+            default = parameters[argument].default if argument in parameters else None
+            if isinstance(default, tuple) and list(default) == value:
+                del arguments[argument]
+    for value in settings.values():
+        if isinstance(value, dict):
+            _drop_tuples_at_default(value)
 
 
 def _check_same(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 EVALUATION_SETTINGS = ("oracle", "fusion", "cascade", "tf32")
 """Settings of ``model`` that only an evaluation (``DiffGuardModule``) has, not ``DiffGuard``."""
 
+WHOLE = ("early_stop", "baselines")
+"""Settings whose values are mappings of any names: a later one replaces the earlier one."""
+
 
 def config_names() -> list[str]:
     """Return the names of the configs that the package contains, such as ``oracle/gdm``."""
@@ -72,6 +75,32 @@ def with_bases(name: str | Path) -> list[Path]:
             raise InputError(f"config {file}: base: builds on itself; remove the circle")
         files.insert(0, file)
     return files
+
+
+def settings_of(name: str | Path) -> dict[str, Any]:
+    """Return the settings of a config with those of its bases, merged as the parser merges them.
+
+    Neither classes nor defaults are looked up, so nothing heavy is imported.
+
+    Raises:
+        InputError: a file is missing, is not YAML, or builds on itself.
+    """
+    merged: dict[str, Any] = {}
+    for file in with_bases(name):
+        merged = _merged(merged, read(file))
+    merged.pop("base", None)
+    return merged
+
+
+def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of a later file, which win."""
+    merged = dict(below)
+    for name, value in above.items():
+        earlier = merged.get(name)
+        if isinstance(earlier, dict) and isinstance(value, dict) and name not in WHOLE:
+            value = _merged(earlier, value)
+        merged[name] = value
+    return merged
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .errors import one_line_errors
 
 if TYPE_CHECKING:
+    from ..report.paper_comparison import PaperComparison
     from ..report.results import RunResults
 
 
@@ -48,16 +49,23 @@ def main(args: list[str] | None = None) -> None:
         "the folder openood/ of the run; of several runs, trainings of one classifier, mean and "
         "deviation, into openood/ beside the page of the comparison",
     )
+    parser.add_argument(
+        "--compare",
+        choices=["paper"],
+        help="show the published results of the paper beside those of each run",
+    )
     given = parser.parse_args(args)
 
     with one_line_errors():
         if given.against and given.leaderboard:
             raise InputError("--leaderboard: cannot be combined with --against; give one of them")
+        if given.against and given.compare:
+            raise InputError("--compare: cannot be combined with --against; give one of them")
         if given.against:
             report_curve(given.run, given.against, given.out or Path("curve.png"))
         else:
             page = given.out or Path("comparison.html")
-            runs = report(given.run, page)
+            runs = report(given.run, page, given.compare == "paper")
             if given.leaderboard:
                 write_leaderboard(runs, page)
 
@@ -88,12 +96,16 @@ def report_curve(folders: Sequence[Path], settings: Sequence[str], picture: Path
     print(f"table: {table}\n plot: {picture}")
 
 
-def report(folders: Sequence[Path], comparison: Path | None = None) -> "list[RunResults]":
+def report(
+    folders: Sequence[Path], comparison: Path | None = None, with_paper: bool = False
+) -> "list[RunResults]":
     """Build and print the report of each run, and compare the runs if there are several.
 
     Args:
         folders: Folders of the runs.
         comparison: Path of the comparison page; None to compare nothing. Defaults to None.
+        with_paper: Whether to show the published results beside those of each run. Defaults to
+            False.
 
     Returns:
         Results of the runs.
@@ -109,6 +121,7 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> "list[Run
     from ..report.tables import (
         cascade_table,
         comparison_table,
+        paper_table,
         result_table,
         terminal,
         write_comparison_csv,
@@ -122,7 +135,8 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> "list[Run
     console = terminal()
     runs = [read_results(folder) for folder in folders]
     for run in runs:
-        page = build(run)[-1]
+        paper = _comparison_with_paper(run) if with_paper else None
+        page = build(run, paper)[-1]
         table = result_table(
             run.results,
             run.primary_score,
@@ -138,6 +152,12 @@ def report(folders: Sequence[Path], comparison: Path | None = None) -> "list[Run
             warnings.warn(line, stacklevel=2)
         if run.cascade_curve:
             console.print(cascade_table(run.cascade_curve, run.budget))
+        if paper:
+            console.print(paper_table(paper))
+            for note in paper.notes:
+                console.print(f"    paper: {note}", soft_wrap=True)
+        elif paper is not None:
+            console.print(f"    paper: no comparison: {paper.notes[0]}", soft_wrap=True)
         console.print(f"   report: {page}", soft_wrap=True)
 
     if len(runs) > 1 and comparison is not None:
@@ -164,3 +184,16 @@ def write_leaderboard(runs: "Sequence[RunResults]", comparison: Path) -> None:
     parent = runs[0].folder if len(runs) == 1 else comparison.parent
     for path in write_openood(runs, parent / "openood"):
         print(f"leaderboard: {path}")
+
+
+def _comparison_with_paper(run: "RunResults") -> "PaperComparison":
+    """Find the published results that correspond to a run."""
+    from ..config import config_names, settings_of
+    from ..report.paper_comparison import compare_with_paper
+    from ..report.published import METHODS
+
+    known = set(config_names())
+    configs = {
+        method.config: settings_of(method.config) for method in METHODS if method.config in known
+    }
+    return compare_with_paper(run, configs)

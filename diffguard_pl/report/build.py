@@ -7,6 +7,7 @@ import pandas as pd
 
 from .gallery import random_key, read_picture
 from .page.run_page import write_run_page
+from .paper_comparison import PaperComparison
 from .pictures import Picture, draw_grid
 from .plots import draw_cascade_curve, draw_plots
 from .results import RunResults
@@ -18,11 +19,15 @@ LONGEST_NAME = 24
 """Characters of a class name that fit above the panels."""
 
 
-def build(run: RunResults) -> list[Path]:
+def build(run: RunResults, paper: PaperComparison | None = None) -> list[Path]:
     """Write ``metrics.csv``, ``plots.png``, ``report.html`` and, if the run has them, more.
 
     A run with kept pictures also gets ``pictures.png``; a run with a cascade also gets
     ``cascade.csv`` and ``cascade.png``.
+
+    Args:
+        run: Results of the run.
+        paper: Comparison with the paper, for ``metrics.csv`` and the page. Defaults to none.
 
     Returns:
         Paths of the files in the order in which they were written, ``report.html`` last.
@@ -35,7 +40,7 @@ def build(run: RunResults) -> list[Path]:
     title = f"{run.name}: {run.primary_score}{note}"
 
     written = [folder / "metrics.csv"]
-    write_metrics_csv(run.results, folder / "metrics.csv")
+    write_metrics_csv(run.results, folder / "metrics.csv", paper)
     pictures = grid_pictures(run)
     if pictures:
         draw_grid(pictures, title, folder / "pictures.png")
@@ -46,7 +51,7 @@ def build(run: RunResults) -> list[Path]:
         draw_cascade_curve(run.cascade_curve, cascade_title, run.budget, folder / "cascade.png")
         written += [folder / "cascade.csv", folder / "cascade.png"]
     draw_plots(run.table, title, folder / "plots.png")
-    write_run_page(run, folder / "report.html")
+    write_run_page(run, folder / "report.html", paper)
     return [*written, folder / "plots.png", folder / "report.html"]
 
 

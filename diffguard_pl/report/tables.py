@@ -18,9 +18,20 @@ from ..runs.csv_files import write_csv
 from ..scores.baselines.names import BASELINES
 from .cascade_curve import CascadePoint
 from .comparison import ComparedScore, run_letter
+from .paper_comparison import PaperComparison, PaperRow
 from .results import RunResults
 
 UNKNOWN = Interval(math.nan, math.nan)
+PAPER_COLUMNS = (
+    "paper_table",
+    "paper_method",
+    "paper_spread",
+    "paper_auroc",
+    "auroc_differs",
+    "paper_fpr95",
+    "fpr95_differs",
+)
+"""Columns of ``metrics.csv`` after a comparison with the paper."""
 
 
 def terminal() -> Console:
@@ -150,21 +161,89 @@ def comparison_table(runs: Sequence[RunResults], compared: Sequence[ComparedScor
     return table
 
 
-def write_metrics_csv(results: Sequence[ResultRow], path: Path) -> None:
+def paper_table(paper: PaperComparison) -> Table:
+    """Build the table that shows the paper's results beside the run's, in percent.
+
+    A star marks a result that differs by more than its interval and the paper's spread. The notes
+    of the comparison are not part of the table.
+    """
+    notes = ["in percent, with 95 % intervals", "paper: published value, and the run's minus it"]
+    if any(row.differs(metric) for row in paper.rows for metric in METRIC_NAMES):
+        notes.append("* differs by more than the interval and the paper's spread")
+    table = _table("Beside the paper (arXiv 2308.07687)", "; ".join(notes))
+    for name in ("method", "OOD dataset"):
+        table.add_column(name, overflow="fold")
+    for name in ("AUROC", "paper", "FPR@95", "paper"):
+        table.add_column(name, justify="right")
+
+    previous = None
+    for row in paper.rows:
+        if row.method != previous:
+            table.add_section()
+            # Name, table and score stand one below the other, beside the first datasets.
+            about = iter([row.method.name, f"Table {row.method.table}, {row.result.score}"])
+        cells = [Text(next(about, "")), Text(row.published.dataset)]
+        for metric in METRIC_NAMES:
+            value = f"{100 * getattr(row.result.metrics, metric):.2f}"
+            cells.append(_value_and_interval(value, row.result.intervals.get(metric)))
+            cells.append(_published_value(row, metric))
+        table.add_row(*cells, style="" if row.is_comparable else "dim")
+        previous = row.method
+    return table
+
+
+def _published_value(row: PaperRow, metric: str) -> Text:
+    """Return a published value and the difference to it; empty if not published."""
+    value = getattr(row.published, metric)
+    if value is None:
+        return Text()
+    differs = row.differs(metric)
+    mark, style = ("*", "bold") if differs else (" ", "")
+    return Text.assemble(
+        f"{100 * value:.2f} ", (f"{100 * row.difference(metric):+.2f}{mark}", style)
+    )
+
+
+def write_metrics_csv(
+    results: Sequence[ResultRow], path: Path, paper: PaperComparison | None = None
+) -> None:
     """Write ``metrics.csv``: fractions in [0, 1] with the ends of their intervals.
+
+    Args:
+        results: Result table.
+        path: Path of the file.
+        paper: Comparison with the paper, which adds the columns ``PAPER_COLUMNS``, and lines for
+            its results that the table does not have. Defaults to none.
 
     Raises:
         InputError: The file could not be written.
     """
     header = ["group", "dataset", "score", *DetectionMetrics._fields]
     header += [f"{metric}_{end}" for metric in METRIC_NAMES for end in Interval._fields]
+    if paper:
+        header += PAPER_COLUMNS
+        known = {result[:3] for result in results}
+        results = [*results, *(row.result for row in paper.rows if row.result[:3] not in known)]
     lines = []
     for result in results:
         line = [result.group, result.dataset, result.score, *result.metrics]
         for metric in METRIC_NAMES:
             line += result.intervals.get(metric, UNKNOWN)
+        if paper:
+            line += _paper_cells(paper.by_result.get(result[:3]))
         lines.append(line)
     write_csv(header, lines, path)
+
+
+def _paper_cells(row: PaperRow | None) -> list[Any]:
+    """Return the values of ``PAPER_COLUMNS``; empty without a published result."""
+    if row is None:
+        return [""] * len(PAPER_COLUMNS)
+    cells: list[Any] = [row.method.table, row.method.name, row.method.spread]
+    for metric in METRIC_NAMES:
+        cells.append(getattr(row.published, metric))
+        cells.append({True: "yes", False: "no", None: ""}[row.differs(metric)])
+    return cells
 
 
 def write_cascade_csv(points: Sequence[CascadePoint], path: Path) -> None:

@@ -246,7 +246,10 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 
 def score_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that scores depend on, by dotted name."""
+    """Return the settings that scores depend on, by dotted name.
+
+    Sections that the config lacks are None.
+    """
     settings = {name: config.get(name) for name in ("model", "data", "shard", "seed_everything")}
     trainer = config.get("trainer")
     if isinstance(trainer, dict):
@@ -259,6 +262,15 @@ def score_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in flat.items()
         if not any(key == name or key.startswith(f"{name}.") for name in changeable)
     }
+
+
+def setting_names(given: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names, sorted, of the settings that scores depend on in a part of a config.
+
+    Args:
+        given: Some of the settings, as in a saved config without what is left at its default.
+    """
+    return sorted(score_settings(given).keys() & _flatten(dict(given)).keys())
 
 
 def _flatten(settings: Any, key: str = "") -> dict[str, Any]:

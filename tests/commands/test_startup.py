@@ -81,7 +81,8 @@ def test_listing_checkpoints_imports_nothing_heavy(tmp_path):
 
 
 def test_a_report_is_made_without_torch(small_run, tmp_path):
-    loaded = loaded_by(RUN_COMMAND, "report", str(small_run), cwd=tmp_path)
+    arguments = ("report", str(small_run), "--compare", "paper")
+    loaded = loaded_by(RUN_COMMAND, *arguments, cwd=tmp_path)
     assert not loaded & {"torch", "pytorch_lightning", "diffusers", "scipy.stats", "sklearn"}
 
 

@@ -57,7 +57,10 @@ def test_a_run_prints_its_table_and_keeps_scores_and_pictures(args, config, tmp_
     assert Image.open(folder / "pictures.png").width > 600
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["data"]["init_args"]["limit"] == 12
-    command = json.loads((folder / "run.json").read_text())["sessions"][0]["command"]
+    record = json.loads((folder / "run.json").read_text())
+    assert "data.init_args.limit" in record["not_default"]
+    assert not {"model.skip_last_steps", "seed_everything"} & set(record["not_default"])
+    command = record["sessions"][0]["command"]
     assert command[:3] == ["python", "-m", "diffguard_pl.test"]
     assert "--data.limit" in command
     assert "48/48" in done.stdout

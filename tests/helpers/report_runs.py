@@ -114,14 +114,14 @@ def make_plain_run(
     scores: tuple[str, ...] = ("dists",),
     path: str = "",
     pictures: int = 0,
+    ind: str = "ind",
 ) -> Path:
     """Write the folder of a run of any datasets, without a record.
 
-    The in-distribution dataset is ``ind``. The first two images of a dataset called ``nan`` have
-    NaN scores.
+    The first two images of a dataset called ``nan`` have NaN scores.
     """
     generator = np.random.default_rng(0)
-    header = Header(list(scores), ["ind", *groups], groups, [])
+    header = Header(list(scores), [ind, *groups], groups, [])
     writer = PartWriter(folder, header, "0-0")
     for number, name in enumerate(header.datasets):
         values = generator.normal(-number / 2, size=(count, len(scores))).round(4)

@@ -45,6 +45,12 @@ def test_only_settings_that_scores_depend_on_prevent_a_resume(now, difference):
         assert re.match(difference, found or "")
 
 
+def test_names_are_those_of_the_given_settings_that_scores_depend_on():
+    names = ["data.class_path", "data.init_args.limit", "model.steps", "seed_everything"]
+    assert record.setting_names(CONFIG) == [*names, "trainer.precision"]
+    assert record.setting_names({"model": {"early_stop": None}}) == ["model.early_stop"]
+
+
 def test_a_record_is_read_back_and_a_session_is_updated(tmp_path):
     assert record.read_record(tmp_path) == {}
     record.write_record(tmp_path, {"sessions": [{"began": 1}, {"began": 2}]})

@@ -11,6 +11,7 @@ from ...metrics.table import ResultRow
 from ...names import AVERAGE, MEAN
 from ...runs.files import atomic_write
 from ...scores.baselines.names import BASELINES
+from ..paper_comparison import PaperComparison
 from ..results import RunResults
 from ..style import COLOURS, colour_of
 from .gallery_cards import GALLERY_BYTES, GalleryCards, gallery_cards
@@ -26,14 +27,19 @@ PAGE_BYTES = 14_000_000
 """Size of the page; the gallery gets what the other parts leave of it."""
 
 
-def write_run_page(run: RunResults, path: Path) -> None:
+def write_run_page(run: RunResults, path: Path, paper: PaperComparison | None = None) -> None:
     """Write the page of a run.
+
+    Args:
+        run: Results of the run.
+        path: Path of the page.
+        paper: Comparison with the paper, which gets a section. Defaults to none.
 
     Raises:
         InputError: The file could not be written.
     """
     data = _data(run)
-    context = _context(run, data)
+    context = _context(run, data) | _paper_context(run, paper)
     # The page without a gallery shows how many bytes are left for it.
     empty = render(TEMPLATE, data, context | _gallery_context(GalleryCards([], 0)))
     gallery = gallery_cards(run, min(GALLERY_BYTES, PAGE_BYTES - len(empty.encode())))
@@ -92,6 +98,17 @@ def _context(run: RunResults, data: Mapping[str, Any]) -> dict[str, Any]:
         "sample_note": _sample_note(header.datasets, data["scatter"]),
         "sessions": [session_facts(session) for session in run.sessions],
         "settings": yaml.safe_dump(config, sort_keys=False) if config else "",
+    }
+
+
+def _paper_context(run: RunResults, paper: PaperComparison | None) -> dict[str, Any]:
+    """Return the variables of the template for the comparison with the paper."""
+    rows = paper.rows if paper else []
+    results = [*run.results, *(row.result for row in rows)]
+    return {
+        "paper": rows,
+        "paper_notes": paper.notes if paper else [],
+        "paper_scales": metric_scales(results),
     }
 
 
