@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import yaml
@@ -86,23 +87,45 @@ class RunRecord(SaveConfigCallback):
 def names_not_default(parser: LightningArgumentParser, config: Namespace) -> list[str]:
     """Return the names of the settings that scores depend on and that are not at their defaults."""
     given = yaml.safe_load(parser.dump(config, skip_none=False, skip_default=True))
-    _drop_tuples_at_default(given)
+    _drop_defaults(given)
     return record.setting_names(given)
 
 
-def _drop_tuples_at_default(settings: dict[str, Any]) -> None:
-    """Remove settings whose default is a tuple, which the parser takes for other than its list."""
+def _drop_defaults(settings: dict[str, Any]) -> None:
+    """Remove defaults that the parser keeps: tuples, and fields of dataclasses (architectures).
+
+    Args:
+        settings: Settings of a class or group, which are changed.
+    """
     arguments = settings.get("init_args")
     if isinstance(arguments, dict):
         module, _, name = str(settings["class_path"]).rpartition(".")
-        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+        kind = getattr(import_module(module), name)
+        hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
         for argument, value in list(arguments.items()):
-            default = parameters[argument].default if argument in parameters else None
-            if isinstance(default, tuple) and list(default) == value:
+            if argument in parameters and _is_tuple(parameters[argument].default, value):
                 del arguments[argument]
+            for alternative in get_args(hints.get(argument)):
+                if is_dataclass(alternative) and isinstance(value, dict):
+                    _drop_defaults_of_fields(alternative, value)
     for value in settings.values():
         if isinstance(value, dict):
-            _drop_tuples_at_default(value)
+            _drop_defaults(value)
+
+
+def _drop_defaults_of_fields(kind: Any, settings: dict[str, Any]) -> None:
+    """Remove settings at the defaults of a dataclass, if they are those of that dataclass."""
+    if {field.name for field in fields(kind)} != settings.keys():
+        return
+    for field in fields(kind):
+        value = settings[field.name]
+        if field.default == value or _is_tuple(field.default, value):
+            del settings[field.name]
+
+
+def _is_tuple(default: Any, value: Any) -> bool:
+    """Return whether a value is the list of a tuple."""
+    return isinstance(default, tuple) and list(default) == value
 
 
 def _check_same(
