@@ -15,7 +15,6 @@ from diffguard_pl.report.published import (
 from diffguard_pl.scores.baselines.names import DEFAULT_BASELINES
 
 
-
 def test_every_published_row_has_a_config():
     reproduced = {(method.table, method.name): method for method in METHODS}
     for row in published():
