@@ -62,7 +62,14 @@ def run(data, results, tmp_path, monkeypatch):
     return command
 
 
-@pytest.mark.parametrize("name", ["imagenet_gdm", "imagenet_ldm", "imagenet200_gdm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "imagenet_ldm",
+        pytest.param("imagenet_gdm", marks=pytest.mark.slow),
+        pytest.param("imagenet200_gdm", marks=pytest.mark.slow),
+    ],
+)
 def test_a_config_runs_two_batches_of_each_kind_of_dataset(name, run):
     only = ["--data.only", "[imagenet_r, ninco]"]
     if name.startswith("imagenet_"):
