@@ -10,6 +10,7 @@ import numpy as np
 from ..metrics.bootstrap import intervals, replicates
 from ..metrics.detection import DetectionMetrics
 from ..metrics.table import ResultRow
+from ..names import ALL, AVERAGE
 from ..runs.changed_settings import flat_settings
 from ..runs.record import CONFIG_FILE
 from .paper_settings import (
@@ -19,7 +20,7 @@ from .paper_settings import (
     names_not_default,
     recorded_settings,
 )
-from .published import AVERAGE, Method, Published, results_of
+from .published import Method, Published, results_of
 from .results import RunResults
 
 SMALL = ("trainer.precision", "model.tf32", "model.guidance.seed", "seed_everything")
@@ -157,11 +158,12 @@ def _average(run: RunResults, results: Sequence[ResultRow], scores: Sequence[str
     of_mean = np.mean([drawn[result[:3]] for result in results], axis=0)
     metrics = DetectionMetrics(*np.mean([result.metrics for result in results], axis=0).tolist())
 
-    group, members = results[0].group, {result.dataset for result in results}
-    is_group = {name for name, of in run.header.groups.items() if of == group} == members
+    # It is the run's own average if the run has no other datasets.
+    averaged = {result.dataset for result in results}
+    is_average = averaged == {result.dataset for result in run.results if not result.is_mean}
     return ResultRow(
-        group=group if is_group else "paper",
-        dataset="mean",
+        group=ALL if is_average else "paper",
+        dataset=AVERAGE,
         score=scores[0],
         metrics=metrics,
         intervals=intervals(of_mean),

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_name("published.csv")
-AVERAGE = "average"
-"""Stands for a dataset in the rows of the mean over the datasets of a table."""
 GDM_SPREAD = 0.005
 """Largest standard deviation of four runs of GDM that the paper states, 0.13 to 0.5 percent."""
 BEST_OF = ("dists", "gmsd", "l2")
@@ -26,7 +24,7 @@ class Published(NamedTuple):
         table: Number of the paper's table.
         ind: Name of the in-distribution dataset.
         method: Name of the method in the paper.
-        dataset: Name of the out-of-distribution dataset, or ``AVERAGE``.
+        dataset: Name of the out-of-distribution dataset, or ``average``.
         auroc: AUROC in [0, 1].
         fpr95: FPR@95 in [0, 1], by the original's convention; None if not published.
     """

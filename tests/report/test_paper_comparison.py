@@ -10,10 +10,11 @@ from helpers.report_runs import change_record, change_scores, make_plain_run, re
 from diffguard_pl.commands.report import main
 from diffguard_pl.config import settings_of
 from diffguard_pl.metrics.table import Interval, ResultRow
+from diffguard_pl.names import AVERAGE
 from diffguard_pl.report import published
 from diffguard_pl.report.build import build
 from diffguard_pl.report.paper_comparison import PaperComparison, PaperRow, compare_with_paper
-from diffguard_pl.report.published import AVERAGE, METHODS
+from diffguard_pl.report.published import METHODS
 from diffguard_pl.report.results import RunResults, read_results
 
 IMAGENET = ("species", "inaturalist", "openimage_o", "imagenet_o")
@@ -82,7 +83,7 @@ def test_a_row_stands_beside_the_result_of_its_dataset(make, configs):
     assert [row.published.dataset for row in paper.rows] == [*IMAGENET, AVERAGE]
     assert [row.published.auroc for row in paper.rows] == [0.7319, 0.8581, 0.8232, 0.6523, 0.7664]
     results = {result.dataset: result for result in run.results if result.score == "dists"}
-    for row, dataset in zip(paper.rows, (*IMAGENET, "mean"), strict=True):
+    for row, dataset in zip(paper.rows, (*IMAGENET, AVERAGE), strict=True):
         expected = results[dataset]
         assert row.result[:3] == expected[:3]
         assert row.result.metrics == pytest.approx(expected.metrics)
@@ -284,7 +285,7 @@ def test_the_command_shows_it_in_terminal_csv_and_page(make, capsys):
     assert (line["paper_table"], line["paper_method"]) == ("2", "DiffGuard (GDM)")
     assert (line["paper_auroc"], line["paper_fpr95"]) == ("0.8581", "0.7123")
     assert line["auroc_differs"] in ("yes", "no")
-    assert lines["mean", "dists"]["paper_auroc"] == "0.7664"
+    assert lines[AVERAGE, "dists"]["paper_auroc"] == "0.7664"
     assert lines["inaturalist", "gmsd"]["paper_auroc"] == ""
 
     main([str(run.folder)])

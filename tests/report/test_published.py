@@ -3,8 +3,8 @@
 import pytest
 
 from diffguard_pl.config import config_names, settings_of
+from diffguard_pl.names import AVERAGE
 from diffguard_pl.report.published import (
-    AVERAGE,
     METHODS,
     NOT_OURS,
     Kind,
