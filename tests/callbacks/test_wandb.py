@@ -425,12 +425,9 @@ def test_tensorboard_gets_figures_histograms_and_pictures(settings, tmp_path):
     assert f"{shown[0]}/text_summary" in tags["tensors"]
 
 
-def test_without_a_logger_there_is_nothing_and_wandb_is_not_imported(settings, tmp_path):
+def test_without_a_logger_nothing_is_logged(settings, tmp_path):
     run(tmp_path / "r", False, settings)
     assert not (tmp_path / "r" / "wandb").exists()
-    modules = "diffguard_pl.test, diffguard_pl.callbacks.trackers"
-    code = f"import sys, {modules}; sys.exit('wandb' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_the_sample_is_the_same_each_time_and_of_both_kinds(settings, tmp_path):
