@@ -118,7 +118,7 @@ def test_number_of_heads_survives_the_diffusers_folder(tmp_path):
     not Path("/proc/self/smaps_rollup").exists(),
     reason="the system does not say which memory is shared",
 )
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pt", marks=pytest.mark.slow)])
 def test_weights_are_in_memory_once_however_many_processes_load_them(suffix, tmp_path):
     """Pages of the file itself, which all processes of a machine share; none are copied."""
     file = tmp_path / f"model{suffix}"

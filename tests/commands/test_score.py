@@ -206,7 +206,7 @@ def test_interrupted_it_keeps_its_decisions_and_reports_how_to_resume(
 ):
     (tmp_path / "in").mkdir()
     # Large images, so that the workers are reading when the signal arrives.
-    large = to_pil_image(digits("test").images[0]).resize((1500, 1500))
+    large = to_pil_image(digits("test").images[0]).resize((1000, 1000))
     large.save(tmp_path / "in" / "0.png")
     for i in range(1, 400):
         (tmp_path / "in" / f"{i}.png").symlink_to("0.png")

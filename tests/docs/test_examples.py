@@ -37,6 +37,7 @@ def test_guard_my_classifier_accepts_known_digits(tmp_path):
         Detector.load(tmp_path / "detector.json")
 
 
+@pytest.mark.slow
 def test_add_discrepancy_compares_three(tmp_path):
     printed = run("add_discrepancy.py", tmp_path, LIMIT="40")
     (table,) = tmp_path.glob("runs/overlap/*/metrics.csv")

@@ -120,6 +120,7 @@ def test_fewer_images_than_processes(tmp_path):
     assert frame["dataset"].tolist() == ["digits", "digits_4_9", "photos", "letters"]
 
 
+@pytest.mark.slow
 def test_torchrun(alone, tmp_path):
     launcher = "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"
     sampler = "--trainer.use_distributed_sampler", "true"
@@ -248,7 +249,7 @@ def test_sigterm_ends_a_run_within_a_step_and_asks_for_no_requeue(tmp_path):
     assert not part_files(tmp_path / "run")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_rank_is_killed_the_others_stop_and_the_run_can_go_on(rank, alone, tmp_path):
     with started(tmp_path, "--trainer.devices", "2") as process:
         wait_for(lambda: len(part_files(tmp_path / "run")) >= 4)
@@ -267,6 +268,7 @@ def test_when_a_rank_is_killed_the_others_stop_and_the_run_can_go_on(rank, alone
     assert_same(tmp_path / "run", alone["ldm"])
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_several_ranks_is_one_line_and_the_run_can_be_resumed(alone, tmp_path):
     room = tmp_path / "small"
     room.mkdir()

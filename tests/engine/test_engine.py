@@ -85,7 +85,7 @@ def gdm_plain(digits_gdm, some_digits) -> dict[int, Plain]:
 
 
 @pytest.mark.parametrize("defer_stop_check", [False, True])
-@pytest.mark.parametrize(("slots", "batch"), [(1, 8), (3, 5), (64, 8), (64, 3)])
+@pytest.mark.parametrize(("slots", "batch"), [(1, 8), (3, 5), (64, 3)])
 def test_gdm_with_early_stop(digits_gdm, gdm_plain, some_digits, slots, batch, defer_stop_check):
     every = 4 if slots == 1 else 1
     plain = gdm_plain[every]
@@ -101,7 +101,15 @@ def test_ldm(digits_ldm, some_digits, slots, batch):
 
 
 @pytest.mark.parametrize(
-    "run", ["plain", "early_stop", "smooth", "smooth_early_stop", "no_cutouts", "no_x0hat"]
+    "run",
+    [
+        "early_stop",
+        "no_x0hat",
+        *(
+            pytest.param(run, marks=pytest.mark.slow)
+            for run in ("plain", "smooth", "smooth_early_stop", "no_cutouts")
+        ),
+    ],
 )
 def test_the_golden_gdm_runs(run):
     golden = gdm_golden(run, torch.float64)

@@ -39,8 +39,15 @@ def exact(tmp_path_factory) -> dict[str, list[dict]]:
     return {name: scores_of(folder / name) for name in ("digits_gdm", "digits_ldm")}
 
 
-@pytest.mark.parametrize("name", ["digits_gdm", "digits_ldm"])
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("digits_gdm", "bf16-mixed"),
+        ("digits_ldm", "bf16-true"),
+        pytest.param("digits_gdm", "bf16-true", marks=pytest.mark.slow),
+        pytest.param("digits_ldm", "bf16-mixed", marks=pytest.mark.slow),
+    ],
+)
 def test_the_command_in_every_precision(name, precision, exact, tmp_path):
     main(["--config", name, *SMALL, str(tmp_path / "run"), "--trainer.precision", precision])
     found = scores_of(tmp_path / "run")
@@ -143,7 +150,7 @@ def eager_backend(monkeypatch) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["digits_gdm", "digits_ldm"])
+@pytest.mark.parametrize("name", [pytest.param("digits_gdm", marks=pytest.mark.slow), "digits_ldm"])
 def test_compiled_blocks_give_the_same_scores_and_compile_once(name, eager_backend):
     torch._dynamo.reset()
     plain, compiled = (diffguard_pl.load(name, slots=16, compile=c) for c in (False, True))

@@ -34,6 +34,7 @@ FOCUSED = "document.activeElement.id"
 # Size and content of the file
 
 
+@pytest.mark.slow
 def test_a_page_of_ten_thousand_images_stays_below_15_mb_and_names_its_sample(tmp_path):
     # Pictures of noise are as large as pictures get.
     folder = make_run(tmp_path / "run", count=2500, pictures=60, side=256)
