@@ -194,7 +194,7 @@ def test_the_config_of_a_run_begins_the_same_run_elsewhere(undisturbed, begin, t
             ["--model.guidance.scale", "5"],
             r"model.guidance.init_args.scale was 3.0 when the run began and is 5.0 now",
         ),
-        (["--model.steps", "10"], r"model.steps was 5 .* is 10 now"),
+        (["--model.steps", "10"], r"model.steps was 3 .* is 10 now"),
         (["--model.discrepancies", "[l2]"], r"model.discrepancies was \[\"maps\""),
         (["--data.limit", "30"], r"data.init_args.limit was 24"),
         (["--data.split", "tuning"], r"data.init_args.split"),
@@ -242,7 +242,7 @@ def test_no_run_to_resume(tmp_path, monkeypatch):
 def test_the_record_of_a_run(undisturbed):
     run_record = json.loads((undisturbed / "run.json").read_text())
     assert run_record["config"] == yaml.safe_load((undisturbed / "config.yaml").read_text())
-    assert run_record["config"]["model"]["steps"] == 5
+    assert run_record["config"]["model"]["steps"] == 3
     assert set(run_record["weights"]) == {"classifier", "backbone"}
     assert all(len(digest) == 64 for digest in run_record["weights"].values())
     session = run_record["sessions"][0]
