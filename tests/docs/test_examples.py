@@ -23,6 +23,7 @@ def run(name: str, out: Path, **settings: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_guard_my_classifier_accepts_known_digits(tmp_path):
     pytest.importorskip("timm")
     printed = run("guard_my_classifier.py", tmp_path, STEPS="60", LIMIT="40")

@@ -253,7 +253,7 @@ def test_the_record_of_a_run(undisturbed):
     throughput = session["throughput"]
     assert throughput["images"] == 96
     assert throughput["nfe"] == 96 * (
-        5 + 2 * 5
+        3 + 2 * 3
     )  # inversion, and denoising with and without the label
     assert throughput["peak_memory_bytes"] > 1e8
     assert sum(throughput["stages"].values()) == pytest.approx(throughput["seconds"], rel=1e-3)
@@ -346,6 +346,8 @@ def test_logits_features_and_reconstructions_in_half_precision_on_request(
                 *SMALL,
                 *QUIET,
                 *keep,
+                "--data.limit",
+                "8",
                 "--model.steps",
                 "10",
                 "--trainer.default_root_dir",

@@ -75,6 +75,7 @@ def _one_rank(
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(tmp_path):
     generator = np.random.default_rng(1)
     values, members = generator.normal(size=50) * 500, (np.arange(50) % 3 == 0).astype(int)
