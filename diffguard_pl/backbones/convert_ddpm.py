@@ -15,7 +15,7 @@ from ..checkpoints.architectures import DDPMArchitecture
 from ..checkpoints.state_dicts import OriginalTensor
 from ..diffusion.schedule import alpha_bar_of, cosine_alpha_bar, scaled_linear_alpha_bar
 from ..errors import InputError, choose
-from .load import ConvertedWeights, find_original, load_converted
+from .load import ConvertedWeights, block_types, find_original, load_converted
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -69,11 +69,8 @@ def build_ddpm(architecture: DDPMArchitecture) -> "UNet2DModel":
     from diffusers import UNet2DModel
 
     a = architecture
-    down_blocks: list[str] = []
-    up_blocks: list[str] = []
-    for attention in a.attention_levels:
-        down_blocks.append("AttnDownBlock2D" if attention else "DownBlock2D")
-        up_blocks.insert(0, "AttnUpBlock2D" if attention else "UpBlock2D")
+    plain, attention = ("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")
+    down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
     with torch.device("meta"):
         return UNet2DModel(

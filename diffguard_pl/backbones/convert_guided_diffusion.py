@@ -24,7 +24,14 @@ from ..diffusion.schedule import (
     linear_root_alpha_bar,
 )
 from ..errors import InputError, choose
-from .load import ConvertedWeights, contradicts, find_original, load_converted, set_num_heads
+from .load import (
+    ConvertedWeights,
+    block_types,
+    contradicts,
+    find_original,
+    load_converted,
+    set_num_heads,
+)
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -84,13 +91,11 @@ def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2D
 
     a = architecture
     resample = "resnet" if a.resblock_updown else "conv"
-    down_block = "ResnetDownsampleBlock2D" if a.resblock_updown else "DownBlock2D"
-    up_block = "ResnetUpsampleBlock2D" if a.resblock_updown else "UpBlock2D"
-    down_blocks: list[str] = []
-    up_blocks: list[str] = []
-    for attention in a.attention_levels:
-        down_blocks.append("AttnDownBlock2D" if attention else down_block)
-        up_blocks.insert(0, "AttnUpBlock2D" if attention else up_block)
+    plain = "DownBlock2D", "UpBlock2D"
+    if a.resblock_updown:
+        plain = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    attention = "AttnDownBlock2D", "AttnUpBlock2D"
+    down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
     with torch.device("meta"):
         unet = UNet2DModel(

@@ -13,7 +13,7 @@ from ..checkpoints.state_dicts import OriginalTensor, Weights
 from ..diffusion.schedule import latent_alpha_bar
 from ..errors import InputError
 from .convert_guided_diffusion import convert_unet_keys
-from .load import ConvertedWeights, contradicts, find_original, load_converted
+from .load import ConvertedWeights, block_types, contradicts, find_original, load_converted
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, VQModel
@@ -161,11 +161,9 @@ def build_latent_unet(
         heads = [c // a.num_head_channels for c in channels]
     else:
         heads = [a.num_heads] * len(channels)
-    down_blocks: list[str] = []
-    up_blocks: list[str] = []
-    for attention in a.attention_levels:
-        down_blocks.append("CrossAttnDownBlock2D" if attention else "DownBlock2D")
-        up_blocks.insert(0, "CrossAttnUpBlock2D" if attention else "UpBlock2D")
+    plain = "DownBlock2D", "UpBlock2D"
+    attention = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+    down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(
@@ -189,11 +187,9 @@ def build_first_stage(architecture: FirstStageArchitecture, scale_factor: float)
     from diffusers import VQModel
 
     a = architecture
-    down_blocks: list[str] = []
-    up_blocks: list[str] = []
-    for attention in a.attention_levels:
-        down_blocks.append("AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D")
-        up_blocks.insert(0, "AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D")
+    plain = "DownEncoderBlock2D", "UpDecoderBlock2D"
+    attention = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
+    down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
     with torch.device("meta"):
         return VQModel(

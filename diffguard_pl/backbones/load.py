@@ -7,7 +7,7 @@ no weight is initialised for nothing or copied. diffusers is imported when a net
 import json
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,20 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"checkpoint {path}: missing or not JSON; download it again") from error
+
+
+def block_types(
+    attention_levels: Sequence[bool], plain: tuple[str, str], attention: tuple[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return the names of the blocks on the way down, and in the reverse order of levels up.
+
+    Args:
+        attention_levels: Whether each level has attention, the first on the way down first.
+        plain: Names of the blocks down and up of a level without attention.
+        attention: The same of a level with attention.
+    """
+    names = [attention if has_attention else plain for has_attention in attention_levels]
+    return [down for down, _ in names], [up for _, up in reversed(names)]
 
 
 def set_num_heads(unet: Any, num_heads: int) -> None:

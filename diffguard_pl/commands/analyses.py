@@ -1,10 +1,12 @@
-"""What ``diffguard-pl analyze inversion`` and ``analyze labels`` have in common."""
+"""What ``diffguard-pl analyze``, ``analyze inversion`` and ``analyze labels`` have in common."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..callbacks import RunProgress
+from ..datamodules.base import OODData
+from ..diffguard import DiffGuard
 from ..errors import InputError
 from ..evaluation.analysis import AnalysisModule
 from ..runs.files import atomic_write
@@ -20,7 +22,7 @@ def analyse(
     kind: type[AnalyzeCLI],
     args: Sequence[str],
     command: str,
-    build: Callable[[AnalyzeCLI], AnyModule],
+    build: Callable[[DiffGuard, Any, OODData, bool], AnyModule],
     write: Callable[[AnyModule, Path], None],
 ) -> None:
     """Run an analysis and write its results into the folder of the run.
@@ -29,12 +31,13 @@ def analyse(
         kind: Class that declares the settings of the command.
         args: Arguments of the command.
         command: Name of the command.
-        build: Builds the module from the settings.
+        build: Class of the module, or function that builds it, of the DiffGuard, the settings of
+            the analysis, the data and ``model.tf32``.
         write: Writes and prints the results; called on the first rank.
     """
     with one_line_errors(), releasing_locks():
         cli = command_line(kind, args, [RunProgress()], command)
-        module = build(cli)
+        module = build(cli.model.diffguard, cli.config_init.analysis, cli.data, cli.model.tf32)
         cli.trainer.test(module, verbose=False)
         if not cli.trainer.is_global_zero:
             return

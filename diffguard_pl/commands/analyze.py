@@ -1,15 +1,17 @@
 """The command ``diffguard-pl analyze``: the classifier's accuracy on noisy images (Fig. 2)."""
 
-import math
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import InputError, choose
-from ..runs.files import atomic_write
-from ..runs.lock import releasing_locks
-from ..runs.record import CONFIG_FILE
-from .errors import end_with_images_left_out, one_line_errors
+from ..errors import choose
+from .errors import one_line_errors
+
+if TYPE_CHECKING:
+    from ..datamodules.base import OODData
+    from ..diffguard import DiffGuard
+    from ..evaluation.noise_accuracy import Analysis
 
 HELP = """\
 usage: diffguard-pl analyze [-h] [-c CONFIG] [--SECTION.SETTING VALUE ...]
@@ -65,40 +67,30 @@ def main(args: list[str] | None = None) -> None:
         print(HELP, end="")
         return
     # The help is printed without these, which import torch and Lightning.
-    from rich.console import Console
-
     from ..backbones.noisy_classifier import noisy_classifier_for
-    from ..callbacks import RunProgress
     from ..evaluation.noise_accuracy import NoiseAccuracyModule
     from ..report import noise_accuracy as report
-    from .cli import AnalyzeCLI, command_line
+    from ..report.tables import terminal
+    from .analyses import analyse
+    from .cli import AnalyzeCLI
 
-    with one_line_errors(), releasing_locks():
-        cli = command_line(AnalyzeCLI, args, [RunProgress()], "analyze")
-        diffguard, analysis = cli.model.diffguard, cli.config_init.analysis
+    def build(
+        diffguard: "DiffGuard", analysis: "Analysis", data: "OODData", tf32: bool
+    ) -> NoiseAccuracyModule:
         noisy_classifier = noisy_classifier_for(diffguard.backbone, analysis.noisy_classifier)
-        module = NoiseAccuracyModule(diffguard, analysis, cli.data, noisy_classifier)
-        cli.trainer.test(module, verbose=False)
-        if not cli.trainer.is_global_zero:
-            return
-        if module.count == 0:
-            raise InputError(
-                f"{module.dataset}: none of its {module.left_out} images could be used; "
-                "see `diffguard-pl data check`"
-            )
-        if any(math.isnan(value) for point in module.points for value in point.accuracy.values()):
-            raise InputError(
-                f"{module.dataset}: accuracy needs labels; choose a dataset that has them"
-            )
-        folder = Path(cli.trainer.default_root_dir)
-        with atomic_write(folder / CONFIG_FILE) as unfinished:
-            unfinished.write_text(cli.parser.dump(cli.config, skip_none=False), encoding="utf-8")
-        report.write_noise_accuracy(module.points, folder / "analysis.csv")
-        report.draw_noise_accuracy(module.points, module.dataset, folder / "analysis.png")
-        print(f"accuracy: {folder / 'analysis.csv'}\n    plot: {folder / 'analysis.png'}")
-        if noisy_classifier is not None:
-            report.write_agreement(module.points, folder / "agreement.csv")
-            report.draw_agreement(module.points, module.dataset, folder / "agreement.png")
-            Console().print(report.agreement_table(module.points, module.dataset))
-            print(f"agreement: {folder / 'agreement.csv'}\n     plot: {folder / 'agreement.png'}")
-        end_with_images_left_out(module.left_out)
+        return NoiseAccuracyModule(diffguard, analysis, data, noisy_classifier, tf32)
+
+    def write(module: NoiseAccuracyModule, folder: Path) -> None:
+        points, dataset = module.points, module.datasets[0]
+        table, picture = folder / "analysis.csv", folder / "analysis.png"
+        report.write_noise_accuracy(points, table)
+        report.draw_noise_accuracy(points, dataset, picture)
+        print(f"accuracy: {table}\n    plot: {picture}")
+        if module.noisy_classifier is not None:
+            table, picture = folder / "agreement.csv", folder / "agreement.png"
+            report.write_agreement(points, table)
+            report.draw_agreement(points, dataset, picture)
+            terminal().print(report.agreement_table(points, dataset))
+            print(f"agreement: {table}\n     plot: {picture}")
+
+    analyse(AnalyzeCLI, given, "analyze", build, write)

@@ -36,11 +36,7 @@ def main(args: list[str]) -> None:
     from ..report.inversion import draw_inversion, inversion_table, write_inversion_csv
     from ..report.tables import terminal
     from .analyses import analyse
-    from .cli import AnalyzeCLI, InversionCLI
-
-    def build(cli: AnalyzeCLI) -> InversionModule:
-        analysis = cli.config_init.analysis
-        return InversionModule(cli.model.diffguard, analysis, cli.data, cli.model.tf32)
+    from .cli import InversionCLI
 
     def write(module: InversionModule, folder: Path) -> None:
         table, picture = folder / "inversion.csv", folder / "inversion.png"
@@ -50,4 +46,4 @@ def main(args: list[str]) -> None:
         terminal().print(inversion_table(module.points))
         print(f"table: {table}\n plot: {picture}")
 
-    analyse(InversionCLI, args, "analyze inversion", build, write)
+    analyse(InversionCLI, args, "analyze inversion", InversionModule, write)

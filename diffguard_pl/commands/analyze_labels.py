@@ -47,11 +47,7 @@ def main(args: list[str]) -> None:
     from ..report.pictures import draw_strips
     from ..report.tables import terminal
     from .analyses import analyse
-    from .cli import AnalyzeCLI, LabelCLI
-
-    def build(cli: AnalyzeCLI) -> LabelEffectModule:
-        analysis = cli.config_init.analysis
-        return LabelEffectModule(cli.model.diffguard, analysis, cli.data, cli.model.tf32)
+    from .cli import LabelCLI
 
     def write(module: LabelEffectModule, folder: Path) -> None:
         table, picture = folder / "labels.csv", folder / "labels.png"
@@ -62,7 +58,7 @@ def main(args: list[str]) -> None:
         terminal().print(label_effect_table(module.effects))
         print(f"table: {table}\n plot: {picture}")
 
-    analyse(LabelCLI, args, "analyze labels", build, write)
+    analyse(LabelCLI, args, "analyze labels", LabelEffectModule, write)
 
 
 def strips(module: "LabelEffectModule") -> dict[str, list["Frame"]]:

@@ -6,13 +6,13 @@ predicts from it, each on the whole image and on crops. A classifier that was tr
 images can be compared with it (Fig. 2A).
 """
 
+import math
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from ..datamodules.base import OODData
 from ..diffguard import DiffGuard
@@ -20,7 +20,7 @@ from ..diffusion.classifier_guidance import crop_and_resize, crop_sequence
 from ..diffusion.ddim import Level, predict_x0
 from ..errors import InputError
 from ..metrics.noise_accuracy import AGREEMENTS, VOTES, NoiseAccuracy, agreement, correct_by_vote
-from .transfer import Finished
+from .analysis import AnalysisModule
 
 CLEAN = 0
 """Index of the step whose images get no noise, as in the original's scripts."""
@@ -71,7 +71,7 @@ class Analysis:
         return sorted({CLEAN, *range(every - 1, steps, every)})
 
 
-class NoiseAccuracyModule(pl.LightningModule):
+class NoiseAccuracyModule(AnalysisModule):
     """Accuracy on noisy and on predicted images, for ``Trainer.test``.
 
     Args:
@@ -79,6 +79,10 @@ class NoiseAccuracyModule(pl.LightningModule):
         analysis: Settings.
         data: Data module; its in-distribution dataset is used.
         noisy_classifier: Module of ``analysis.noisy_classifier``. Defaults to none.
+        tf32: See :class:`~diffguard_pl.DiffGuardModule`.
+
+    Attributes:
+        points: The result, of all ranks: one point per step.
     """
 
     def __init__(
@@ -87,14 +91,10 @@ class NoiseAccuracyModule(pl.LightningModule):
         analysis: Analysis,
         data: OODData,
         noisy_classifier: nn.Module | None = None,
+        tf32: bool = True,
     ):
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
-        self.diffguard, self.analysis, self.data = diffguard, analysis, data
-        self.noisy_classifier = noisy_classifier
-        self.dataset = next(iter(data.datasets()))
-        self.datasets = [self.dataset]  # of the test loaders, for the progress line
-        self.unreadable, self.usable = SumMetric(), SumMetric()
+        super().__init__(diffguard, data, [next(iter(data.datasets()))], tf32)
+        self.analysis, self.noisy_classifier = analysis, noisy_classifier
         self.indices = analysis.step_indices(len(diffguard.schedule))
         self.variants: tuple[str, ...] = VARIANTS
         self.agreements: tuple[str, ...] = ()
@@ -110,31 +110,23 @@ class NoiseAccuracyModule(pl.LightningModule):
             {name: MeanMetric() for name in names}, compute_groups=False
         )
         self.points: list[NoiseAccuracy] = []
-        """The result, of all ranks."""
 
-    def test_dataloader(self) -> dict[str, Any]:
-        self.data.trainer = self.trainer  # it distributes the images over the ranks
-        return {self.dataset: self.data.test_dataloader()[self.dataset]}
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Finished]]:
-        if "error" in batch:
-            raise InputError(batch["error"])
-        self.unreadable.update(len(batch.get("unreadable", [])))
-        self.usable.update(len(batch["image"]))
+    def measure(self, batch: dict[str, Any], dataset: str) -> None:
         labelled = (torch.as_tensor(batch["label"]) >= 0).nonzero()[:, 0]
         if len(labelled):
-            self._measure(
-                batch["image"][labelled], batch["label"][labelled], batch["index"][labelled]
-            )
-        return {"finished": [Finished(self.dataset, {"unreadable": []} | batch, None)]}
+            self._measure(*(batch[key][labelled] for key in ("image", "label", "index")))
 
-    def on_test_epoch_end(self) -> None:
-        self.left_out, self.count = int(self.unreadable.compute()), int(self.usable.compute())
+    def summarise(self) -> None:
         for index in self.indices:
             timestep = int(self.diffguard.schedule.timesteps[index])
             accuracy = self._computed(self.variants, index)
             agreements = self._computed(self.agreements, index)
             self.points.append(NoiseAccuracy(index, timestep, accuracy, agreements))
+        # All points are of the same images.
+        if self.count and any(math.isnan(value) for value in self.points[0].accuracy.values()):
+            raise InputError(
+                f"{self.datasets[0]}: accuracy needs labels; choose a dataset that has them"
+            )
 
     def _computed(self, names: tuple[str, ...], index: int) -> dict[str, float]:
         return {name: self.fractions[f"{name}/{index}"].compute().item() for name in names}

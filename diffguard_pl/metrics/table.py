@@ -47,6 +47,11 @@ class ResultRow(NamedTuple):
         return self.dataset in (MEAN, AVERAGE)
 
     @property
+    def title(self) -> str:
+        """Name for tables: that of the dataset, or ``near mean`` for the mean of a group."""
+        return f"{self.group} {MEAN}" if self.dataset == MEAN else self.dataset
+
+    @property
     def tag(self) -> str:
         """Name for loggers: that of the dataset, or of the group for its mean."""
         if self.dataset == MEAN:

@@ -46,11 +46,6 @@ class ComparedScore:
     results: tuple[ResultRow, ...]
     differences: dict[str, list[Difference]]
 
-    @property
-    def is_full_spectrum(self) -> bool:
-        """Whether covariate-shifted datasets count as in-distribution."""
-        return self.group.startswith(FULL_SPECTRUM)
-
 
 def compare(runs: Sequence[RunResults]) -> list[ComparedScore]:
     """Compare the primary scores of runs, and each score that all of them have.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..metrics.noise_accuracy import AGREEMENTS, NoiseAccuracy
 from ..runs.csv_files import write_csv
-from ..runs.files import atomic_write
+from .figure import saved_figure, simplify
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,25 +51,23 @@ def draw_noise_accuracy(points: Sequence[NoiseAccuracy], dataset: str, path: Pat
     Raises:
         InputError: The file could not be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
     timesteps = [point.timestep for point in points]
-    for axes, (state, title) in zip(panels, STATES.items(), strict=True):
-        for suffix, (label, marker, line, colour) in STYLES.items():
-            variant = f"{state}{suffix}"
-            if variant not in points[0].accuracy:
-                continue
-            percent = [100 * point.accuracy[variant] for point in points]
-            style: dict[str, Any] = {"marker": marker, "linestyle": line, "color": colour}
-            axes.plot(timesteps, percent, markersize=4, label=label, **style)
-        axes.set(xlabel="timestep", ylim=(0, 102), title=title)
-        _tidy(axes)
-    panels[0].set_ylabel("accuracy (%)")
-    figure.suptitle(f"Classifier accuracy on noisy images of {dataset}")
-    _legend_below(figure, panels[0], columns=3)
-    _save(figure, path)
+    title = f"Classifier accuracy on noisy images of {dataset}"
+    with saved_figure(title, path, height=4.4, width=9) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (state, title_of_state) in zip(panels, STATES.items(), strict=True):
+            for suffix, (label, marker, line, colour) in STYLES.items():
+                variant = f"{state}{suffix}"
+                if variant not in points[0].accuracy:
+                    continue
+                percent = [100 * point.accuracy[variant] for point in points]
+                style: dict[str, Any] = {"marker": marker, "linestyle": line, "color": colour}
+                axes.plot(timesteps, percent, markersize=4, label=label, **style)
+            axes.set(xlabel="timestep", ylim=(0, 102))
+            axes.set_title(title_of_state, parse_math=True)
+            simplify(axes)
+        panels[0].set_ylabel("accuracy (%)")
+        _add_legend_below(figure, panels[0])
 
 
 # ---- agreement with a classifier of noisy images
@@ -106,34 +104,21 @@ def draw_agreement(points: Sequence[NoiseAccuracy], dataset: str, path: Path) ->
     Raises:
         InputError: The file could not be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.subplots()
     labels = ["clean", *(str(point.timestep) for point in points[1:])]
     bottom = [0.0] * len(points)
-    for name, (label, colour) in AGREEMENT_STYLES.items():
-        percent = [100 * point.agreement[name] for point in points]
-        axes.bar(labels, percent, bottom=bottom, width=0.7, color=colour, label=label)
-        bottom = [below + height for below, height in zip(bottom, percent, strict=True)]
     title = f"Noisy and normal classifier on images of {dataset}"
-    axes.set(xlabel="timestep", ylabel="images (%)", ylim=(0, 100), title=title)
-    _tidy(axes)
-    _legend_below(figure, axes, columns=3)
-    _save(figure, path)
+    with saved_figure(title, path, height=4.4, width=7) as figure:
+        axes = figure.subplots()
+        for name, (label, colour) in AGREEMENT_STYLES.items():
+            percent = [100 * point.agreement[name] for point in points]
+            axes.bar(labels, percent, bottom=bottom, width=0.7, color=colour, label=label)
+            bottom = [below + height for below, height in zip(bottom, percent, strict=True)]
+        axes.set(xlabel="timestep", ylabel="images (%)", ylim=(0, 100))
+        simplify(axes)
+        axes.set_axisbelow(True)
+        _add_legend_below(figure, axes)
 
 
-def _tidy(axes: "Axes") -> None:
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
+def _add_legend_below(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

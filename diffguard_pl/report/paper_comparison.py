@@ -151,18 +151,22 @@ def _best(run: RunResults, dataset: str, scores: Sequence[str]) -> ResultRow | N
 
 def _average(run: RunResults, results: Sequence[ResultRow], scores: Sequence[str]) -> ResultRow:
     """Return the mean over results on several datasets, which may be of different scores."""
+    # The run has it if it is over all of its datasets and of one score.
+    averaged = {result.dataset for result in results}
+    is_average = averaged == {result.dataset for result in run.results if not result.is_mean}
+    group = ALL if is_average else "paper"
+    if is_average and len(scores) == 1:
+        (own,) = (row for row in run.results if row[:3] == (group, AVERAGE, scores[0]))
+        return own
+
     columns = [run.table.scores.index(score) for score in scores]
     table = replace(run.table, scores=list(scores), values=run.table.values[:, columns])
     # All datasets share the draws of in-distribution images, so means are taken draw by draw.
     drawn = replicates(table)
     of_mean = np.mean([drawn[result[:3]] for result in results], axis=0)
     metrics = DetectionMetrics(*np.mean([result.metrics for result in results], axis=0).tolist())
-
-    # It is the run's own average if the run has no other datasets.
-    averaged = {result.dataset for result in results}
-    is_average = averaged == {result.dataset for result in run.results if not result.is_mean}
     return ResultRow(
-        group=ALL if is_average else "paper",
+        group=group,
         dataset=AVERAGE,
         score=scores[0],
         metrics=metrics,

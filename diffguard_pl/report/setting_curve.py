@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.table import Interval, ResultRow
 from ..names import MEAN
+from ..runs.changed_settings import plain_name
 from ..runs.csv_files import write_csv
 from ..runs.record import score_settings
 from .figure import saved_figure, simplify
@@ -160,7 +161,7 @@ def _settings(run: RunResults) -> dict[str, Any]:
     config = run.record.get("config")
     if not isinstance(config, dict):
         raise InputError(f"{run.folder}: has no settings in its run.json; leave it out")
-    return {name.replace(".init_args", ""): value for name, value in score_settings(config).items()}
+    return {plain_name(name): value for name, value in score_settings(config).items()}
 
 
 def _number(run: RunResults, name: str) -> float:

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.detection import DetectionMetrics
 from ..metrics.table import Interval, ResultRow
-from ..names import FULL_SPECTRUM, MEAN
+from ..names import FULL_SPECTRUM
 from ..runs.csv_files import write_csv
 from ..scores.baselines.names import BASELINES
 from .cascade_curve import CascadePoint
@@ -114,8 +114,7 @@ def cascade_table(points: Sequence[CascadePoint], budget: float | None) -> Table
     for name in ("budget", "diffused", "InD diffused", "NFE"):
         table.add_column(name, justify="right")
     for result in points[0].results:
-        name = f"{result.group} mean" if result.dataset == MEAN else result.dataset
-        table.add_column(name, justify="right")
+        table.add_column(result.title, justify="right")
     for point in points:
         fractions = (point.diffused, point.diffused_ind, point.nfe)
         cells = [f"{point.budget:g}", *(f"{100 * fraction:.1f}" for fraction in fractions)]
@@ -143,7 +142,7 @@ def comparison_table(runs: Sequence[RunResults], compared: Sequence[ComparedScor
 
     for score in compared:
         table.add_section()
-        dataset = f"{score.group} mean" if score.dataset == MEAN else score.dataset
+        dataset = score.results[0].title
         for number, result in enumerate(score.results):
             cells = [Text(dataset if number == 0 else ""), Text(result.score)]
             cells.append(Text(run_letter(number)))

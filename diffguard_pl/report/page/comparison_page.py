@@ -82,6 +82,6 @@ def _curves(
     curves = []
     for run, name in zip(runs, score.scores, strict=True):
         k, number = run.header.scores.index(name), run.header.datasets.index(score.dataset)
-        ind = run.table.in_distribution(FULL_SPECTRUM if score.is_full_spectrum else "")
+        ind = run.table.in_distribution(FULL_SPECTRUM if score.results[0].is_full_spectrum else "")
         curves.append(curve_data(ind[:, k], run.table.of(number)[:, k], points))
     return curves
