@@ -5,9 +5,7 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,28 +26,12 @@ SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.slots", "8",
 QUIET = ["--page.enabled", "false"]
 
 
-@pytest.fixture(scope="module")
-def begin() -> Callable[..., int]:
-    """Starts the command in a process of its own that has imported everything already."""
-
-    def start(folder: Path, *args: str) -> int:
-        child = os.fork()
-        if child:
-            return child
-        try:
-            torch.set_num_threads(1)
-            os.chdir(folder)
-            sys.stdout = sys.stderr = open(log(folder), "a", buffering=1)  # noqa: SIM115  for the rest of the process
-            main(list(args))
-        except SystemExit as exit_:
-            print(exit_, flush=True)
-            os._exit(1)
-        except BaseException as error:
-            print(repr(error), flush=True)
-            os._exit(2)
-        os._exit(0)
-
-    return start
+def begin(folder: Path, *args: str) -> preloaded.Process:
+    """Start the command in a process of its own."""
+    with log(folder).open("a") as said:
+        return preloaded.start(
+            ["-m", "diffguard_pl.test", *args], cwd=folder, stdout=said, stderr=subprocess.STDOUT
+        )
 
 
 def log(folder: Path) -> Path:
@@ -57,23 +39,24 @@ def log(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")
 
 
-def finished(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def finished(child: preloaded.Process) -> int:
+    return child.wait(timeout=300)
 
 
-def ended(child: int, or_when: Callable[[], bool]) -> int | None:
+def ended(child: preloaded.Process, or_when: Callable[[], bool]) -> int | None:
     """Wait until a process ends, and return its status, or until a condition holds."""
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if or_when():
-            return None
+    while child.poll() is None and not or_when():
         time.sleep(0.01)
+    return child.returncode
+
+
+def killed(child: preloaded.Process) -> None:
+    child.kill()
+    child.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(begin, tmp_path_factory) -> Path:
+def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert finished(begin(folder, *SMALL, *QUIET, "--trainer.default_root_dir", "run")) == 0, log(
         folder
@@ -82,13 +65,12 @@ def undisturbed(begin, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def broken_off(begin, tmp_path) -> Path:
+def broken_off(tmp_path) -> Path:
     """A run that was killed after some parts."""
     child = begin(tmp_path, *SMALL, *QUIET, "--trainer.default_root_dir", "run")
     while len(part_files(tmp_path / "run")) < 4:
         time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    killed(child)
     assert len(part_files(tmp_path / "run")) < 12
     return tmp_path / "run"
 
@@ -110,7 +92,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_table_of_an_undisturbed_one(
-    begin, undisturbed, tmp_path
+    undisturbed, tmp_path
 ):
     run = tmp_path / "run"
     first = [*SMALL, *QUIET, "--trainer.default_root_dir", "run"]
@@ -124,8 +106,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_table_of_an_undistur
         if status is not None:
             assert status == 0, log(tmp_path).read_text()
             break
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        killed(child)
         for part in part_files(run):
             read_scores(run, only=[part])  # no part is half written
         assert set(before) <= set(part_files(run))
@@ -133,7 +114,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_table_of_an_undistur
     assert_same(run, undisturbed)
 
 
-def test_what_is_missing_is_computed_and_nothing_else(begin, broken_off, undisturbed):
+def test_what_is_missing_is_computed_and_nothing_else(broken_off, undisturbed):
     before = {part: part.stat().st_mtime_ns for part in part_files(broken_off)}
     scored = len(read_scores(broken_off)[0])
     assert finished(begin(broken_off.parent, "--resume", "run", "--data.batch_size", "5")) == 0
@@ -167,9 +148,7 @@ def test_a_run_goes_on_with_another_number_of_devices(broken_off, undisturbed):
     assert_same(broken_off, undisturbed)
 
 
-def test_a_finished_run_gives_its_table_again_whatever_the_number_of_devices(
-    undisturbed, begin, tmp_path
-):
+def test_a_finished_run_gives_its_table_again_whatever_the_number_of_devices(undisturbed, tmp_path):
     (tmp_path / "run").symlink_to(undisturbed)
     before, table = part_files(undisturbed), (undisturbed / "metrics.csv").read_text()
     (undisturbed / "metrics.csv").unlink()
@@ -178,7 +157,7 @@ def test_a_finished_run_gives_its_table_again_whatever_the_number_of_devices(
     assert (undisturbed / "metrics.csv").read_text() == table
 
 
-def test_the_config_of_a_run_begins_the_same_run_elsewhere(undisturbed, begin, tmp_path):
+def test_the_config_of_a_run_begins_the_same_run_elsewhere(undisturbed, tmp_path):
     assert finished(begin(tmp_path, "--config", str(undisturbed / "config.yaml"))) == 0, log(
         tmp_path
     ).read_text()
@@ -259,13 +238,12 @@ def test_the_record_of_a_run(undisturbed):
     assert sum(throughput["stages"].values()) == pytest.approx(throughput["seconds"], rel=1e-3)
 
 
-def test_a_requeued_job_finds_its_run_and_goes_on(begin, undisturbed, tmp_path, monkeypatch):
+def test_a_requeued_job_finds_its_run_and_goes_on(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     child = begin(tmp_path, *SMALL, *QUIET)
     while len(list(tmp_path.glob("runs/**/part-*"))) < 3:
         time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    killed(child)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert finished(begin(tmp_path, *SMALL, *QUIET)) == 0, log(tmp_path).read_text()
     (folder,) = tmp_path.glob("runs/digits_ldm/*_job4711")
@@ -273,9 +251,7 @@ def test_a_requeued_job_finds_its_run_and_goes_on(begin, undisturbed, tmp_path, 
     assert_same(folder, undisturbed)
 
 
-def test_a_requeued_job_with_a_folder_of_its_own_choice(
-    begin, broken_off, undisturbed, monkeypatch
-):
+def test_a_requeued_job_with_a_folder_of_its_own_choice(broken_off, undisturbed, monkeypatch):
     args = [*SMALL, *QUIET, "--trainer.default_root_dir", "run"]
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert finished(begin(broken_off.parent, *args)) == 1  # another job's
@@ -289,7 +265,7 @@ def test_a_requeued_job_with_a_folder_of_its_own_choice(
 
 
 def test_a_full_or_read_only_disk_is_one_line_and_what_was_written_stays_valid(
-    begin, undisturbed, tmp_path
+    undisturbed, tmp_path
 ):
     room = tmp_path / "small"
     room.mkdir()
@@ -333,9 +309,7 @@ def test_scores_are_a_plain_parquet_data_set(undisturbed):
     assert (frame["seconds"] > 0).all()
 
 
-def test_logits_features_and_reconstructions_in_half_precision_on_request(
-    begin, tmp_path, digits_ldm
-):
+def test_logits_features_and_reconstructions_in_half_precision_on_request(tmp_path, digits_ldm):
     from diffguard_pl.datamodules.digits import digits
 
     keep = ["--scores.keep", "[logits,features,reconstructions]"]
