@@ -1,8 +1,9 @@
-"""Choose the settings of the digits benchmark: ``python recipes/tune_digits.py ldm`` (or gdm).
+"""Choose the settings of an embedded benchmark: ``python recipes/tune.py digits ldm``.
 
-Scores every combination of settings on the validation digits against the ``tuning`` dataset
-(chimeras of validation digits, rendered symbols); neither is in a test table. Prints the AUROC of
-each discrepancy, and writes it to ``recipes/tuning_ldm.csv``.
+Scores every combination of settings on the validation images against the ``tuning`` dataset
+(chimeras of validation images, rendered symbols, and the like); neither is in a test table. Prints
+the AUROC of each discrepancy, and writes it to ``recipes/tuning_digits_ldm.csv``. Benchmarks are
+digits and fashion (its first class split), pipelines are ldm and gdm.
 """
 
 import csv
@@ -17,16 +18,19 @@ import torch
 from torch import Tensor
 
 import diffguard_pl
+from diffguard_pl.datamodules.base import OODData
 from diffguard_pl.datamodules.digits import DigitsDataModule
+from diffguard_pl.datamodules.fashion import FashionDataModule
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.scores.baselines.names import DEFAULT_BASELINES
 
 NAMES = ["features", "maps", "kl", "logits", "ssim", "gmsd", "mdsi", "fsim", "l2"]
 IMAGES = 200
 """Number of images of each of the two datasets."""
+DATA: dict[str, type[OODData]] = {"digits": DigitsDataModule, "fashion": FashionDataModule}
 
 
-def ldm_grid() -> Iterator[dict[str, Any]]:
+def digits_ldm() -> Iterator[dict[str, Any]]:
     settings = [
         *product((10,), (1.5, 3.0, 5.0, 8.0), (None,)),
         *product((20,), (3.0, 5.0), (None,)),
@@ -36,7 +40,7 @@ def ldm_grid() -> Iterator[dict[str, Any]]:
         yield {"steps": steps, "guidance__scale": scale, "guidance__cam_cut": cam_cut}
 
 
-def gdm_grid() -> Iterator[dict[str, Any]]:
+def digits_gdm() -> Iterator[dict[str, Any]]:
     settings = [
         *product((52.0, 53.0), (5.0, 20.0, 80.0), (0,), ("unguided",)),
         *product((52.0,), (20.0,), (4,), ("unguided",)),
@@ -51,11 +55,37 @@ def gdm_grid() -> Iterator[dict[str, Any]]:
         }
 
 
-GRIDS = {"ldm": ldm_grid, "gdm": gdm_grid}
+def fashion_ldm() -> Iterator[dict[str, Any]]:
+    settings = [
+        *product((10,), (1.0, 2.0, 3.0, 5.0, 8.0), (None,), (0,), ("input",)),
+        *product((20,), (3.0,), (None,), (0,), ("input",)),
+        *product((10,), (3.0,), (0.1, 0.3), (0,), ("input",)),
+        *product((10,), (3.0,), (None,), (2, 4, 6), ("input",)),
+        *product((10,), (3.0,), (None,), (0, 4), ("unguided",)),
+    ]
+    for steps, scale, cam_cut, skipped, compare_to in settings:
+        yield {
+            "steps": steps,
+            "guidance__scale": scale,
+            "guidance__cam_cut": cam_cut,
+            # Inversion stops before the noise is reached, and denoising starts there.
+            "early_stop_steps": skipped,
+            "skip_first_steps": skipped,
+            "compare_to": compare_to,
+        }
 
 
-def main(family: str) -> None:
-    ind, tuning = DigitsDataModule(split="tuning", limit=IMAGES).datasets().values()
+GRIDS = {
+    "digits_ldm": digits_ldm,
+    "digits_gdm": digits_gdm,
+    "fashion_ldm": fashion_ldm,
+    "fashion_gdm": digits_gdm,
+}
+
+
+def main(benchmark: str, family: str) -> None:
+    config = f"{benchmark}_{family}"
+    ind, tuning = DATA[benchmark](split="tuning", limit=IMAGES).datasets().values()
     items = [data[i] for data in (ind, tuning) for i in range(len(data))]
     images = torch.stack([item["image"] for item in items])
     is_ind = torch.arange(len(images)) < len(ind)
@@ -63,10 +93,10 @@ def main(family: str) -> None:
     def aurocs(scores: dict[str, Tensor]) -> dict[str, float]:
         return {name: round(auroc(of[is_ind], of[~is_ind]), 4) for name, of in scores.items()}
 
-    with (Path(__file__).parent / f"tuning_{family}.csv").open("w", newline="") as file:
+    with (Path(__file__).parent / f"tuning_{config}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        for i, settings in enumerate(GRIDS[family]()):
-            model = diffguard_pl.load(f"digits_{family}", discrepancies=NAMES, **settings)
+        for i, settings in enumerate(GRIDS[config]()):
+            model = diffguard_pl.load(config, discrepancies=NAMES, **settings)
             start = time.monotonic()
             detections = [model(batch) for batch in images.split(128)]
             rate = len(images) / (time.monotonic() - start)
@@ -85,4 +115,4 @@ def main(family: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

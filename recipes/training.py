@@ -1,0 +1,211 @@
+"""What the recipes of the embedded benchmarks share: objectives, resumable training, and saving."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from diffguard_pl.diffusion.schedule import linear_alpha_bar, scaled_linear_alpha_bar
+
+LABEL_DROPOUT = 0.15
+SEED = 100
+STEPS_AN_EPOCH = 250
+"""Number of steps between two checkpoints."""
+
+
+class Training(pl.LightningModule):
+    """Minimisation of ``loss(images, labels)`` with AdamW and a cosine learning rate.
+
+    Args:
+        network: What is trained.
+        learning_rate: Highest learning rate.
+        weight_decay: Weight decay of AdamW.
+        augment: Applied to the images [N, 3, H, W] in [0, 1] of each batch. Defaults to nothing.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.01,
+        augment: Callable[[Tensor], Tensor] = lambda images: images,
+    ):
+        super().__init__()
+        self.network, self.learning_rate, self.weight_decay = network, learning_rate, weight_decay
+        self.augment = augment
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def on_train_epoch_start(self) -> None:
+        # a resumed training draws the same numbers as one that was never interrupted
+        torch.manual_seed(SEED + self.current_epoch)
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        images, labels = batch
+        loss = self.loss(self.augment(images), labels)
+        self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        # where nobody sees the progress bar, such as in a log file
+        loss = self.trainer.callback_metrics["loss_epoch"]
+        self.print(f"step {self.global_step}: loss {loss:.4f}")
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, steps // 20)
+        rise = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup)
+        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup)
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [warmup])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ClassifierTraining(Training):
+    """Cross-entropy on images in [-1, 1]."""
+
+    def __init__(self, *arguments: Any, label_smoothing: float = 0.0, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.label_smoothing = label_smoothing
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.network(images * 2 - 1)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+class PixelTraining(Training):
+    """Noise prediction on images in [-1, 1] (Ho et al. 2020, eq. 14)."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        x, t, noise = noisy(images * 2 - 1, linear_alpha_bar())
+        return F.mse_loss(self.network(x, t).sample.float(), noise)
+
+
+class VQTraining(Training):
+    """Reconstruction error of the autoencoder, L1 + L2, and its commitment loss."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        images = images * 2 - 1
+        output = self.network(images)
+        sample = output.sample.float()
+        return F.l1_loss(sample, images) + F.mse_loss(sample, images) + output.commit_loss.mean()
+
+
+class LatentTraining(Training):
+    """Noise prediction on latents, labels dropped at random (Ho & Salimans 2022, alg. 1)."""
+
+    def __init__(self, network: nn.ModuleDict, first_stage: nn.Module, *rest: Any, **settings: Any):
+        super().__init__(network, *rest, **settings)
+        self.first_stage = [first_stage]  # in a list: frozen, not a submodule to train
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        first_stage = self.first_stage[0].to(images.device)
+        embedding = self.network["class_embedding"]
+        with torch.no_grad():
+            latents = first_stage.encode(images * 2 - 1).latents.float()
+        dropped = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
+        context = embedding(labels.masked_fill(dropped, embedding.num_embeddings - 1))[:, None]
+        x, t, noise = noisy(latents * first_stage.config.scaling_factor, scaled_linear_alpha_bar())
+        return F.mse_loss(self.network["unet"](x, t, context).sample.float(), noise)
+
+
+def noisy(x: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x [N, C, H, W] at random timesteps [N], the timesteps, and the noise in it."""
+    t = torch.randint(len(alpha_bar), (len(x),), device=x.device)
+    level = alpha_bar.to(x.device)[t].to(x.dtype).view(-1, 1, 1, 1)
+    noise = torch.randn_like(x)
+    return level.sqrt() * x + (1 - level).sqrt() * noise, t, noise
+
+
+class RandomByEpoch(Sampler[int]):
+    """Random indices with replacement, the same for an epoch whether training was resumed or not.
+
+    Args:
+        images: Number of images to choose from.
+        count: Number of indices of an epoch.
+    """
+
+    def __init__(self, images: int, count: int):
+        self.images, self.count, self.epoch = images, count, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the indices of this epoch; the trainer calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(SEED + self.epoch)
+        return iter(torch.randint(self.images, (self.count,), generator=generator).tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def trained(
+    module: Training,
+    images: Tensor,
+    labels: Tensor,
+    checkpoints: Path,
+    steps: int,
+    batch_size: int = 64,
+    **trainer_settings: Any,
+) -> nn.Module:
+    """Train, resuming from the last checkpoint, and return the averaged network on the CPU.
+
+    A training that has ended is not repeated.
+
+    Args:
+        module: The training.
+        images: Images [N, 3, H, W] in [0, 1].
+        labels: Their labels [N].
+        checkpoints: Folder of the last checkpoint, and of the averaged network at the end.
+        steps: Number of steps, rounded up to whole epochs of ``STEPS_AN_EPOCH``.
+        batch_size: Number of images of a step.
+        trainer_settings: Settings of the trainer, such as accelerator and precision.
+
+    Returns:
+        The network, with the moving average of its parameters.
+    """
+    network, finished = module.network, checkpoints / f"after_{steps}_steps.safetensors"
+    if finished.exists():
+        load_model(network, finished)
+        return network.eval()
+    data = TensorDataset(images, labels)
+    sampler = RandomByEpoch(len(data), STEPS_AN_EPOCH * batch_size)
+    epochs = -(-steps // STEPS_AN_EPOCH)
+    average = EMAWeightAveraging(decay=0.998, update_starting_at_step=steps // 4)
+    keep = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
+    trainer = pl.Trainer(
+        devices=1,
+        max_epochs=epochs,
+        gradient_clip_val=1.0,
+        callbacks=[average, keep],
+        logger=False,
+        **trainer_settings,
+    )
+    last = checkpoints / "last.ckpt"
+    trainer.fit(
+        module,
+        DataLoader(data, batch_size=batch_size, sampler=sampler),
+        ckpt_path=last if last.exists() else None,
+        weights_only=True,
+    )
+    save_model(network.eval().cpu(), str(finished))
+    return network
+
+
+def save_half(network: nn.Module, folder: Path) -> None:
+    """Save a network's weights in half precision as ``model.safetensors``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = network.state_dict()
+    half = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    save_file(half, folder / "model.safetensors")
