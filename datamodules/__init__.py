@@ -1,4 +1,4 @@
-"""Test data: the embedded digits, the benchmarks of OpenOOD, and custom datasets.
+"""Test data: the embedded benchmarks, the benchmarks of OpenOOD, and custom datasets.
 
 Classes are imported on first use: reading an image file must not import Lightning.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import OODData
     from .digits import DigitsDataModule
+    from .fashion import FashionDataModule
     from .ood import OODDataModule
     from .openood import CIFAROODDataModule, ImageNetOODDataModule
     from .sources import ClassFolders, HuggingFaceImages, ImageDirectory, ImageList
@@ -17,6 +18,7 @@ __all__ = [
     "CIFAROODDataModule",
     "ClassFolders",
     "DigitsDataModule",
+    "FashionDataModule",
     "HuggingFaceImages",
     "ImageDirectory",
     "ImageList",
@@ -27,6 +29,7 @@ __all__ = [
 MODULES = {
     "base": ["OODData"],
     "digits": ["DigitsDataModule"],
+    "fashion": ["FashionDataModule"],
     "ood": ["OODDataModule"],
     "openood": ["CIFAROODDataModule", "ImageNetOODDataModule"],
     "sources": ["ClassFolders", "HuggingFaceImages", "ImageDirectory", "ImageList"],

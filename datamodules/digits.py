@@ -13,13 +13,10 @@ split once and recorded in ``digits_split.json``. Out-of-distribution:
 import json
 from functools import cache
 from importlib import resources
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
@@ -27,23 +24,11 @@ from torch.utils.data import Dataset
 from diffguard_pl.errors import InputError, choose
 
 from .base import ImageSet, OODData, digest
+from .rendered import LETTERS, SYMBOLS, characters, photo_crops
 
 CLASSES = (0, 1, 2, 3, 5, 6, 7, 8)
 """The digit that each of the eight labels stands for."""
 IMAGE_SIZE = 16
-
-LETTERS = "ACDEFGHJKLMNPRTUVWXYabdefhkmnprtvwxy"
-"""Letters that do not look like a digit, unlike O, I, S, Z, B, Q, l, o, s, g, q."""
-SYMBOLS = "#&@%?!+*=$<>~^ΓΔΘΛΞΠΣΦΨΩαβγδλπφω"
-FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Italic",
-    "DejaVuSansMono",
-)
-
 
 GROUPS = {
     "test": {"digits_4_9": "near", "photos": "far", "letters": "far"},
@@ -124,23 +109,8 @@ def held_out() -> ImageSet:
 
 def photos(count: int = 300) -> ImageSet:
     """Return grey crops, 48 to 240 px wide, of scikit-learn's ``china.jpg`` and ``flower.jpg``."""
-    from sklearn.datasets import load_sample_images
-
-    sample = load_sample_images()
-    photographs = [Image.fromarray(picture).convert("L") for picture in sample.images]
-    generator = np.random.RandomState(100)
-    crops, names = [], []
-    for i in range(count):
-        picture, name = photographs[i % 2], Path(sample.filenames[i % 2]).name
-        side = generator.randint(48, 241)
-        x, y = (
-            generator.randint(0, picture.width - side + 1),
-            generator.randint(0, picture.height - side + 1),
-        )
-        crop = picture.resize((8, 8), Image.Resampling.BOX, box=(x, y, x + side, y + side))
-        crops.append(np.asarray(crop, dtype=np.float32) / 255)
-        names.append(f"{name}[{x}:{x + side},{y}:{y + side}]")
-    return _image_set(np.stack(crops), [-1] * count, names)
+    crops, names = photo_crops(count, 8)
+    return _image_set(crops.astype(np.float32) / 255, [-1] * count, names)
 
 
 def letters() -> ImageSet:
@@ -179,39 +149,15 @@ def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
     return (data.images / 16).astype(np.float32), data.target, split
 
 
-def _rendered(characters: str, slants: tuple[float, ...]) -> ImageSet:
+def _rendered(text: str, slants: tuple[float, ...]) -> ImageSet:
     """Return characters, made as the UCI digits were.
 
     A glyph fills a bitmap of 32x32, and each pixel is the fraction of ink in a block of 4x4.
     """
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    images, names = [], []
-    for face in FONTS:
-        font = ImageFont.truetype(str(folder / f"{face}.ttf"), 64)
-        for character, slant in product(characters, slants):
-            # blocks [8, 4, 8, 4]: rows and columns within a block are the second and fourth axis
-            bitmap = np.asarray(_bitmap(character, font, slant), dtype=np.float32)
-            ink = bitmap.reshape(8, 4, 8, 4) >= 128
-            images.append(ink.mean(axis=(1, 3), dtype=np.float32))
-            names.append(f"{face}/{character}" + ("/slanted" if slant else ""))
-    return _image_set(np.stack(images), [-1] * len(images), names)
-
-
-def _bitmap(character: str, font: ImageFont.FreeTypeFont, slant: float) -> Image.Image:
-    """Return a character that fills a bitmap of 32x32 pixels from top to bottom."""
-    canvas = Image.new("L", (160, 128))
-    ImageDraw.Draw(canvas).text((48, 20), character, fill=255, font=font)
-    # shear about the middle of the canvas
-    shear = (1, slant, -64 * slant, 0, 1, 0)
-    canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, shear, Image.Resampling.BILINEAR)
-    glyph = canvas.crop(canvas.getbbox())
-    width = min(32, max(4, round(32 * glyph.width / glyph.height)))
-    bitmap = Image.new("L", (32, 32))
-    glyph = glyph.resize((width, 32), Image.Resampling.BILINEAR)
-    bitmap.paste(glyph, ((32 - width) // 2, 0))
-    return bitmap
+    bitmaps, names = characters(text, 32, slants)
+    # blocks [N, 8, 4, 8, 4]: rows and columns within a block are the third and fifth axis
+    ink = bitmaps.reshape(-1, 8, 4, 8, 4) >= 128
+    return _image_set(ink.mean(axis=(2, 4), dtype=np.float32), [-1] * len(names), names)
 
 
 def _image_set(
