@@ -156,7 +156,7 @@ PARTS: dict[str, Callable[[Job], None]] = {
 def job_of(class_split: int, root: str | None, out: Path, accelerator: str, precision: str) -> Job:
     """Return the images and folders of one split."""
     data = FashionDataModule(class_split=class_split, root=root)
-    train, val = data.train_images(), data.val_images()
+    train, val = data.train_source(), data.val_images()
     return Job(
         train.images,
         torch.tensor(train.labels),
