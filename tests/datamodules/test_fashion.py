@@ -34,7 +34,6 @@ __all__ = ["nowhere"]
 needs_files = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
-SPLITS = range(1, len(CLASS_SPLITS) + 1)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +222,7 @@ def test_photos_are_the_crops_of_the_digits_at_another_size():
     assert images.images.std() > 0.1
 
 
-@pytest.mark.parametrize("class_split", SPLITS)
+@pytest.mark.parametrize("class_split", [1, 4])
 def test_no_image_has_two_uses(class_split, stand_in):
     data = FashionDataModule(class_split=class_split, root=stand_in)
     tuned = FashionDataModule(class_split=class_split, root=stand_in, split="tuning")
@@ -251,7 +250,7 @@ def test_the_other_splits_take_the_chosen_images_from_the_files(stand_in):
     assert list(sources)[:3] == ["fashion", "trouser", "coat"]
     assert index_of(of_file(sources["coat"])) == recorded()["test"][4]
     known = [index for label in data.known for index in recorded()["test"][label][:125]]
-    assert index_of(of_file(sources["fashion"])) == known
+    assert sources["fashion"].paths == [f"t10k[{index}]" for index in known]
     train = data.train_source()
     indices = index_of(of_file(train))
     assert train.paths == [f"train[{index}]" for index in indices]
