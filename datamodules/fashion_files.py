@@ -25,7 +25,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = Path("FashionMNIST/raw")
 """Subfolder in which torchvision keeps the files."""
 REMEDY = (
-    "set data.root to a folder of Fashion-MNIST's four IDX files, or `apt install "
+    "set data.root to a folder of Fashion-MNIST's four IDX files, or leave it out and `apt install "
     "dataset-fashion-mnist`"
 )
 
@@ -97,7 +97,7 @@ def find(name: str, root: str | None = None) -> Path:
         if file is None:
             raise InputError(
                 f"data.root={root}: {name} not found there or in {TORCHVISION}, with or without "
-                f".gz; {REMEDY} and leave data.root out"
+                f".gz; {REMEDY}"
             )
         return file
 
@@ -137,18 +137,20 @@ def read(file: Path) -> np.ndarray:
     try:
         with opened(file, "rb") as stream:
             content = stream.read(size + 1)  # no more, whatever the file holds
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: cannot be read ({error}); remove it, then {REMEDY}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{file}: is damaged ({error}); replace it, or {REMEDY}") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
 
     if len(content) != size:
         found = f"more than {size:,}" if len(content) > size else f"{len(content):,}"
         raise InputError(
             f"{file}: is truncated or of another dataset (has {found} bytes of content, expected "
-            f"{size:,}); remove it, then {REMEDY}"
+            f"{size:,}); replace it, or {REMEDY}"
         )
     if sha256(content).hexdigest() != expected.sha256:
         raise InputError(
             f"{file}: is damaged or of another dataset, such as MNIST (its SHA-256 is not "
-            f"Fashion-MNIST's); remove it, then {REMEDY}"
+            f"Fashion-MNIST's); replace it, or {REMEDY}"
         )
     return np.frombuffer(content, np.uint8, offset=expected.header_size).reshape(expected.shape)
