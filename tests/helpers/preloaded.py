@@ -8,6 +8,7 @@ it differs from ``python -m MODULE`` in its start alone.
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -240,6 +241,7 @@ def _serve(address: str, tells: int, tests: int) -> dict[str, Any]:
     listening.settimeout(0.02)
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # a collection in a child would copy all that it shares with this process
     os.write(tells, b"1")
     os.close(tells)
     children: dict[int, socket.socket] = {}
@@ -312,6 +314,19 @@ def _become(request: dict[str, Any]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
+def _end() -> None:
+    """End the process after what Python runs and writes at its end, without taking it apart.
+
+    To clear all modules, one by one, would copy all that the processes share.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     del sys.path[0]  # this folder
     _become(_serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    _end()  # an exception, SystemExit among them, ends the process as it does any
