@@ -5,7 +5,10 @@ Lightning.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 EVALUATION_SETTINGS = ("oracle", "fusion", "cascade", "tf32")
 """Settings of ``model`` that only an evaluation (``DiffGuardModule``) has, not ``DiffGuard``."""
+
+_LISTED: ContextVar[dict[Any, list[str]] | None] = ContextVar("_LISTED", default=None)
+"""Import paths of subclasses that were listed during the current parse."""
 
 WHOLE = ("early_stop", "baselines")
 """Settings whose values are mappings of any names: a later one replaces the earlier one."""
@@ -217,11 +223,47 @@ def _build(
 ) -> Any:
     """Instantiate a parser's argument ``name``; later sections override earlier ones."""
     settings = None
-    for section in sections:
-        settings = parser.parse_object({name: section}, settings)
-    parsed = parser.parse_args(list(flags), namespace=settings)
-    check_values(parser, parsed)
+    with subclasses_listed_once():
+        for section in sections:
+            settings = parser.parse_object({name: section}, settings)
+        parsed = parser.parse_args(list(flags), namespace=settings)
+        check_values(parser, parsed)
     return parser.instantiate_classes(parsed)[name]
+
+
+@contextmanager
+def subclasses_listed_once() -> Iterator[None]:
+    """Have jsonargparse list the subclasses of a class once, and not again for each value.
+
+    For the name of a classifier, such as ``resnet50``, it looks through thousands of subclasses of
+    ``torch.nn.Module``, some twenty times in a config.
+    """
+    _make_parser_remember_subclasses()
+    token = _LISTED.set({})
+    try:
+        yield
+    finally:
+        _LISTED.reset(token)
+
+
+@cache  # once in a process
+def _make_parser_remember_subclasses() -> None:
+    from jsonargparse import _typehints
+
+    list_subclasses = getattr(_typehints, "get_all_subclass_paths", None)
+    if list_subclasses is None:  # another version of jsonargparse
+        return
+
+    def list_or_remember(of: Any, **options: bool) -> list[str]:
+        listed = _LISTED.get()
+        if listed is None:
+            return list_subclasses(of, **options)
+        key = (of, *sorted(options.items()))
+        if key not in listed:
+            listed[key] = list_subclasses(of, **options)
+        return listed[key]
+
+    _typehints.get_all_subclass_paths = list_or_remember
 
 
 def _folder() -> Path:

@@ -30,7 +30,14 @@ from ..callbacks import (
     TrajectoryLogger,
     WandbRun,
 )
-from ..config import config_name, config_names, find_config, read, with_bases
+from ..config import (
+    config_name,
+    config_names,
+    find_config,
+    read,
+    subclasses_listed_once,
+    with_bases,
+)
 from ..config_errors import check_values, explain, import_classes, parser_errors
 from ..datamodules import import_data_modules
 from ..datamodules.base import OODData
@@ -263,9 +270,10 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(ReconstructionLogger, "reconstructions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        with parser_errors():  # of a value that Python cannot convert
-            super().parse_arguments(parser, args)
-        check_values(parser, self.config)
+        with subclasses_listed_once():
+            with parser_errors():  # of a value that Python cannot convert
+                super().parse_arguments(parser, args)
+            check_values(parser, self.config)
         check_seed(self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
