@@ -254,16 +254,15 @@ def _make_parser_remember_subclasses() -> None:
     if list_subclasses is None:  # another version of jsonargparse
         return
 
-    def list_or_remember(of: Any, **options: bool) -> list[str]:
-        listed = _LISTED.get()
+    def list_or_remember(cls: Any, **options: bool) -> list[str]:
+        listed, key = _LISTED.get(), (cls, *sorted(options.items()))
         if listed is None:
-            return list_subclasses(of, **options)
-        key = (of, *sorted(options.items()))
+            return list_subclasses(cls, **options)
         if key not in listed:
-            listed[key] = list_subclasses(of, **options)
+            listed[key] = list_subclasses(cls, **options)
         return listed[key]
 
-    _typehints.get_all_subclass_paths = list_or_remember
+    _typehints.get_all_subclass_paths = list_or_remember  # type: ignore[assignment]
 
 
 def _folder() -> Path:

@@ -1,5 +1,6 @@
 """Shared fixtures: the golden runs of the original, and the embedded benchmark."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,15 @@ pytest_plugins = ["helpers.server"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that wait for SLURM, so that other processes do not wait for them."""
     items.sort(key=lambda item: "test_slurm" not in item.nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the tests import out of garbage collections, which would search it each time."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else nanobind reports leaks at the end
 
 
 @pytest.fixture(scope="session")

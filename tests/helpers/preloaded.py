@@ -314,19 +314,30 @@ def _become(request: dict[str, Any]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def _end() -> None:
-    """End the process after what Python runs and writes at its end, without taking it apart.
+def _end(status: Any) -> None:
+    """End the process as SystemExit does, but without clearing all modules one by one.
 
-    To clear all modules, one by one, would copy all that the processes share.
+    That would copy all that the processes share.
     """
+    if status is not None and not isinstance(status, int):
+        print(status, file=sys.stderr)
+        status = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = 120  # as Python does
+    os._exit(status or 0)
 
 
 if __name__ == "__main__":
     del sys.path[0]  # this folder
-    _become(_serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
-    _end()  # an exception, SystemExit among them, ends the process as it does any
+    asked = _serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    atexit.register(gc.unfreeze)  # for a process that an exception ends as usual
+    try:
+        _become(asked)
+    except SystemExit as ended:
+        _end(ended.code)
+    _end(None)
