@@ -84,8 +84,18 @@ def gdm_plain(digits_gdm, some_digits) -> dict[int, Plain]:
     return {every: plain_loops(digits_gdm, some_digits[::every]) for every in (1, 4)}
 
 
-@pytest.mark.parametrize("defer_stop_check", [False, True])
-@pytest.mark.parametrize(("slots", "batch"), [(1, 8), (3, 5), (64, 3)])
+@pytest.mark.parametrize(
+    ("slots", "batch", "defer_stop_check"),
+    [
+        (1, 8, False),
+        (3, 5, True),
+        (64, 3, False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((1, 8, True), (3, 5, False), (64, 3, True))
+        ),
+    ],
+)
 def test_gdm_with_early_stop(digits_gdm, gdm_plain, some_digits, slots, batch, defer_stop_check):
     every = 4 if slots == 1 else 1
     plain = gdm_plain[every]
@@ -117,8 +127,24 @@ def test_the_golden_gdm_runs(run):
         assert_same_as_reference(golden.diffguard, golden.images, 2, True, golden.labels)
 
 
-@pytest.mark.parametrize("run", ["masked", "inverse_mask", "unmasked", "guided_inversion"])
-@pytest.mark.parametrize("compare_to", ["input", "unguided"])
+@pytest.mark.parametrize(
+    ("run", "compare_to"),
+    [
+        ("masked", "unguided"),
+        ("guided_inversion", "input"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("masked", "input"),
+                ("guided_inversion", "unguided"),
+                ("inverse_mask", "input"),
+                ("inverse_mask", "unguided"),
+                ("unmasked", "input"),
+                ("unmasked", "unguided"),
+            )
+        ),
+    ],
+)
 def test_the_golden_ldm_runs(run, compare_to):
     golden = ldm_golden(run, torch.float64)
     with changed(golden.diffguard, slots=5, compare_to=compare_to):
@@ -131,7 +157,10 @@ def test_at_scale_one_the_network_is_conditional_and_not_guided(some_digits, dig
         assert_same_as_reference(digits_ldm, some_digits[::3], 4, defer_stop_check=False)
 
 
-@pytest.mark.parametrize("interval", [(0.0, 0.4), (0.3, 0.7), (0.6, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    "interval",
+    [(0.0, 0.4), (0.3, 0.7), pytest.param((0.6, 1.0), marks=pytest.mark.slow), (1.0, 1.0)],
+)
 @pytest.mark.parametrize("family", ["gdm", "ldm"])
 def test_guidance_in_an_interval_of_timesteps(
     family, interval, some_digits, digits_gdm, digits_ldm
