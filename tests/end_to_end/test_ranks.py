@@ -23,11 +23,11 @@ from diffguard_pl.runs import lock as owner
 from diffguard_pl.runs.store import part_files, read_scores
 
 SMALL = ["--data.limit", "22", "--data.batch_size", "4", "--model.slots", "4",
-         "--model.steps", "2", "--pictures.count", "3",
+         "--model.steps", "2", "--model.discrepancies", "[maps, l2]", "--pictures.count", "3",
          "--scores.every", "0", "--page.enabled", "false", "--trainer.accelerator", "cpu",
          "--trainer.default_root_dir", "run"]  # fmt: skip
 GDM = ["--config", "digits_gdm", "--model.steps", "10", "--data.limit", "8"]
-SLOW = ["--model.steps", "150"]
+SLOW = ["--model.steps", "60"]
 
 
 @contextmanager

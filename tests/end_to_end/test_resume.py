@@ -21,7 +21,7 @@ from diffguard_pl.runs import record
 from diffguard_pl.runs.store import part_files, read_scores
 
 SMALL = ["--data.limit", "24", "--data.batch_size", "8", "--model.slots", "8",
-         "--model.steps", "3", "--pictures.count", "3",
+         "--model.steps", "3", "--model.discrepancies", "[maps, l2]", "--pictures.count", "3",
          "--scores.every", "0"]  # fmt: skip
 QUIET = ["--page.enabled", "false"]
 
