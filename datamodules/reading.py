@@ -10,6 +10,7 @@ import operator
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,16 +21,14 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffguard_pl.errors import InputError, choose
 
 from .formats import FORMATS, is_heif
 
 INTERPOLATIONS = {
-    "bilinear": v2.InterpolationMode.BILINEAR,
-    "bicubic": v2.InterpolationMode.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
 }
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,6 +42,8 @@ TURNS = {
 """What turns an image upright, by its EXIF orientation."""
 ImageLike = Tensor | np.ndarray | Image.Image | str | Path
 """One image: a path, a PIL image, an array or a tensor, see :func:`as_rgb`."""
+Transform = Callable[[Image.Image | Tensor], Tensor]
+"""RGB PIL image or tensor [3, h, w] -> [3, H, W] in [0, 1]."""
 
 
 class TooManyPixels(ValueError):
@@ -215,14 +216,12 @@ def _tensor_to_rgb(image: Tensor) -> Tensor:
     return image.expand(3, -1, -1)
 
 
-def standard_transform(
-    resize: int, image_size: int, interpolation: str = "bilinear"
-) -> v2.Transform:
+def standard_transform(resize: int, image_size: int, interpolation: str = "bilinear") -> Transform:
     """Return the transform of the original code: PIL image or tensor -> [3, H, W] in [0, 1].
 
     Args:
         resize: Length of the image's short side after resizing, in pixels.
-        image_size: Side of the centre crop, in pixels.
+        image_size: Side of the centre crop, in pixels, at most ``resize``.
         interpolation: ``bilinear`` or ``bicubic``. Defaults to ``bilinear``.
 
     The transform raises `TooManyPixels` if the resized image would have more pixels than an image
@@ -230,18 +229,43 @@ def standard_transform(
     not cut to the crop before, as that changes pixels at the edges of ordinary images.
     """
     choose("interpolation", interpolation, list(INTERPOLATIONS))
-    return v2.Compose(
-        [
-            v2.Lambda(partial(_check_resized, resize=resize)),
-            v2.Resize(resize, INTERPOLATIONS[interpolation], antialias=True),
-            v2.CenterCrop(image_size),
-            v2.Lambda(_to_unit_range),
-        ]
-    )
+    prepare = partial(_prepared, resize=resize, size=image_size, interpolation=interpolation)
+    return prepare
 
 
-def _check_resized(image: Image.Image | Tensor, resize: int) -> Image.Image | Tensor:
-    """Return an image, or raise `TooManyPixels` if it would be too large when it is resized."""
+def _prepared(image: Image.Image | Tensor, resize: int, size: int, interpolation: str) -> Tensor:
+    _check_resized(image, resize)
+    if isinstance(image, Image.Image):
+        return _prepared_pil(image, resize, size, interpolation)
+    return _prepared_tensor(image, resize, size, interpolation)
+
+
+def _prepared_pil(image: Image.Image, resize: int, size: int, interpolation: str) -> Tensor:
+    """Prepare a PIL image, to the bit as torchvision's Resize, CenterCrop and ToTensor do."""
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(resize * width / short), int(resize * height / short)
+    image = image.resize((width, height), INTERPOLATIONS[interpolation])
+
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+
+
+def _prepared_tensor(image: Tensor, resize: int, size: int, interpolation: str) -> Tensor:
+    # torchvision takes longer to import than torch, and images are rarely tensors
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import center_crop
+    from torchvision.transforms.v2.functional import resize as resized_to
+
+    image = resized_to(image, [resize], InterpolationMode(interpolation), antialias=True)
+    image = center_crop(image, [size, size]).as_subclass(Tensor)
+    # as ToTensor does; scaling by v2 multiplies by 1/255
+    return image.float() if image.is_floating_point() else image.float().div(255)
+
+
+def _check_resized(image: Image.Image | Tensor, resize: int) -> None:
+    """Raise `TooManyPixels` if an image would be too large when it is resized."""
     limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size if isinstance(image, Image.Image) else image.shape[:-3:-1]
     short, long = sorted((width, height))
@@ -251,13 +275,6 @@ def _check_resized(image: Image.Image | Tensor, resize: int) -> Image.Image | Te
             f"{width} x {height} pixels, which become {resize:,} x {resized:,} as the short side "
             f"is resized to {resize}: more than the limit of {limit / 1e6:.0f} megapixels; crop it"
         )
-    return image
-
-
-def _to_unit_range(image: Image.Image | Tensor) -> Tensor:
-    """Scale to [0, 1] exactly as ``ToTensor`` does; v2's own scaling multiplies by 1/255."""
-    tensor = pil_to_tensor(image) if isinstance(image, Image.Image) else image.as_subclass(Tensor)
-    return tensor.float() if tensor.is_floating_point() else tensor.float().div(255)
 
 
 @dataclass(frozen=True)
@@ -285,7 +302,7 @@ class ImagePreparation:
             )
 
     @cached_property
-    def transform(self) -> v2.Transform:
+    def transform(self) -> Transform:
         """RGB PIL image or tensor [3, h, w] -> [3, H, W] float32 in [0, 1]."""
         return standard_transform(self.resize, self.image_size, self.interpolation)
 
@@ -312,7 +329,7 @@ class Prepared(Dataset):
         in_distribution: Whether to keep the labels; otherwise every label is -1.
     """
 
-    def __init__(self, data: Dataset, transform: v2.Transform, name: str, in_distribution: bool):
+    def __init__(self, data: Dataset, transform: Transform, name: str, in_distribution: bool):
         self.data, self.transform, self.name = data, transform, name
         self.in_distribution = in_distribution
 

@@ -7,7 +7,6 @@ from ..checkpoints.architectures import (
     LatentDiffusionArchitecture,
     NoisyClassifierArchitecture,
 )
-from ..imports import postpone_imports
 from .base import Backbone
 from .diffusers_pipeline import DiffusersPipeline
 from .latent import LatentDiffusion
@@ -26,13 +25,3 @@ __all__ = [
     "NoisyClassifierArchitecture",
     "PixelDiffusion",
 ]
-
-# What diffusers imports along with the networks that are used here: all its other networks, and
-# libraries of its schedulers. It is imported later than this, where a network is built.
-postpone_imports(
-    "diffusers.models.autoencoders",
-    "diffusers.models.transformers",
-    "diffusers.models.unets",
-    "scipy.integrate",
-    "scipy.stats",
-)

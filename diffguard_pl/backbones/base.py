@@ -4,8 +4,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
-from torchvision.transforms.v2.functional import center_crop, resize
+from torch.nn.functional import interpolate, pad
 
 from ..diffusion.schedule import Schedule
 from ..errors import InputError, choose
@@ -139,10 +138,11 @@ class Backbone(nn.Module, ABC):
         """Remove the border that padding added; return resized images unchanged."""
         if self.input_size == self.image_size or self.process_method == "resize":
             return images
-        return center_crop(images, [self.input_size, self.input_size])
+        border, side = self._border, self.input_size
+        return images[..., border : border + side, border : border + side]
 
     def _resize(self, images: Tensor, size: int) -> Tensor:
-        return resize(images, [size, size], antialias=self.antialias)
+        return interpolate(images, (size, size), mode="bilinear", antialias=self.antialias)
 
     @property
     def _border(self) -> int:

@@ -15,7 +15,8 @@ from ..checkpoints.architectures import DDPMArchitecture
 from ..checkpoints.state_dicts import OriginalTensor
 from ..diffusion.schedule import alpha_bar_of, cosine_alpha_bar, scaled_linear_alpha_bar
 from ..errors import InputError, choose
-from .load import ConvertedWeights, block_types, find_original, load_converted
+from .diffusers_import import diffusers_class
+from .load import ConvertedWeights, WithoutRandomValues, block_types, find_original, load_converted
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -66,13 +67,13 @@ def load_ddpm(path: Path, architecture: DDPMArchitecture) -> "UNet2DModel":
 
 def build_ddpm(architecture: DDPMArchitecture) -> "UNet2DModel":
     """Build a UNet of an architecture without weights, on the meta device."""
-    from diffusers import UNet2DModel
+    UNet2DModel = diffusers_class("UNet2DModel")
 
     a = architecture
     plain, attention = ("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutRandomValues():
         return UNet2DModel(
             sample_size=a.image_size,
             block_out_channels=[a.ch * factor for factor in a.ch_mult],

@@ -24,8 +24,10 @@ from ..diffusion.schedule import (
     linear_root_alpha_bar,
 )
 from ..errors import InputError, choose
+from .diffusers_import import diffusers_class
 from .load import (
     ConvertedWeights,
+    WithoutRandomValues,
     block_types,
     contradicts,
     find_original,
@@ -87,7 +89,7 @@ def load_guided_diffusion(path: Path, architecture: GuidedDiffusionArchitecture)
 
 def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2DModel":
     """Build a UNet of an architecture without weights, on the meta device."""
-    from diffusers import UNet2DModel
+    UNet2DModel = diffusers_class("UNet2DModel")
 
     a = architecture
     resample = "resnet" if a.resblock_updown else "conv"
@@ -97,7 +99,7 @@ def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2D
     attention = "AttnDownBlock2D", "AttnUpBlock2D"
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutRandomValues():
         unet = UNet2DModel(
             sample_size=a.image_size,
             out_channels=6 if a.learn_sigma else 3,

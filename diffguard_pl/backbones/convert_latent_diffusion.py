@@ -13,7 +13,15 @@ from ..checkpoints.state_dicts import OriginalTensor, Weights
 from ..diffusion.schedule import latent_alpha_bar
 from ..errors import InputError
 from .convert_guided_diffusion import convert_unet_keys
-from .load import ConvertedWeights, block_types, contradicts, find_original, load_converted
+from .diffusers_import import diffusers_class
+from .load import (
+    ConvertedWeights,
+    WithoutRandomValues,
+    block_types,
+    contradicts,
+    find_original,
+    load_converted,
+)
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, VQModel
@@ -152,7 +160,7 @@ def build_latent_unet(
     architecture: LatentDiffusionArchitecture,
 ) -> tuple["UNet2DConditionModel", nn.Embedding]:
     """Build UNet and class embedding of an architecture without weights, on the meta device."""
-    from diffusers import UNet2DConditionModel
+    UNet2DConditionModel = diffusers_class("UNet2DConditionModel")
 
     a = architecture
     channels = [a.model_channels * factor for factor in a.channel_mult]
@@ -165,7 +173,7 @@ def build_latent_unet(
     attention = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutRandomValues():
         unet = UNet2DConditionModel(
             sample_size=a.image_size,
             in_channels=a.first_stage.embed_dim,
@@ -184,14 +192,14 @@ def build_latent_unet(
 
 def build_first_stage(architecture: FirstStageArchitecture, scale_factor: float) -> "VQModel":
     """Build a VQ first stage of an architecture without weights, on the meta device."""
-    from diffusers import VQModel
+    VQModel = diffusers_class("VQModel")
 
     a = architecture
     plain = "DownEncoderBlock2D", "UpDecoderBlock2D"
     attention = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutRandomValues():
         return VQModel(
             sample_size=a.resolution,
             down_block_types=down_blocks,

@@ -8,13 +8,13 @@ import json
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from ..checkpoints.state_dicts import (
     OriginalTensor,
@@ -27,11 +27,13 @@ from ..checkpoints.state_dicts import (
 )
 from ..checkpoints.tensors import load_content, load_tensors
 from ..errors import InputError, beginning
-from ..imports import garbage_collection_paused
 from ..layout import keep_contiguous
+from .diffusers_import import diffusers_class
 
 LARGEST_NUMBER = 2**20
 """Largest number in a config.json: with that many layers, memory would run out before an error."""
+RANDOM_VALUES = ("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_")
+"""Names of the functions of torch by which layers draw their first weights."""
 ConvertedWeights = dict[str, OriginalTensor]
 """Tensors by their key in the diffusers module."""
 
@@ -160,8 +162,7 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
             )
     allowed = (class_names,) if isinstance(class_names, str) else class_names
     class_name = _class_name(config, allowed, folder)
-    with garbage_collection_paused():
-        module_class = getattr(import_module("diffusers"), class_name)
+    module_class = diffusers_class(class_name)
     num_heads = config.pop("num_heads", None)
     if num_heads is not None and (type(num_heads) is not int or num_heads < 1):
         raise InputError(
@@ -171,7 +172,8 @@ def load_diffusers(class_names: str | tuple[str, ...], folder: Path) -> Any:
 
     # Only parameters go to the meta device. Buffers that no file holds, such as DiT's sine
     # positions, are computed by the constructor.
-    with register_module_parameter_registration_hook(_parameter_on_meta):  # type: ignore[arg-type]
+    on_meta = register_module_parameter_registration_hook(_parameter_on_meta)  # type: ignore[arg-type]
+    with on_meta, WithoutRandomValues():
         try:
             module = module_class.from_config(config)
         except Exception as error:  # diffusers does not check the settings of a config
@@ -218,7 +220,9 @@ def load_class_embedding(folder: Path) -> nn.Embedding:
     if weight is None or weight.tensor.ndim != 2:
         raise InputError(f"checkpoint {path}: must hold one tensor weight [N, D]; convert it again")
     classes, dim = weight.tensor.shape
-    return load_converted(nn.Embedding(classes, dim, device="meta"), weights, path, {})
+    with WithoutRandomValues():
+        embedding = nn.Embedding(classes, dim, device="meta")
+    return load_converted(embedding, weights, path, {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -292,6 +296,23 @@ def _parameter_on_meta(
     if parameter is None:
         return None
     return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+class WithoutRandomValues(TorchFunctionMode):
+    """Context in which tensors on the meta device, which hold no values, are not given random ones.
+
+    torch computes even those by Python code that imports its compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in RANDOM_VALUES:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def _current_attention_key(key: str) -> str:

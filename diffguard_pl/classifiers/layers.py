@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Permute
+from torchvision.ops.misc import Permute
 
 from ..errors import InputError
 

@@ -98,5 +98,9 @@ def test_a_detector_decides_without_what_only_evaluations_need(tmp_path):
         "piq",
         "pytorch_lightning",
         "scipy.stats",
+        "torch._dynamo",
         "torchmetrics",
+        "torchvision.models",
+        "torchvision.ops",
+        "torchvision.transforms.v2",
     }

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 from torch.utils.data import Dataset
 from torchvision import transforms as v1
+from torchvision.transforms import v2
 
 from diffguard_pl.datamodules import ImageDirectory, ImageList
 from diffguard_pl.datamodules.reading import (
@@ -54,6 +55,18 @@ def test_an_image_of_any_ordinary_shape_is_prepared_to_the_bit_as_in_the_origina
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     assert torch.equal(standard_transform(256, 224)(image), original(image))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_tensors_are_prepared_as_torchvision_does(dtype, interpolation):
+    image = torch.randint(0, 256, (3, 30, 41), generator=torch.Generator().manual_seed(0))
+    image = image.to(dtype) if dtype == torch.uint8 else image / 255
+    mode = v2.InterpolationMode(interpolation)
+    resized = v2.functional.resize(image, [24], mode, antialias=True)
+    expected = v2.functional.center_crop(resized, [16, 16]).float()
+    prepared = standard_transform(24, 16, interpolation)(image)
+    assert torch.equal(prepared, expected / 255 if dtype == torch.uint8 else expected)
 
 
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
