@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from diffguard_pl import DiffGuard
 from diffguard_pl.commands import calibrate
 
 pytest_plugins = ["helpers.server"]
+
+# A shell makes what it starts in the background ignore Ctrl+C, which the tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
