@@ -1,23 +1,109 @@
-"""What the recipes of the embedded benchmarks share: objectives, resumable training, and saving."""
+"""What the recipes of the embedded benchmarks share: networks, objectives, resumable training."""
 
-from collections.abc import Callable, Iterator
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers import UNet2DConditionModel, UNet2DModel, VQModel
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from diffguard_pl.backbones.load import block_types
+from diffguard_pl.datamodules.base import ImageSet
 from diffguard_pl.diffusion.schedule import linear_alpha_bar, scaled_linear_alpha_bar
+from diffguard_pl.errors import InputError
 
+WEIGHTS = Path(__file__).parent.parent / "diffguard_pl" / "weights"
+"""Folder of the weights in the package."""
 LABEL_DROPOUT = 0.15
+LATENT_SIZE = 8
 SEED = 100
 STEPS_AN_EPOCH = 250
 """Number of steps between two checkpoints."""
+
+Augment = Callable[[Tensor], Tensor]
+"""Images [N, 3, H, W] in [0, 1] -> images of the same size."""
+
+
+def unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+# ---- networks
+
+
+def pixel_unet(
+    size: int, channels: Sequence[int], attention_levels: Sequence[bool], groups: int
+) -> UNet2DModel:
+    """Build a small guided-diffusion UNet.
+
+    Args:
+        size: Side of the images, in pixels.
+        channels: Number of channels of each level.
+        attention_levels: Whether each level has attention.
+        groups: Number of groups of the normalisation.
+    """
+    plain = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    down, up = block_types(attention_levels, plain, ("AttnDownBlock2D", "AttnUpBlock2D"))
+    return UNet2DModel(
+        sample_size=size,
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        attention_head_dim=32,
+        attn_norm_num_groups=groups,
+        norm_num_groups=groups,
+    )
+
+
+def latent_unet() -> UNet2DConditionModel:
+    """Build a small latent-diffusion UNet: 64 channels, one-head transformers."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(64, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=1,
+    )
+
+
+def first_stage(size: int, levels: int, codes: int) -> VQModel:
+    """Build an autoencoder of 32 channels to latents of 3 channels.
+
+    Args:
+        size: Side of the images, in pixels.
+        levels: Number of levels; each but the last halves the side.
+        codes: Number of codes.
+    """
+    network = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(32,) * levels,
+        sample_size=size,
+        num_vq_embeddings=codes,
+        scaling_factor=1.0,
+    )
+    network.quantize.embedding.weight.data.normal_(std=0.5)
+    return network
+
+
+# ---- objectives
 
 
 class Training(pl.LightningModule):
@@ -27,7 +113,7 @@ class Training(pl.LightningModule):
         network: What is trained.
         learning_rate: Highest learning rate.
         weight_decay: Weight decay of AdamW.
-        augment: Applied to the images [N, 3, H, W] in [0, 1] of each batch. Defaults to nothing.
+        augment: Applied to the images of each batch. Defaults to nothing.
     """
 
     def __init__(
@@ -35,7 +121,7 @@ class Training(pl.LightningModule):
         network: nn.Module,
         learning_rate: float,
         weight_decay: float = 0.01,
-        augment: Callable[[Tensor], Tensor] = lambda images: images,
+        augment: Augment = unchanged,
     ):
         super().__init__()
         self.network, self.learning_rate, self.weight_decay = network, learning_rate, weight_decay
@@ -104,7 +190,7 @@ class VQTraining(Training):
 class LatentTraining(Training):
     """Noise prediction on latents, labels dropped at random (Ho & Salimans 2022, alg. 1)."""
 
-    def __init__(self, network: nn.ModuleDict, first_stage: nn.Module, *rest: Any, **settings: Any):
+    def __init__(self, network: nn.ModuleDict, first_stage: VQModel, *rest: Any, **settings: Any):
         super().__init__(network, *rest, **settings)
         self.first_stage = [first_stage]  # in a list: frozen, not a submodule to train
 
@@ -203,9 +289,119 @@ def trained(
     return network
 
 
+# ---- one benchmark
+
+
+@dataclass
+class Benchmark:
+    """What the networks of a benchmark are trained on, and where weights and checkpoints go.
+
+    Each method trains one part, prints what validation images say of it, and saves its weights in
+    half precision.
+
+    Attributes:
+        name: First part of the names of its weights.
+        train: Training images.
+        val: Validation images.
+        weights: Folder of the weights.
+        checkpoints: Folder of the checkpoints.
+        trainer: Settings of the trainer, such as accelerator and precision.
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    weights: Path
+    checkpoints: Path
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def train_classifier(
+        self, module: ClassifierTraining, steps: int, batch_size: int = 64
+    ) -> None:
+        network = self._trained("classifier", module, steps, batch_size)
+        with torch.inference_mode():
+            predicted = network(self.val.images * 2 - 1).argmax(1)
+        correct = (predicted == torch.tensor(self.val.labels)).float().mean()
+        print(f"validation accuracy {correct:.4f}")
+        save_half(network, self.weights / f"{self.name}_classifier")
+
+    def train_gdm(self, module: PixelTraining, steps: int) -> None:
+        network = self._trained("gdm", module, steps)
+        network.half().save_pretrained(self.weights / f"{self.name}_gdm")
+
+    def train_vq(self, module: VQTraining, steps: int) -> None:
+        network = self._trained("vq", module, steps)
+        images = self.val.images * 2 - 1
+        with torch.inference_mode():
+            latents = network.encode(images).latents
+            error = (network.decode(latents).sample.clamp(-1, 1) - images).abs().mean()
+            used = network.quantize(latents)[2][2].unique().numel()
+        codes, std = network.config.num_vq_embeddings, latents.std().item()
+        print(f"validation error {error:.4f}, codes used {used} of {codes}, latent std {std:.3f}")
+        network.register_to_config(scaling_factor=round(1 / std, 4))
+        network.half().save_pretrained(self.weights / f"{self.name}_ldm" / "vqvae")
+
+    def train_ldm(self, classes: int, steps: int, augment: Augment = unchanged) -> None:
+        folder = self.weights / f"{self.name}_ldm"
+        if not (folder / "vqvae").is_dir():
+            raise InputError(f"ldm: needs the first stage {folder / 'vqvae'}; train vq before")
+        vq = VQModel.from_pretrained(folder / "vqvae").float().eval().requires_grad_(False)
+        unet = latent_unet()
+        parts = nn.ModuleDict({"unet": unet, "class_embedding": nn.Embedding(classes + 1, 64)})
+        module = LatentTraining(parts, vq, 1e-3, augment=augment)
+        parts = self._trained("ldm", module, steps)
+        parts["unet"].half().save_pretrained(folder / "unet")
+        save_half(parts["class_embedding"], folder / "class_embedding")
+
+    def _trained(self, part: str, module: Training, steps: int, batch_size: int = 64) -> Any:
+        images, labels = self.train.images, torch.tensor(self.train.labels)
+        checkpoints = self.checkpoints / part
+        return trained(module, images, labels, checkpoints, steps, batch_size, **self.trainer)
+
+
 def save_half(network: nn.Module, folder: Path) -> None:
     """Save a network's weights in half precision as ``model.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = network.state_dict()
     half = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
     save_file(half, folder / "model.safetensors")
+
+
+# ---- command line
+
+Parts = Mapping[str, Callable[[Benchmark], None]]
+"""What trains each part of a benchmark, by name; in the order of training."""
+
+
+def recipe_parser(description: str | None, parts: Parts) -> argparse.ArgumentParser:
+    """Return the parser of a recipe."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        default=list(parts),
+        help=f"what to train: {', '.join(parts)} (default: all)",
+    )
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (default: auto)")
+    return parser
+
+
+def run_recipe(
+    parser: argparse.ArgumentParser,
+    parts: Parts,
+    benchmark_of: Callable[[argparse.Namespace], Benchmark],
+) -> None:
+    """Train the parts that the command line names."""
+    given = parser.parse_args()
+    for part in given.parts:
+        if part not in parts:
+            parser.error(f"unknown part {part!r}; choose from: {', '.join(parts)}")
+    try:
+        benchmark = benchmark_of(given)
+        for part in given.parts:
+            pl.seed_everything(SEED)
+            parts[part](benchmark)
+    except InputError as error:
+        sys.exit(f"error: {error}")
