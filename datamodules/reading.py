@@ -229,8 +229,7 @@ def standard_transform(resize: int, image_size: int, interpolation: str = "bilin
     not cut to the crop before, as that changes pixels at the edges of ordinary images.
     """
     choose("interpolation", interpolation, list(INTERPOLATIONS))
-    prepare = partial(_prepared, resize=resize, size=image_size, interpolation=interpolation)
-    return prepare
+    return partial(_prepared, resize=resize, size=image_size, interpolation=interpolation)
 
 
 def _prepared(image: Image.Image | Tensor, resize: int, size: int, interpolation: str) -> Tensor:

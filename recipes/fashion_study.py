@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffguard_pl.datamodules.fashion import CLASS_SPLITS
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.names import MEAN
 from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.scores.baselines.names import BASELINES
 
-SPLITS = (1, 2, 3, 4, 5)
+SPLITS = range(1, len(CLASS_SPLITS) + 1)
 
 
 class Study(NamedTuple):
@@ -36,7 +37,7 @@ class Study(NamedTuple):
 
 def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) -> Path:
     """Run a config on a split, unless it has been run before, and return the run's folder."""
-    folder = out / Path(config).name / f"split_{split}"
+    folder = out / Path(config).stem / f"split_{split}"
     if (folder / "metrics.csv").exists():
         return folder
     command = [sys.executable, "-m", "diffguard_pl.test", "--config", config, *settings]

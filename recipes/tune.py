@@ -6,8 +6,8 @@ the AUROC of each discrepancy, and writes it to ``recipes/tuning_digits_ldm.csv`
 digits and fashion (its first class split), pipelines are ldm and gdm.
 """
 
+import argparse
 import csv
-import sys
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -115,4 +115,9 @@ def main(benchmark: str, family: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", choices=DATA)
+    parser.add_argument("family", choices=("ldm", "gdm"))
+    main(**vars(parser.parse_args()))

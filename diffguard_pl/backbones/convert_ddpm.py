@@ -16,7 +16,7 @@ from ..checkpoints.state_dicts import OriginalTensor
 from ..diffusion.schedule import alpha_bar_of, cosine_alpha_bar, scaled_linear_alpha_bar
 from ..errors import InputError, choose
 from .diffusers_import import diffusers_class
-from .load import ConvertedWeights, WithoutRandomValues, block_types, find_original, load_converted
+from .load import ConvertedWeights, block_types, find_original, load_converted, without_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -73,7 +73,7 @@ def build_ddpm(architecture: DDPMArchitecture) -> "UNet2DModel":
     plain, attention = ("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"), WithoutRandomValues():
+    with without_weights():
         return UNet2DModel(
             sample_size=a.image_size,
             block_out_channels=[a.ch * factor for factor in a.ch_mult],

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from ..checkpoints.architectures import (
@@ -27,12 +26,12 @@ from ..errors import InputError, choose
 from .diffusers_import import diffusers_class
 from .load import (
     ConvertedWeights,
-    WithoutRandomValues,
     block_types,
     contradicts,
     find_original,
     load_converted,
     set_num_heads,
+    without_weights,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def build_guided_diffusion(architecture: GuidedDiffusionArchitecture) -> "UNet2D
     attention = "AttnDownBlock2D", "AttnUpBlock2D"
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"), WithoutRandomValues():
+    with without_weights():
         unet = UNet2DModel(
             sample_size=a.image_size,
             out_channels=6 if a.learn_sigma else 3,

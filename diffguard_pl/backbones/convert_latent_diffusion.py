@@ -16,11 +16,11 @@ from .convert_guided_diffusion import convert_unet_keys
 from .diffusers_import import diffusers_class
 from .load import (
     ConvertedWeights,
-    WithoutRandomValues,
     block_types,
     contradicts,
     find_original,
     load_converted,
+    without_weights,
 )
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def build_latent_unet(
     attention = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"), WithoutRandomValues():
+    with without_weights():
         unet = UNet2DConditionModel(
             sample_size=a.image_size,
             in_channels=a.first_stage.embed_dim,
@@ -199,7 +199,7 @@ def build_first_stage(architecture: FirstStageArchitecture, scale_factor: float)
     attention = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
     down_blocks, up_blocks = block_types(a.attention_levels, plain, attention)
 
-    with torch.device("meta"), WithoutRandomValues():
+    with without_weights():
         return VQModel(
             sample_size=a.resolution,
             down_block_types=down_blocks,

@@ -7,7 +7,8 @@ no weight is initialised for nothing or copied. diffusers is imported when a net
 import json
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,8 @@ def load_class_embedding(folder: Path) -> nn.Embedding:
     if weight is None or weight.tensor.ndim != 2:
         raise InputError(f"checkpoint {path}: must hold one tensor weight [N, D]; convert it again")
     classes, dim = weight.tensor.shape
-    with WithoutRandomValues():
-        embedding = nn.Embedding(classes, dim, device="meta")
+    with without_weights():
+        embedding = nn.Embedding(classes, dim)
     return load_converted(embedding, weights, path, {})
 
 
@@ -296,6 +297,13 @@ def _parameter_on_meta(
     if parameter is None:
         return None
     return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Context in which modules are built on the meta device, and none of their weights is drawn."""
+    with torch.device("meta"), WithoutRandomValues():
+        yield
 
 
 class WithoutRandomValues(TorchFunctionMode):

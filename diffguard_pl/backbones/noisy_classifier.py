@@ -24,10 +24,10 @@ from .convert_guided_diffusion import (
 from .load import (
     RANDOM,
     ConvertedWeights,
-    WithoutRandomValues,
     find_original,
     load_converted,
     with_random_weights,
+    without_weights,
 )
 
 SETTINGS = {
@@ -67,7 +67,7 @@ class NoisyClassifier(nn.Module):
         self.down_blocks, self.mid_block = unet.down_blocks, unet.mid_block
         channels = a.classifier_width * a.channel_mult[-1]
         side = a.image_size >> (len(a.channel_mult) - 1)
-        with torch.device("meta"), WithoutRandomValues():
+        with without_weights():
             self.conv_norm_out = nn.GroupNorm(32, channels)
             self.conv_out = AttentionPool(channels, side, a.num_head_channels, a.num_classes)
 
