@@ -233,12 +233,14 @@ def _setting(found: re.Match[str], settings: Collection[str]) -> str | None:
 def _union(found: re.Match[str], settings: Collection[str]) -> str:
     """Answer a list of errors, one for each type that a setting may have."""
     keys, listed, value = found.groups()
+    key = _key(keys)
     errors = [error.strip() for error in re.split(r"(?:^|\s)- ", listed) if error.strip()]
     # Any other error than that of the type is about a part of the value.
     for error in errors:
         if not re.fullmatch(r"Expected a [<t][^ ]* ?[^ ]*>|Expected a typing.Literal.*", error):
-            return explain(f'Parser key "{_key(keys)}": {error}', settings)
-    return _wrong_type(_key(keys), map(_type_name, errors), value)
+            # A class that checks its own settings names them.
+            return explain(f'Parser key "{key}": {error}' if key else error, settings)
+    return _wrong_type(key, map(_type_name, errors), value)
 
 
 def _union_of_classes(found: re.Match[str], settings: Collection[str]) -> str | None:

@@ -149,6 +149,8 @@ def test_help_lists_the_settings(tmp_path):
         (["--model.guidance.scale", "5", "--config", "digits_ldm"], r"model.guidance: .*--config"),
         (["--model.steps", "ten"], r"model.steps.*int.*ten"),
         (["--model.discrepancies", "[dist]"], r"unknown discrepancy 'dist'; .*dists, lpips"),
+        (["--data.limit", "0"], r"^(error: )?data.limit=0: .*null"),
+        (["--data.split", "val"], r"^(error: )?unknown data.split 'val'; .*tuning"),
         (["--model.steps", "2000"], r"steps=2000: .*1000"),
         (["--model.backbone.checkpoint", "nowhere.ckpt"], r"'nowhere.ckpt': .*not found"),
         (["--model.backbone.input_size", "20"], r"input_size: 20 .*image_size=16"),
