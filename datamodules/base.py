@@ -20,6 +20,7 @@ from diffguard_pl.names import CALIBRATION, CSID
 
 from .reading import ImagePreparation, collate
 from .sources import ImageFiles
+from .workers import leave_signals_to_parent
 
 
 class OODData(LightningDataModule, ABC):
@@ -185,6 +186,7 @@ class OODData(LightningDataModule, ABC):
                 ),
                 collate_fn=collate,
                 num_workers=self.num_workers,
+                worker_init_fn=leave_signals_to_parent,
                 pin_memory=torch.cuda.is_available(),
             )
             for name, data in self.datasets().items()
@@ -225,7 +227,13 @@ class OODData(LightningDataModule, ABC):
 
     def _in_order(self, source: Dataset, name: str, limit: int | None) -> DataLoader:
         data = spread(self.prepared(source, name, in_distribution=True), limit)
-        return DataLoader(data, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
+        return DataLoader(
+            data,
+            self.batch_size,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_parent,
+        )
 
 
 class _Adapter(OODData):

@@ -198,8 +198,8 @@ def resolve(checkpoint: str | Path) -> Path:
 
 def shipped_names() -> list[str]:
     """Return the names of the weights that come with the package."""
-    folders = [folder for folder in SHIPPED.iterdir() if folder.is_dir()]
-    return sorted(folder.name for folder in folders if folder.name.startswith("digits"))
+    files = SHIPPED.glob("*/**/*.safetensors")
+    return sorted({file.relative_to(SHIPPED).parts[0] for file in files})
 
 
 def find_published(checkpoint: str | Path) -> PublishedCheckpoint | None:

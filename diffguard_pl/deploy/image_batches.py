@@ -1,6 +1,5 @@
 """Batches of image files, read and prepared by worker processes."""
 
-import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..datamodules.reading import ImagePreparation, Prepared, collate, read_image
+from ..datamodules.workers import leave_signals_to_parent
 from ..errors import InputError
 
 
@@ -56,14 +56,5 @@ def image_batches(
         batch_size,
         num_workers=workers if len(paths) > batch_size else 0,
         collate_fn=collate,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=leave_signals_to_parent,
     )
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore what was sent to the whole process group: the parent ends its workers.
-
-    It does so with SIGTERM, so that only the first one is ignored.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))

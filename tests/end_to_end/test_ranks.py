@@ -237,11 +237,12 @@ def test_a_run_that_is_warned_stops_at_once_and_its_job_is_requeued_and_goes_on_
 
 def test_sigterm_ends_a_run_within_a_step_and_asks_for_no_requeue(tmp_path):
     args = ["--data.batch_size", "22", "--model.steps", "500", "--trainer.devices", "2"]
-    with started(tmp_path, *args, "--progress.every", "0", SLURM_JOB_ID="77") as process:
+    args += ["--data.num_workers", "1", "--progress.every", "0"]
+    with started(tmp_path, *args, SLURM_JOB_ID="77") as process:
         # the first line comes between two steps of the first batch
         assert process.stdout is not None
         next(line for line in process.stdout if "digits: 0/" in line)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as SLURM does: the workers get it too
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "stopped by SIGTERM" in said

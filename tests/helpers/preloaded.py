@@ -336,8 +336,11 @@ if __name__ == "__main__":
     del sys.path[0]  # this folder
     asked = _serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     atexit.register(gc.unfreeze)  # for a process that an exception ends as usual
+    status = None
     try:
         _become(asked)
     except SystemExit as ended:
-        _end(ended.code)
-    _end(None)
+        status = ended.code
+    # Out of its handler, as in Python itself: the exception's frames may hold a loader whose
+    # worker processes end only when it is deleted.
+    _end(status)
