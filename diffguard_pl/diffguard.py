@@ -243,9 +243,19 @@ class DiffGuard(nn.Module):
         return reference.reconstruct(self, inversion, prediction, callback)
 
     def compare(
-        self, images: Tensor, prediction: Prediction, reconstruction: Reconstruction
+        self,
+        images: Tensor,
+        prediction: Prediction,
+        reconstruction: Reconstruction,
+        latents: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Stage 4: compare the reconstruction with the input, or with the unguided reconstruction.
+
+        Args:
+            images: [N, 3, H, W] in [0, 1].
+            prediction: Result of stage 1.
+            reconstruction: Result of stage 3.
+            latents: [N, C, h, w] the encoded images. Computed if a discrepancy needs them.
 
         Returns:
             The discrepancies [N] by name, higher = more alike = more in-distribution; NaN where the
@@ -254,7 +264,7 @@ class DiffGuard(nn.Module):
         # Reference of the comparison. The classifier has seen the input in stage 1.
         target, target_view = images, prediction.view
         if reconstruction.unguided is not None:
-            target = reconstruction.unguided
+            target, latents = reconstruction.unguided, reconstruction.unguided_latents
             if self.discrepancies.needs_classifier:
                 target_view = self.classifier.view(target)
 
@@ -262,8 +272,11 @@ class DiffGuard(nn.Module):
         guided_view = target_view
         if self.discrepancies.needs_classifier:
             guided_view = self.classifier.view(reconstruction.guided)
+        if latents is None and self.discrepancies.needs_latents:
+            latents = self.encode(images)
         scores = self.discrepancies(
-            Seen.of(target, target_view), Seen.of(reconstruction.guided, guided_view)
+            Seen.of(target, target_view, latents),
+            Seen.of(reconstruction.guided, guided_view, reconstruction.latents),
         )
         unlabelled = prediction.view.logits.isnan().any(dim=1)
         return {
@@ -276,9 +289,10 @@ class DiffGuard(nn.Module):
         prediction: Prediction,
         stop_index: Tensor,
         reconstruction: Reconstruction,
+        latents: Tensor | None = None,
     ) -> Detection:
-        """Run stage 4 and return all results."""
-        scores = self.compare(images, prediction, reconstruction) | prediction.baselines
+        """Run stage 4 and return all results; see :meth:`compare`."""
+        scores = self.compare(images, prediction, reconstruction, latents) | prediction.baselines
         return Detection(
             prediction.labels,
             reconstruction.guided,
@@ -304,9 +318,9 @@ class DiffGuard(nn.Module):
         images = at_least_float32(self.backbone.decode(x)).contiguous()
         images = ((images + 1) / 2).clamp(0, 1)
         if not self.sampling.with_unguided:
-            return Reconstruction(images, None)
+            return Reconstruction(images, None, x)
         count = len(images) // 2
-        return Reconstruction(images[:count], images[count:])
+        return Reconstruction(images[:count], images[count:], x[:count], x[count:])
 
     def mask(self, prediction: Prediction) -> Tensor | None:
         """Return where distinct semantic guidance acts, bool [N, 1, H, W]. None: everywhere."""
@@ -389,6 +403,11 @@ class DiffGuard(nn.Module):
     def compares_input_maps(self) -> bool:
         """Whether a discrepancy compares feature maps of the inputs."""
         return self.discrepancies.needs_maps and not self.sampling.with_unguided
+
+    @property
+    def compares_input_latents(self) -> bool:
+        """Whether a discrepancy compares the encoded inputs."""
+        return self.discrepancies.needs_latents and not self.sampling.with_unguided
 
     def fit_baselines(self, loader: Iterable[Any]) -> None:
         """Fit the baselines that need it to the features of in-distribution training images.

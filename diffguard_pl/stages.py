@@ -73,10 +73,14 @@ class Reconstruction:
     Attributes:
         guided: Reconstructions under the label.
         unguided: Reconstructions without guidance from the same noise. None unless compared to.
+        latents: [N, C, h, w] what the guided ones were decoded from. None if not at hand.
+        unguided_latents: The same of the unguided ones.
     """
 
     guided: Tensor
     unguided: Tensor | None
+    latents: Tensor | None = None
+    unguided_latents: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -56,21 +56,27 @@ def digits_gdm() -> Iterator[dict[str, Any]]:
 
 
 def fashion_ldm() -> Iterator[dict[str, Any]]:
+    # steps, scale, CAM cut, steps before which inversion stops, last steps skipped, reference
     settings = [
-        *product((10,), (1.0, 2.0, 3.0, 5.0, 8.0), (None,), (0,), ("input",)),
-        *product((20,), (3.0,), (None,), (0,), ("input",)),
-        *product((10,), (3.0,), (0.1, 0.3), (0,), ("input",)),
-        *product((10,), (3.0,), (None,), (2, 4, 6), ("input",)),
-        *product((10,), (3.0,), (None,), (0, 4), ("unguided",)),
+        *product((10,), (1.0, 2.0, 3.0, 5.0, 8.0), (None,), (0,), (0,), ("input",)),
+        *product((20,), (3.0,), (None,), (0,), (0,), ("input",)),
+        *product((10,), (3.0,), (0.1, 0.3), (0,), (0,), ("input",)),
+        *product((10,), (3.0,), (None,), (2, 4, 6), (0,), ("input",)),
+        *product((10,), (3.0,), (None,), (0, 4), (0,), ("unguided",)),
+        # From the depth of 2, 4 or 6 steps to the image in one step.
+        (10, 3.0, None, 8, 1, "input"),
+        *product((10,), (1.0, 3.0, 5.0), (None,), (6,), (3,), ("input",)),
+        (10, 3.0, None, 4, 5, "input"),
     ]
-    for steps, scale, cam_cut, skipped, compare_to in settings:
+    for steps, scale, cam_cut, stopped, skipped, compare_to in settings:
         yield {
             "steps": steps,
             "guidance__scale": scale,
             "guidance__cam_cut": cam_cut,
             # Inversion stops before the noise is reached, and denoising starts there.
-            "early_stop_steps": skipped,
-            "skip_first_steps": skipped,
+            "early_stop_steps": stopped,
+            "skip_first_steps": stopped,
+            "skip_last_steps": skipped,
             "compare_to": compare_to,
         }
 
@@ -85,6 +91,7 @@ GRIDS = {
 
 def main(benchmark: str, family: str) -> None:
     config = f"{benchmark}_{family}"
+    names = [*NAMES, "latents"] if family == "ldm" else NAMES
     ind, tuning = DATA[benchmark](split="tuning", limit=IMAGES).datasets().values()
     items = [data[i] for data in (ind, tuning) for i in range(len(data))]
     images = torch.stack([item["image"] for item in items])
@@ -96,7 +103,7 @@ def main(benchmark: str, family: str) -> None:
     with (Path(__file__).parent / f"tuning_{config}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         for i, settings in enumerate(GRIDS[config]()):
-            model = diffguard_pl.load(config, discrepancies=NAMES, **settings)
+            model = diffguard_pl.load(config, discrepancies=names, **settings)
             start = time.monotonic()
             detections = [model(batch) for batch in images.split(128)]
             rate = len(images) / (time.monotonic() - start)
@@ -106,9 +113,9 @@ def main(benchmark: str, family: str) -> None:
             }
             found = aurocs(scores)
             if i == 0:
-                writer.writerow([*settings, "images/s", *NAMES])
+                writer.writerow([*settings, "images/s", *names])
                 print({name: found[name] for name in DEFAULT_BASELINES}, flush=True)
-            writer.writerow([*settings.values(), round(rate, 1), *(found[name] for name in NAMES)])
+            writer.writerow([*settings.values(), round(rate, 1), *(found[name] for name in names)])
             stop = torch.cat([detection.stop_index for detection in detections]).float()
             stops = f"stop {stop[is_ind].mean():.1f} {stop[~is_ind].mean():.1f}"
             print(settings, f"{rate:.1f} images/s, {stops}", found, flush=True)

@@ -22,6 +22,10 @@ class Method(Protocol):
     def compares_input_maps(self) -> bool:
         """Whether the comparison uses feature maps of the input images."""
 
+    @property
+    def compares_input_latents(self) -> bool:
+        """Whether the comparison uses the encoded input images."""
+
     def sampler(self) -> GuidedSampler:
         """Return the diffusion model with its guidance and settings."""
 
@@ -43,5 +47,6 @@ class Method(Protocol):
         prediction: Prediction,
         stop_index: Tensor,
         reconstruction: Reconstruction,
+        latents: Tensor | None = None,
     ) -> Detection:
         """Run stage 4 and return all results."""

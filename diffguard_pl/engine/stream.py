@@ -36,6 +36,7 @@ class Stream:
         self.device = torch.device("cpu")
         # Feature maps are large, 16 MB an image for a ResNet-50: drop those that nobody compares.
         self.keeps_maps = diffguard.compares_input_maps
+        self.keeps_latents = diffguard.compares_input_latents
 
     @torch.no_grad()
     def push(
@@ -70,6 +71,8 @@ class Stream:
                 images, prediction = images[passed], prediction.select(passed)
             x = self.diffguard.encode(images) if len(images) else images
             mask = self.diffguard.latent_mask(prediction, x)
+            if self.keeps_latents:
+                payload.latents = x
 
         # Stages 2 and 3 wait in the engine for a full batch.
         self.engine.submit(Request(x, prediction.labels, mask, payload))
@@ -115,7 +118,11 @@ class Stream:
         if request.unguided is not None:
             x = torch.cat([request.guided, request.unguided])
         detection = self.diffguard.detection(
-            images, prediction, request.stop_index, self.diffguard.decode(x)
+            images,
+            prediction,
+            request.stop_index,
+            self.diffguard.decode(x),
+            request.payload.latents,
         )
         return replace(detection, nfe=torch.tensor(request.nfe))
 
@@ -170,9 +177,11 @@ class Payload:
         images: [N, 3, H, W] in [0, 1]. None for a batch without images.
         prediction: Stage 1.
         passed: bool [N], True where the gate let an image pass. None without a gate.
+        latents: [M, C, h, w] encoded images that passed. None unless they are compared.
     """
 
     tag: Any
     images: Tensor | None = None
     prediction: Prediction | None = None
     passed: Tensor | None = None
+    latents: Tensor | None = None

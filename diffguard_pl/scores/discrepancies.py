@@ -2,6 +2,7 @@
 
 Image distances are piq's and see images in [0, 1]. ``logits``, ``features``, ``kl`` and ``maps``
 compare what the classifier makes of the images (the last three follow arXiv 2409.10094).
+``latents`` compares what the diffusion model itself diffuses.
 
 To add one, write a function of two :class:`Seen` here, under :func:`discrepancy`. One outside this
 package is named by its import path, ``my_package.my_module.sharpness``: a function of two
@@ -27,24 +28,27 @@ if TYPE_CHECKING:
 
 
 class Seen(NamedTuple):
-    """Images and what the classifier makes of them.
+    """Images, what the classifier makes of them, and what the diffusion model diffuses.
 
     Attributes:
         images: [N, 3, H, W] in [0, 1].
         logits: [N, classes].
         features: [N, D].
         maps: Feature maps [N, C, h, w] of each map layer.
+        latents: [N, C, h, w] encoded images, or the end of denoising; of a model in pixel space the
+            pixels in [-1, 1]. None unless a discrepancy needs them.
     """
 
     images: Tensor
     logits: Tensor
     features: Tensor
     maps: Sequence[Tensor]
+    latents: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, view: "View") -> "Seen":
-        """Put images [N, 3, H, W] in [0, 1] and the classifier's view of them together."""
-        return cls(images, view.logits, view.features, view.maps)
+    def of(cls, images: Tensor, view: "View", latents: Tensor | None = None) -> "Seen":
+        """Put images [N, 3, H, W] in [0, 1], the classifier's view and their latents together."""
+        return cls(images, view.logits, view.features, view.maps, latents)
 
 
 Compare = Callable[[Seen, Seen], Tensor]
@@ -110,6 +114,14 @@ def maps(a: Seen, b: Seen) -> Tensor:
     return torch.stack(cosines).mean(0)
 
 
+@discrepancy(needs="latents")
+def latents(a: Seen, b: Seen) -> Tensor:
+    """Compute -||a - b||_2 of the latents [N], before they are quantised or decoded."""
+    assert a.latents is not None
+    assert b.latents is not None
+    return -(a.latents - b.latents).flatten(1).norm(dim=1)
+
+
 class Discrepancies(nn.Module):
     """Any number of scores of one comparison.
 
@@ -122,6 +134,7 @@ class Discrepancies(nn.Module):
         needs_classifier: Whether any compares what the classifier makes of the images. Those named
             by import path do.
         needs_maps: Whether any looks at feature maps. Those named by import path may.
+        needs_latents: Whether any looks at latents. Those named by import path may.
 
     Raises:
         InputError: A name is unknown, or a path does not lead to a discrepancy.
@@ -148,8 +161,9 @@ class Discrepancies(nn.Module):
                 self._compare[name] = definition.compare
 
         needs = {DISCREPANCIES[name].needs for name in names if "." not in name}
-        self.needs_classifier = bool(imported) or bool(needs - {"images"})
+        self.needs_classifier = bool(imported) or bool(needs - {"images", "latents"})
         self.needs_maps = bool(imported) or "maps" in needs
+        self.needs_latents = bool(imported) or "latents" in needs
 
     @torch.no_grad()
     def forward(self, a: Seen, b: Seen) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from helpers import preloaded
+from torch.nn.functional import avg_pool2d
 
 import diffguard_pl
 from diffguard_pl import Classifier, Detector, InputError
@@ -41,7 +42,7 @@ def images() -> torch.Tensor:
 
 
 def seen(classifier: Classifier, images: torch.Tensor) -> Seen:
-    return Seen.of(images, classifier.view(images))
+    return Seen.of(images, classifier.view(images), avg_pool2d(images, 4))
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -74,14 +75,16 @@ def test_values_by_hand():
         torch.tensor([[0.0, 0.0]]),
         torch.tensor([[1.0, 0.0]]),
         [torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)],
+        torch.tensor([3.0, 0.0]).view(1, 2, 1, 1),
     )
     b = Seen(
         torch.ones(1, 3, 2, 2),
         torch.tensor([[2.0, -1.0]]),
         torch.tensor([[1.0, 1.0]]),
         [torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)],
+        torch.tensor([0.0, 4.0]).view(1, 2, 1, 1),
     )
-    scores = Discrepancies(["l2", "logits", "features", "kl", "maps"])(a, b)
+    scores = Discrepancies(["l2", "logits", "features", "kl", "maps", "latents"])(a, b)
     p = torch.tensor([2.0, -1.0]).softmax(0)
     expected = {
         "l2": -(12**0.5),
@@ -89,10 +92,32 @@ def test_values_by_hand():
         "features": 0.5**0.5,
         "kl": -(0.5 * (0.5 / p).log()).sum().item(),
         "maps": 0.0,
+        "latents": -5.0,
     }
     assert {name: score.item() for name, score in scores.items()} == pytest.approx(
         expected, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("compare_to", ["input", "unguided"])
+def test_latents_are_those_that_are_encoded_and_those_that_denoising_ends_with(compare_to):
+    diffguard = diffguard_pl.load(
+        "digits_ldm", steps=2, discrepancies=["latents"], compare_to=compare_to, slots=4
+    )
+    images = digits("test").images[:3]
+    prediction = diffguard.classify(images)
+    inversion = diffguard.invert(images, prediction)
+    reconstruction = diffguard.reconstruct(inversion, prediction)
+    reference = diffguard.encode(images)
+    if compare_to == "unguided":
+        reference = reconstruction.unguided_latents
+    expected = -(reconstruction.latents - reference).flatten(1).norm(dim=1)
+    assert expected.max() < -1e-3
+    for scores in (
+        diffguard.compare(images, prediction, reconstruction),
+        diffguard(images).scores,
+    ):
+        torch.testing.assert_close(scores["latents"], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_unknown_name_lists_the_known_ones():
