@@ -3,12 +3,14 @@
 Runs it on each split with the weights that ``recipes/fashion.py`` has trained (a run that exists
 is resumed or read), then prints a table in Markdown: AUROC of every score in percent, mean over
 held-out classes for each split, mean and standard deviation over splits, and the lead over the best
-baseline with the 95 % interval of a paired bootstrap over images.
+baseline with the 95 % interval of a paired bootstrap over images. A second table has the fusions of
+each discrepancy with each baseline.
 """
 
 import argparse
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +18,12 @@ import numpy as np
 
 from diffguard_pl.datamodules.fashion import CLASS_SPLITS
 from diffguard_pl.metrics.bootstrap import replicates
-from diffguard_pl.names import MEAN
+from diffguard_pl.metrics.table import ScoreTable, result_rows
+from diffguard_pl.names import FUSION, MEAN
 from diffguard_pl.report.results import RunResults, read_results
+from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.baselines.names import BASELINES
+from diffguard_pl.scores.combination import Combination, Fusion
 
 SPLITS = range(1, len(CLASS_SPLITS) + 1)
 
@@ -90,6 +95,41 @@ def print_table(runs: list[RunResults]) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
+def print_fusions(folders: list[Path], count: int = 20) -> None:
+    """Print the fusions by rank of one discrepancy and one baseline, the best ones first."""
+    found = [fusions(folder) for folder in folders]
+    print("| fusion | near, mean | minus the better part, by split | above both parts |")
+    print("|---|---:|---:|---:|")
+    mean = {pair: np.mean([of[pair][0] for of in found]) for pair in found[0]}
+    for pair in sorted(mean, key=lambda pair: -mean[pair])[:count]:
+        leads = [of[pair][1] for of in found]
+        by_split = ", ".join(f"{lead:+.2f}" for lead in leads)
+        above = f"{sum(lead > 0 for lead in leads)} of {len(leads)}"
+        print(f"| {' + '.join(pair)} | {mean[pair]:.2f} | {by_split} | {above} |")
+
+
+def fusions(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Compute the near-OOD AUROC of each fusion, and its lead over the better part."""
+    scores = score_table(*read_scores(folder))
+    baselines = [name for name in scores.scores if name in BASELINES]
+    alone = near_auroc(Combination().apply_to_table(scores))
+    found = {}
+    for pair in product([name for name in scores.scores if name not in baselines], baselines):
+        fused = near_auroc(Combination(Fusion(list(pair))).apply_to_table(scores))[FUSION]
+        found[pair] = fused, fused - max(alone[name] for name in pair)
+    return found
+
+
+def near_auroc(scores: ScoreTable) -> dict[str, float]:
+    """Compute the AUROC of each score in percent, mean over the held-out classes."""
+    rows = result_rows(scores)
+    return {
+        row.score: 100 * row.metrics.auroc
+        for row in rows
+        if (row.group, row.dataset) == ("near", MEAN)
+    }
+
+
 def near_datasets(results: RunResults) -> list[str]:
     rows = results.results
     return list(dict.fromkeys(r.dataset for r in rows if r.group == "near" and not r.is_mean))
@@ -108,11 +148,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/fashion_study"))
     arguments, settings = parser.parse_known_args()
-    runs = []
-    for split in arguments.splits:
-        folder = run(arguments.config, split, arguments.weights, arguments.out, settings)
-        runs.append(read_results(folder))
-    print_table(runs)
+    folders = [
+        run(arguments.config, split, arguments.weights, arguments.out, settings)
+        for split in arguments.splits
+    ]
+    print_table([read_results(folder) for folder in folders])
+    print()
+    print_fusions(folders)
 
 
 if __name__ == "__main__":

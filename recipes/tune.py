@@ -56,17 +56,18 @@ def digits_gdm() -> Iterator[dict[str, Any]]:
 
 
 def fashion_ldm() -> Iterator[dict[str, Any]]:
-    # steps, scale, CAM cut, steps before which inversion stops, last steps skipped, reference
+    # steps, scale, CAM cut, last steps of inversion and of denoising skipped, reference
     settings = [
         *product((10,), (1.0, 2.0, 3.0, 5.0, 8.0), (None,), (0,), (0,), ("input",)),
-        *product((20,), (3.0,), (None,), (0,), (0,), ("input",)),
-        *product((10,), (3.0,), (0.1, 0.3), (0,), (0,), ("input",)),
-        *product((10,), (3.0,), (None,), (2, 4, 6), (0,), ("input",)),
-        *product((10,), (3.0,), (None,), (0, 4), (0,), ("unguided",)),
-        # From the depth of 2, 4 or 6 steps to the image in one step.
-        (10, 3.0, None, 8, 1, "input"),
-        *product((10,), (1.0, 3.0, 5.0), (None,), (6,), (3,), ("input",)),
-        (10, 3.0, None, 4, 5, "input"),
+        *product((20,), (5.0,), (None,), (0,), (0,), ("input",)),
+        *product((10,), (5.0,), (0.1, 0.3), (0,), (0,), ("input",)),
+        *product((10,), (5.0,), (None,), (2, 4, 6), (0,), ("input",)),
+        *product((10,), (5.0,), (None,), (0,), (0,), ("unguided",)),
+        # 4 to 7 NFE
+        *product((3,), (3.0, 5.0, 8.0), (None,), (1,), (1,), ("input",)),
+        *product((3,), (5.0,), (None,), (1,), (0,), ("input",)),
+        *product((4,), (5.0,), (None,), (1, 2), (1,), ("input",)),
+        *product((5,), (5.0,), (None,), (2,), (1,), ("input",)),
     ]
     for steps, scale, cam_cut, stopped, skipped, compare_to in settings:
         yield {

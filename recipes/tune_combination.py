@@ -1,11 +1,11 @@
-"""Choose fusion and cascade of the digits: ``python recipes/tune_combination.py RUN_DIR maps vim``.
+"""Choose a benchmark's fusion and cascade: ``python recipes/tune_combination.py RUN_DIR maps vim``.
 
 RUN_DIR is a run on the tuning split; then follow one of its discrepancies and one of its baselines:
 
     python -m diffguard_pl.test --config digits_ldm --data.split tuning \
         --model.baselines '[msp, vim, mahalanobis, rmds]'
 
-That split has one in-distribution dataset, the validation digits. One half of them sets the scales
+That split has one in-distribution dataset, validation images. One half of them sets the scales
 and the other half is scored against the ``tuning`` dataset, then the other way round. Prints the
 mean AUROC / FPR@95 of both in percent. No test image is used.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from diffguard_pl.metrics.detection import auroc, fpr_at_tpr
-from diffguard_pl.names import CASCADE, FUSION
+from diffguard_pl.names import CALIBRATION, CASCADE, FUSION
 from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.combination import Cascade, Combination, Fusion, Scores
 
@@ -26,6 +26,7 @@ Score = Callable[[Scores, Scores], np.ndarray]
 
 def main(run: str, discrepancy: str, baseline: str, budget: float = 0.2) -> None:
     frame, header = read_scores(run)
+    frame = frame[frame["dataset"] != CALIBRATION]
     is_ind = frame["dataset"] == header.datasets[0]
     known = {name: frame.loc[is_ind, name].to_numpy(float) for name in header.scores}
     unknown = {name: frame.loc[~is_ind, name].to_numpy(float) for name in header.scores}

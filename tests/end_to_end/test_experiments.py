@@ -26,12 +26,12 @@ from diffguard_pl.evaluation.noise_accuracy import VARIANTS
 from diffguard_pl.metrics.noise_accuracy import VOTES
 
 EXPERIMENTS = [name for name in config_names() if not name.startswith("sweeps/")]
+ELSEWHERE = ("analysis/", "fast/", "small/", "wandb", "openood/")
 IMAGENET = [
     name
     for name in EXPERIMENTS
-    if not name.startswith(
-        ("analysis/", "digits", "fast/", "small/", "wandb", "combine/digits", "openood/")
-    )
+    if not name.startswith(ELSEWHERE)
+    and not name.removeprefix("combine/").startswith(("digits", "fashion"))
     and "cifar10" not in name
 ]
 
