@@ -404,11 +404,6 @@ class DiffGuard(nn.Module):
         """Whether a discrepancy compares feature maps of the inputs."""
         return self.discrepancies.needs_maps and not self.sampling.with_unguided
 
-    @property
-    def compares_input_latents(self) -> bool:
-        """Whether a discrepancy compares the encoded inputs."""
-        return self.discrepancies.needs_latents and not self.sampling.with_unguided
-
     def fit_baselines(self, loader: Iterable[Any]) -> None:
         """Fit the baselines that need it to the features of in-distribution training images.
 

@@ -22,10 +22,6 @@ class Method(Protocol):
     def compares_input_maps(self) -> bool:
         """Whether the comparison uses feature maps of the input images."""
 
-    @property
-    def compares_input_latents(self) -> bool:
-        """Whether the comparison uses the encoded input images."""
-
     def sampler(self) -> GuidedSampler:
         """Return the diffusion model with its guidance and settings."""
 

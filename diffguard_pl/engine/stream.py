@@ -36,7 +36,6 @@ class Stream:
         self.device = torch.device("cpu")
         # Feature maps are large, 16 MB an image for a ResNet-50: drop those that nobody compares.
         self.keeps_maps = diffguard.compares_input_maps
-        self.keeps_latents = diffguard.compares_input_latents
 
     @torch.no_grad()
     def push(
@@ -71,8 +70,6 @@ class Stream:
                 images, prediction = images[passed], prediction.select(passed)
             x = self.diffguard.encode(images) if len(images) else images
             mask = self.diffguard.latent_mask(prediction, x)
-            if self.keeps_latents:
-                payload.latents = x
 
         # Stages 2 and 3 wait in the engine for a full batch.
         self.engine.submit(Request(x, prediction.labels, mask, payload))
@@ -122,7 +119,7 @@ class Stream:
             prediction,
             request.stop_index,
             self.diffguard.decode(x),
-            request.payload.latents,
+            request.x,
         )
         return replace(detection, nfe=torch.tensor(request.nfe))
 
@@ -177,11 +174,9 @@ class Payload:
         images: [N, 3, H, W] in [0, 1]. None for a batch without images.
         prediction: Stage 1.
         passed: bool [N], True where the gate let an image pass. None without a gate.
-        latents: [M, C, h, w] encoded images that passed. None unless they are compared.
     """
 
     tag: Any
     images: Tensor | None = None
     prediction: Prediction | None = None
     passed: Tensor | None = None
-    latents: Tensor | None = None

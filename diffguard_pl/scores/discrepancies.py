@@ -36,7 +36,7 @@ class Seen(NamedTuple):
         features: [N, D].
         maps: Feature maps [N, C, h, w] of each map layer.
         latents: [N, C, h, w] encoded images, or the end of denoising; of a model in pixel space the
-            pixels in [-1, 1]. None unless a discrepancy needs them.
+            pixels in [-1, 1]. None where no discrepancy needs them.
     """
 
     images: Tensor
