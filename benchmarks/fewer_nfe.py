@@ -106,7 +106,7 @@ class Batch:
             t = self.schedule.timesteps[index][:evaluated]
             return self.sampler.guidance.predict_eps(
                 network, x, t, level, inputs, self.sampler.classifier
-            )
+            ).eps
 
         return noise
 

@@ -38,7 +38,7 @@ from diffguard_pl.config import find_config
 from diffguard_pl.datamodules.digits import digits, held_out, letters, photos
 from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.ddim import Level
-from diffguard_pl.diffusion.guidance import GuidanceInputs, GuidingClassifier, Network
+from diffguard_pl.diffusion.guidance import GuidanceInputs, GuidedNoise, GuidingClassifier, Network
 from diffguard_pl.engine import reference
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -87,7 +87,7 @@ class SecondCallGuidance(ClassifierGuidance):
         level: Level,
         inputs: GuidanceInputs,
         classifier: GuidingClassifier,
-    ) -> Tensor:
+    ) -> GuidedNoise:
         if g := len(inputs.labels):
             with torch.inference_mode(False), torch.enable_grad():
                 x_in = x[:g].clone().requires_grad_()

@@ -66,7 +66,9 @@ class PictureWriter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: DiffGuardModule, outputs: Any, *_: Any
     ) -> None:
         for dataset, batch, detection in outputs["finished"]:
-            if self.count > 0 and detection is not None and dataset != CALIBRATION:
+            if self.count == 0 or detection is None or detection.reconstructions is None:
+                continue
+            if dataset != CALIBRATION:
                 self._update(pl_module, dataset, batch, detection)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:

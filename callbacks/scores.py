@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from diffguard_pl.datamodules.base import fingerprint
 from diffguard_pl.errors import InputError, choose
@@ -61,6 +60,12 @@ class ScoreWriter(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: DiffGuardModule, stage: str) -> None:
         """Find earlier results."""
+        keeps_reconstructions = ARRAYS["reconstructions"] in self.columns
+        if keeps_reconstructions and not pl_module.diffguard.sampling.reconstructs:
+            raise InputError(
+                "scores.keep: there are no reconstructions with model.compare_to=none; leave them "
+                "out"
+            )
         self.fingerprints = []
         self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
         # only the first rank looks: another one may see the first new part already
@@ -187,9 +192,10 @@ def _scored_rows(
 def _array(detection: Detection, column: str) -> np.ndarray:
     """Return an array [N, D] in half precision; a reconstruction as [N, 3 * H * W]."""
     view = detection.prediction.view
-    tensor: Tensor = {
+    tensor = {
         "input_logits": view.logits,
         "input_features": view.features,
         "reconstruction": detection.reconstructions,
     }[column]
+    assert tensor is not None
     return tensor.detach().to(torch.float16).flatten(1).cpu().numpy()

@@ -76,8 +76,9 @@ class TrajectoryLogger(pl.Callback):
         first = Frame("input", to_image(images[row]))
         strips = {
             "inversion": [first, *self.frames["inversion"][row]],
-            "denoised under the label": denoised(row, detection.reconstructions),
         }
+        if detection.reconstructions is not None:
+            strips["denoised under the label"] = denoised(row, detection.reconstructions)
         if detection.unguided is not None:
             # unguided rows follow after those of all images
             unguided_row = self.batch_size + row

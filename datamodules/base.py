@@ -196,8 +196,11 @@ class OODData(LightningDataModule, ABC):
         """Return a loader of all calibration images, the same on every rank."""
         return self._in_order(self._calibration(), CALIBRATION, self.limit)
 
-    def train_dataloader(self) -> Any:
-        """Return a loader of all training images, the same on every rank; None without any.
+    def train_dataloader(self, limit: int | None = None) -> Any:
+        """Return a loader of the training images, the same on every rank; None without any.
+
+        Args:
+            limit: Maximum number of images, evenly spaced. Defaults to ``train_limit``.
 
         Raises:
             InputError: Some of them are in-distribution test images, or calibration images that
@@ -208,7 +211,8 @@ class OODData(LightningDataModule, ABC):
             return None
         if isinstance(source, ImageFiles):
             self._check_training_files(source)
-        return self._in_order(source, "train", self.train_limit)
+        limits = [number for number in (limit, self.train_limit) if number is not None]
+        return self._in_order(source, "train", min(limits, default=None))
 
     def _check_training_files(self, source: ImageFiles) -> None:
         ind_name, ind = next(iter(self.test_sources().items()))
@@ -270,7 +274,8 @@ class _Adapter(OODData):
     def calibration_dataloader(self) -> Any:
         raise self._unsupported("cascade.skip", "provide calibration images; or set skip to false")
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self, limit: int | None = None) -> Any:
+        # A foreign loader is taken as a whole, whatever the limit.
         if self.given is None or not is_overridden("train_dataloader", self.given):
             return None
         return self.given.train_dataloader()

@@ -29,7 +29,7 @@ EVALUATION_SETTINGS = ("oracle", "fusion", "cascade", "tf32")
 _LISTED: ContextVar[dict[Any, list[str]] | None] = ContextVar("_LISTED", default=None)
 """Import paths of subclasses that were listed during the current parse."""
 
-WHOLE = ("early_stop", "baselines")
+WHOLE = ("early_stop", "baselines", "path_scores")
 """Settings whose values are mappings of any names: a later one replaces the earlier one."""
 
 

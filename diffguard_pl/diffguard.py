@@ -26,19 +26,22 @@ from .classifiers.classifier import Classifier
 from .diffusion.ddim import StepCallback
 from .diffusion.early_stop import PSNR, EarlyStop, LearnedSimilarity, Similarity
 from .diffusion.guidance import Guidance, GuidingClassifier
+from .diffusion.path import Path
 from .diffusion.sampling import GuidedSampler, SamplingSettings
 from .diffusion.schedule import Schedule
 from .dtypes import at_least_float32
 from .engine import reference
+from .engine.paths import paths
 from .engine.stream import Stream
 from .errors import InputError
 from .layout import keep_contiguous
 from .scores.baselines.collection import Baselines
 from .scores.baselines.names import DEFAULT_BASELINES
 from .scores.discrepancies import Discrepancies, Seen
+from .scores.path.collection import PathScores
 from .scores.piq_scores import FeatureScore, SharedVGG16
 from .scores.training_features import training_features
-from .stages import Detection, Inversion, Prediction, Reconstruction
+from .stages import Detection, Inversion, Prediction, Reconstruction, as_batch
 
 
 class DiffGuard(nn.Module):
@@ -52,7 +55,8 @@ class DiffGuard(nn.Module):
         discrepancies: Discrepancies to compare by: names, or import paths of your own. The
             first is the primary score.
         compare_to: Reference of the comparison: ``input``, or ``unguided`` for a second
-            reconstruction without guidance (the original's ``uncond_aux``).
+            reconstruction without guidance (the original's ``uncond_aux``). ``none``: do not
+            reconstruct; only path scores and baselines are computed.
         early_stop_steps: Number of last inversion steps to skip.
         skip_first_steps: Number of first denoising steps to skip. Ignored where
             ``forback_skip_diff`` is set.
@@ -72,6 +76,10 @@ class DiffGuard(nn.Module):
         baselines: Scores of the classifier alone, from its pass in stage 1 (odin needs two more):
             names of :data:`~diffguard_pl.scores.baselines.names.BASELINES`, or settings by name,
             such as ``{knn: {K: 50}}``.
+        path_scores: Scores of the noise that the diffusion model predicts on the way: names of
+            :data:`~diffguard_pl.scores.path.names.PATH_SCORES`, or settings by name, such as
+            ``{label_pull: {steps: [0, 1]}}``. Some are fitted, see :meth:`fit_path_scores`.
+        path_fit_images: Number of training images, evenly spaced, that path scores are fitted to.
         class_map: Class of the diffusion model for each class of the classifier, where they differ:
             a list, or ``imagenet200`` for OpenOOD's ImageNet-200 and a model of ImageNet's 1,000
             classes. Defaults to none: equal classes. An unconditional model needs none, because
@@ -100,6 +108,9 @@ class DiffGuard(nn.Module):
         compile: bool = False,
         baselines: Sequence[str]
         | Mapping[str, Mapping[str, float | str] | None] = DEFAULT_BASELINES,
+        path_scores: Sequence[str]
+        | Mapping[str, Mapping[str, float | str | list[float]] | None] = (),
+        path_fit_images: int = 1000,
         class_map: list[int] | str | None = None,
     ):
         super().__init__()
@@ -114,6 +125,13 @@ class DiffGuard(nn.Module):
             schedule = backbone.schedule(steps)
         else:
             schedule = backbone.respaced_schedule(timestep_respacing)
+        self.path_scores = PathScores(
+            path_scores,
+            schedule.timesteps,
+            len(schedule) - early_stop_steps,
+            len(backbone.alpha_bar),
+        )
+        self.path_fit_images = path_fit_images
         self.sampling = SamplingSettings(
             schedule=schedule,
             compare_to=compare_to,
@@ -122,6 +140,8 @@ class DiffGuard(nn.Module):
             skip_last_steps=skip_last_steps,
             early_stop=early_stop or {},
             forback_skip_diff=forback_skip_diff,
+            path_steps=self.path_scores.path_steps,
+            pull_steps=self.path_scores.pull_steps,
         )
         if early_stop and not backbone.is_pixel_space:
             raise InputError(
@@ -140,10 +160,7 @@ class DiffGuard(nn.Module):
         vgg16 = SharedVGG16()
         self.discrepancies = Discrepancies(discrepancies, vgg16)
         self.baselines = Baselines(baselines, classifier)
-        if shared := set(self.discrepancies.names) & set(self.baselines.names):
-            raise InputError(
-                f"discrepancies: {min(shared)!r} is also the name of a baseline; rename it"
-            )
+        self._check_scores()
         self.stop_metrics = nn.ModuleDict()
         for name in self.sampling.early_stop:
             if name != "psnr":
@@ -154,6 +171,31 @@ class DiffGuard(nn.Module):
         self.slots, self.compiled, self.nfe = slots, compile, 0
         if compile:
             backbone.compile_blocks()
+
+    def _check_scores(self) -> None:
+        """Raise an `InputError` where scores share a name, or do not fit ``compare_to``."""
+        names = self.score_names
+        if shared := {name for name in names if names.count(name) > 1}:
+            raise InputError(
+                f"discrepancies, path_scores, baselines: {min(shared)!r} is the name of two "
+                "scores; rename one"
+            )
+        if self.sampling.reconstructs:
+            if not self.discrepancies.names:
+                raise InputError(
+                    "discrepancies: must be one or more names; or set compare_to to none"
+                )
+            return
+        if self.discrepancies.names or self.path_scores.look_at_denoising:
+            raise InputError(
+                "compare_to=none: images are not reconstructed; set discrepancies to [], and at "
+                "to inversion for path scores, or compare_to to input"
+            )
+        if not self.path_scores.names:
+            raise InputError(
+                "compare_to=none: needs path_scores, such as [label_pull]; or set compare_to to "
+                "input"
+            )
 
     @torch.no_grad()
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Detection:
@@ -278,28 +320,40 @@ class DiffGuard(nn.Module):
             Seen.of(target, target_view, latents),
             Seen.of(reconstruction.guided, guided_view, reconstruction.latents),
         )
-        unlabelled = prediction.view.logits.isnan().any(dim=1)
-        return {
-            name: values.masked_fill(unlabelled, float("nan")) for name, values in scores.items()
-        }
+        return _without_unlabelled(scores, prediction)
 
     def detection(
         self,
         images: Tensor,
         prediction: Prediction,
         stop_index: Tensor,
-        reconstruction: Reconstruction,
+        reconstruction: Reconstruction | None,
         latents: Tensor | None = None,
+        path: Path | None = None,
     ) -> Detection:
-        """Run stage 4 and return all results; see :meth:`compare`."""
-        scores = self.compare(images, prediction, reconstruction, latents) | prediction.baselines
+        """Run stage 4 and return all results; see :meth:`compare`.
+
+        Args:
+            images: [N, 3, H, W] in [0, 1].
+            prediction: Result of stage 1.
+            stop_index: [N] schedule index at which inversion stopped.
+            reconstruction: Result of stage 3. None with ``compare_to: none``.
+            latents: [N, C, h, w] the encoded images. Computed if a discrepancy needs them.
+            path: Statistics of the steps. None without path scores.
+        """
+        scores: dict[str, Tensor] = {}
+        if reconstruction is not None:
+            scores |= self.compare(images, prediction, reconstruction, latents)
+        if path is not None:
+            scores |= _without_unlabelled(self.path_scores(path), prediction)
         return Detection(
-            prediction.labels,
-            reconstruction.guided,
-            scores,
-            prediction,
-            stop_index,
-            reconstruction.unguided,
+            labels=prediction.labels,
+            reconstructions=None if reconstruction is None else reconstruction.guided,
+            scores=scores | prediction.baselines,
+            prediction=prediction,
+            stop_index=stop_index,
+            unguided=None if reconstruction is None else reconstruction.unguided,
+            path=path,
         )
 
     # ------------------------------------------------------------------- what the stages need
@@ -352,7 +406,7 @@ class DiffGuard(nn.Module):
         )
 
     def _early_stop(self) -> EarlyStop | None:
-        if not self.sampling.early_stop:
+        if not (self.sampling.early_stop and self.sampling.reconstructs):
             return None
         similarities: dict[str, Similarity] = {"psnr": PSNR()}
         for name, metric in self.stop_metrics.items():
@@ -386,8 +440,13 @@ class DiffGuard(nn.Module):
 
     @property
     def score_names(self) -> list[str]:
-        """Names of the discrepancies, the primary score first, then names of the baselines."""
-        return self.discrepancies.names + self.baselines.names
+        """Names of discrepancies, path scores and baselines; the primary score is the first."""
+        return self.diffusion_score_names + self.baselines.names
+
+    @property
+    def diffusion_score_names(self) -> list[str]:
+        """Names of discrepancies and path scores, which the diffusion model gives."""
+        return self.discrepancies.names + self.path_scores.names
 
     @property
     def input_size(self) -> int:
@@ -414,6 +473,30 @@ class DiffGuard(nn.Module):
         self.eval()
         if self.baselines.needs_fit:
             self.baselines.fit_features(*training_features(self.classifier, loader))
+
+    def fit_path_scores(self, loader: Iterable[Any]) -> None:
+        """Fit the path scores that need it to the paths of in-distribution images.
+
+        Args:
+            loader: Batches of images [N, 3, H, W] in [0, 1], pairs (image, label), or dicts with
+                the key ``image``.
+        """
+        if self.path_scores.needs_fit:
+            self.path_scores.fit_features(self.path_features(loader))
+
+    def path_features(self, loader: Iterable[Any]) -> dict[str, Tensor]:
+        """Return the features [N, F] of each path score by name; see :meth:`fit_path_scores`."""
+        self.eval()
+        device = self.classifier.mean.device
+        images = (as_batch(given, "image")["image"].to(device) for given in loader)
+        found: dict[str, list[Tensor]] = {name: [] for name in self.path_scores.names}
+        usable = (batch for batch in images if len(batch))
+        for path in paths(self, usable, self.path_scores.look_at_denoising):
+            for name, features in self.path_scores.features(path).items():
+                found[name].append(features.cpu())
+        if not all(found.values()):
+            raise InputError("path_scores: no images to fit to; set data.train to some")
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
     def train(self, mode: bool = True) -> "DiffGuard":
         """Stay in evaluation mode: no part of DiffGuard is ever trained."""
@@ -445,6 +528,12 @@ class DiffGuard(nn.Module):
             if images[i].isnan().any():
                 found = "NaN"
             raise InputError(f"images: {expected}; image {i} of the batch has {found}")
+
+
+def _without_unlabelled(scores: dict[str, Tensor], prediction: Prediction) -> dict[str, Tensor]:
+    """Return scores [N] that are NaN where the classifier's logits are."""
+    unlabelled = prediction.view.logits.isnan().any(dim=1)
+    return {name: values.masked_fill(unlabelled, float("nan")) for name, values in scores.items()}
 
 
 def _check_compatible(classifier: Classifier, backbone: Backbone, guidance: Guidance) -> None:

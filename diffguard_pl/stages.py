@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .classifiers.classifier import View
+from .diffusion.path import Path
 from .errors import InputError
 
 Gate = Callable[["Prediction"], Tensor]
@@ -60,10 +61,12 @@ class Inversion:
     Attributes:
         noise: [N, C, h, w].
         stop_index: [N] schedule index at which inversion stopped, on the CPU.
+        path: Statistics of its steps. None unless a path score needs them.
     """
 
     noise: Tensor
     stop_index: Tensor
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,26 +90,29 @@ class Reconstruction:
 class Detection:
     """Result of stage 4, compare, with all that led to it.
 
-    Where a gate has kept an image from the diffusion model, its reconstructions and discrepancies
-    are NaN, its stop index is -1 and its NFE 0.
+    Where a gate has kept an image from the diffusion model, its reconstructions, discrepancies and
+    path scores are NaN, its stop index is -1 and its NFE 0.
 
     Attributes:
         labels: [N] classes that the images were reconstructed under.
-        reconstructions: [N, 3, H, W] in [0, 1], under the label.
-        scores: [N] each discrepancy and baseline by name, higher = more in-distribution.
+        reconstructions: [N, 3, H, W] in [0, 1], under the label. None with ``compare_to: none``.
+        scores: [N] each discrepancy, path score and baseline by name, higher = more
+            in-distribution.
         prediction: Result of stage 1.
         stop_index: [N] schedule index at which inversion stopped.
         unguided: [N, 3, H, W] reconstructions without guidance. None unless compared to.
         nfe: [N] network evaluations (NFE) of each image. None if not counted.
+        path: Statistics of its steps. None unless a path score needs them.
     """
 
     labels: Tensor
-    reconstructions: Tensor
+    reconstructions: Tensor | None
     scores: dict[str, Tensor]
     prediction: Prediction
     stop_index: Tensor
     unguided: Tensor | None
     nfe: Tensor | None = None
+    path: Path | None = None
 
 
 def as_batch(batch: Any, *needed: str) -> Mapping[str, Any]:

@@ -38,18 +38,21 @@ MAY_IMPORT = {
     "checkpoints": BASICS | {"runs"},
     "classifiers": BASICS | {"checkpoints"},
     "backbones": BASICS | {"checkpoints", "diffusion", "runs"},
-    "stages": BASICS | {"classifiers"},
+    "stages": BASICS | {"classifiers", "diffusion"},
     "engine": BASICS | {"diffusion", "stages"},
-    "scores": BASICS | {"checkpoints", "classifiers", "metrics", "runs", "stages"},
+    "scores": BASICS | {"checkpoints", "classifiers", "diffusion", "metrics", "runs", "stages"},
     "diffguard": BASICS | {"backbones", "classifiers", "diffusion", "engine", "scores", "stages"},
+    "description": BASICS | {"diffguard"},
     "config_errors": BASICS | {"backbones", "diffusion"},
     "datamodules": BASICS | {"checkpoints"},
     "config": BASICS | {"config_errors", "datamodules", "diffguard", "evaluation"},
     "evaluation": BASICS
-    | {"datamodules", "diffguard", "diffusion", "engine", "metrics", "runs", "scores", "stages"},
+    | {"datamodules", "description", "diffguard", "diffusion", "engine", "metrics", "runs"}
+    | {"scores", "stages"},
     "report": BASICS | {"metrics", "runs", "scores"},
     "deploy": BASICS
-    | {"checkpoints", "config", "datamodules", "diffguard", "runs", "scores", "stages"},
+    | {"checkpoints", "config", "datamodules", "description", "diffguard", "runs", "scores"}
+    | {"stages"},
     "callbacks": BASICS
     | {"datamodules", "diffusion", "evaluation", "metrics", "report", "runs", "stages"},
     "demo": BASICS | {"datamodules", "deploy", "report"},

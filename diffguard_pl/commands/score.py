@@ -280,7 +280,6 @@ class DecisionPictures:
         from ..report.pictures import draw_decision
 
         assert decisions.images is not None
-        assert decisions.reconstructions is not None
         for i, (line, decision) in enumerate(zip(lines, decisions, strict=True)):
             file = self.folder / picture_name(line["path"])
             verdict = "accepted" if decision.accepted else "rejected"
@@ -288,7 +287,9 @@ class DecisionPictures:
                 f"{verdict} as {decision.label_name}: "
                 f"{decisions.score_name} {decision.score:.4g}, p {decision.p_value:.3g}"
             )
-            reconstruction = decisions.reconstructions[i].cpu() if decision.diffused else None
+            reconstruction = None
+            if decision.diffused and decisions.reconstructions is not None:
+                reconstruction = decisions.reconstructions[i].cpu()
             try:
                 draw_decision(decisions.images[i].cpu(), reconstruction, caption, file)
             except InputError as error:

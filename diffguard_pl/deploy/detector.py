@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..datamodules.reading import ImageLike, ImagePreparation, reason
+from ..description import describe_method
 from ..diffguard import DiffGuard
 from ..errors import InputError, choose
 from ..runs.record import package_versions, timestamp, weights_hashes
@@ -29,10 +30,9 @@ from ..stages import Detection, Gate, as_batch
 from .decisions import Decisions
 from .detector_file import (
     DetectorFile,
-    describe_method,
     reporting_damage,
     shipped_detector,
-    write_fitted_baselines,
+    write_fitted,
 )
 from .precision import HALF_PRECISIONS, PRECISIONS, computing_in
 
@@ -46,7 +46,7 @@ class Detector:
     Threads may share a detector; they take turns at the networks.
 
     Args:
-        model: DiffGuard. Baselines that need training images must be fitted.
+        model: DiffGuard. Baselines and path scores that need training images must be fitted.
         score: Name of the deciding score. Defaults to the cascade if there is one, else the fusion
             if there is one, else the first discrepancy.
         tpr: Fraction of in-distribution images to accept (true positive rate). Defaults to 0.95.
@@ -92,7 +92,7 @@ class Detector:
             # one rule to every image, including those of the calibration.
             cascade = replace(cascade, skip=False)
         self.combination = Combination.checked(
-            fusion, cascade, model.discrepancies.names, model.baselines.names
+            fusion, cascade, model.diffusion_score_names, model.baselines.names
         )
         names = [*model.score_names, *self.combination.names]
         self.score = score or (self.combination.names[-1] if self.combination else names[0])
@@ -192,6 +192,15 @@ class Detector:
         self.calibration, self.reference = np.sort(lowest_for_nan(deciding)), reference
         return self
 
+    def fit_path_scores(self, loader: Iterable[Any]) -> "Detector":
+        """Fit the path scores that need it to in-distribution images.
+
+        See :meth:`diffguard_pl.DiffGuard.fit_path_scores`.
+        """
+        with self._computing():
+            self.model.fit_path_scores(loader)
+        return self
+
     def with_tpr(self, tpr: float) -> "Detector":
         """Set the threshold for another TPR on the same validation images."""
         self._checked_threshold()
@@ -272,13 +281,13 @@ class Detector:
             decisions = self._decisions(
                 scores, detection.prediction.predicted.cpu(), detection.stop_index.cpu() >= 0
             )
-            unguided = detection.unguided
+            guided, unguided = detection.reconstructions, detection.unguided
             yield (
                 batch,
                 replace(
                     decisions,
                     images=batch["image"].cpu(),
-                    reconstructions=detection.reconstructions.cpu(),
+                    reconstructions=None if guided is None else guided.cpu(),
                     unguided=None if unguided is None else unguided.cpu(),
                 ),
             )
@@ -310,7 +319,7 @@ class Detector:
         """Write the detector file, replacing an earlier one.
 
         It holds settings, threshold, the validation images' scores and hashes of the weights.
-        Fitted baselines go into a file beside it: ``detector.json.fitted.safetensors``.
+        Fitted scores go into a file beside it: ``detector.json.fitted.safetensors``.
         """
         path = Path(file)
         DetectorFile(
@@ -324,7 +333,7 @@ class Detector:
             tf32=self.tf32,
             class_names=self.class_names,
             weights=weights_hashes(self.model),
-            fitted=write_fitted_baselines(path, self.model.baselines),
+            fitted=write_fitted(path, self.model),
             about={"made": timestamp(), "versions": package_versions()} | self.about,
             calibration=self.calibration,
             reference=self.reference,
@@ -361,7 +370,7 @@ class Detector:
                 f"{', '.join(changes)}: cannot be changed together with model; set it there"
             )
         with reporting_damage(path, "fitted"):
-            content.load_fitted_baselines(path, model.baselines)
+            content.load_fitted(path, model)
         with reporting_damage(path, "combination"):
             combination = Combination.from_settings(content.combination)
         with reporting_damage(path):

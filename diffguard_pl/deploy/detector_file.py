@@ -1,7 +1,7 @@
 """The file of a calibrated detector, ``detector.json``.
 
 It holds the settings, the threshold, the validation images' scores and hashes of the weights, but
-no weights: checkpoints stay where they are. Fitted baselines are stored beside it.
+no weights: checkpoints stay where they are. Fitted baselines and path scores are stored beside it.
 """
 
 import json
@@ -17,16 +17,18 @@ import numpy as np
 
 from ..checkpoints.registry import SHIPPED
 from ..datamodules.reading import ImagePreparation
+from ..description import describe_method
 from ..diffguard import DiffGuard
 from ..errors import InputError, beginning, choose
 from ..runs.files import atomic_write
 from ..runs.record import CHANGEABLE_MODEL_SETTINGS, weights_hashes
-from ..scores.baselines.collection import Baselines
 from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 CHECKSUM = "sha256_of_contents"
 """Entry with the SHA-256 of all other entries."""
+FITTED_PARTS = ("baselines", "path_scores")
+"""Parts of a model that are fitted to training images."""
 SUFFIX = "_detector.json"
 """Ending of the names of the detector files that come with the package."""
 MOVED_CLASSES = {
@@ -50,14 +52,15 @@ class DetectorFile:
         score: Name of the deciding score.
         threshold: Threshold with its confidence intervals.
         model: Settings of the model, as in a config; None if it was not built from a config.
-        method: What scores depend on besides the weights, see :func:`describe_method`.
+        method: What scores depend on besides the weights; see
+            :func:`~diffguard_pl.description.describe_method`.
         combination: Settings of the fusion and the cascade; None if there are none.
         preparation: Preparation of the images.
         precision: Precision of the networks, by Lightning's names.
         tf32: Whether float32 products on a GPU may round their factors to TF32.
         class_names: Names of the classes; empty if unknown.
         weights: SHA-256 of the weights by part of the model.
-        fitted: Name (``file``) and hash (``sha256``) of the file of fitted baselines; None if there
+        fitted: Name (``file``) and hash (``sha256``) of the file of fitted scores; None if there
             are none.
         about: Provenance: time, versions, data.
         calibration: Deciding scores [n] of the validation images that set the threshold, ascending.
@@ -150,8 +153,8 @@ class DetectorFile:
             settings = _map_checkpoints(self.model, lambda checkpoint: _find(checkpoint, folder))
             return diffguard_from(settings | dict(changes))
 
-    def load_fitted_baselines(self, path: Path, baselines: Baselines) -> None:
-        """Load the fitted baselines that are stored beside the file, if any.
+    def load_fitted(self, path: Path, model: DiffGuard) -> None:
+        """Load the fitted baselines and path scores that are stored beside the file, if any.
 
         Raises:
             InputError: Their file is missing, or not the one that was written with this file.
@@ -164,13 +167,21 @@ class DetectorFile:
         beside = path.with_name(self.fitted["file"])
         if not beside.is_file():
             raise InputError(
-                f"{beside}: not found; put the file of fitted baselines beside the detector file"
+                f"{beside}: not found; put the file of fitted scores beside the detector file"
             )
         if pooch.file_hash(beside) != self.fitted["sha256"]:
             raise InputError(
                 f"{beside}: does not belong to the detector file (another hash); calibrate again"
             )
-        baselines.load_state_dict(load_file(beside))
+        state = load_file(beside)
+        for part in FITTED_PARTS:
+            prefix = f"{part}."
+            own = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
+            model.get_submodule(part).load_state_dict(own)
 
     def verify(self, path: Path, model: DiffGuard) -> None:
         """Check that a model computes the scores that the detector was calibrated with.
@@ -195,63 +206,26 @@ class DetectorFile:
                 )
 
 
-def write_fitted_baselines(path: Path, baselines: Baselines) -> dict[str, str] | None:
-    """Write fitted baselines beside a detector file.
+def write_fitted(path: Path, model: DiffGuard) -> dict[str, str] | None:
+    """Write fitted baselines and path scores beside a detector file.
 
     Returns:
-        The entry ``fitted`` of the detector file: None if no baseline needs fitting.
+        The entry ``fitted`` of the detector file: None if no score needs fitting.
     """
-    if not baselines.needs_fit:
+    if not (model.baselines.needs_fit or model.path_scores.needs_fit):
         return None
     import pooch
     from safetensors.torch import save_file
 
     beside = path.with_name(f"{path.name}.fitted.safetensors")
-    state = {name: tensor.cpu().contiguous() for name, tensor in baselines.state_dict().items()}
+    state = {
+        f"{part}.{name}": tensor.cpu().contiguous()
+        for part in FITTED_PARTS
+        for name, tensor in model.get_submodule(part).state_dict().items()
+    }
     with atomic_write(beside) as temporary:
         save_file(state, temporary)
     return {"file": beside.name, "sha256": pooch.file_hash(beside)}
-
-
-def describe_method(model: DiffGuard) -> dict[str, Any]:
-    """Return what the scores of a model depend on besides its weights, as JSON."""
-    classifier, backbone, sampling = model.classifier, model.backbone, model.sampling
-    schedule = [
-        sampling.schedule.timesteps.tolist(),
-        [f"{level:.6g}" for level in backbone.alpha_bar.tolist()],
-    ]
-    method = {
-        "scores": model.score_names,
-        "schedule": sha256(json.dumps(schedule).encode()).hexdigest(),
-        "detector": {
-            "class": type(model).__qualname__,
-            "compare_to": sampling.compare_to,
-            "early_stop": dict(sampling.early_stop),
-            "forback_skip_diff": sampling.forback_skip_diff,
-            "early_stop_steps": sampling.early_stop_steps,
-            "skip_first_steps": sampling.skip_first_steps,
-            "skip_last_steps": sampling.skip_last_steps,
-        },
-        "guidance": {"class": type(model.guidance).__qualname__} | _plain_settings(model.guidance),
-        "baselines": model.baselines.hyperparameters,
-        "classifier": {
-            "input_size": classifier.input_size,
-            "crop": classifier.crop,
-            "interpolation": classifier.interpolation,
-            "cam_layer": classifier.cam_layer,
-            "map_layers": classifier.map_layers,
-        },
-        "normalisation": [classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()],
-        "backbone": [
-            type(backbone).__qualname__,
-            backbone.input_size,
-            backbone.clip_denoised,
-            backbone.null_label,
-        ],
-    }
-    if model.class_map is not None:
-        method["class_map"] = model.class_map.classes
-    return json.loads(json.dumps(method))  # tuples become lists, as in a file
 
 
 def shipped_detector(name: str | Path) -> Path | None:
@@ -393,16 +367,6 @@ def checksum(content: Mapping[str, Any]) -> str:
     others = {name: value for name, value in content.items() if name != CHECKSUM}
     others = _with_current_classes(others)
     return sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
-
-
-def _plain_settings(guidance: Any) -> dict[str, Any]:
-    """Return the public attributes of a guidance that JSON can hold; it may be a user's class."""
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
-    return {
-        name: value
-        for name, value in vars(guidance).items()
-        if not name.startswith("_") and name != "training" and isinstance(value, plain)
-    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

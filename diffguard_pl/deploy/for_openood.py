@@ -73,6 +73,9 @@ class DiffGuardPostprocessor:
         baselines = self.detector.model.baselines
         if baselines.needs_fit and not baselines.fitted:
             self.detector.fit_baselines(self._batches(id_loader_dict["train"]))
+        path_scores = self.detector.model.path_scores
+        if path_scores.needs_fit and not path_scores.fitted:
+            self.detector.fit_path_scores(self._batches(id_loader_dict["train"]))
         if self.detector.calibrated is None:
             self.detector.calibrate(self._batches(id_loader_dict["val"]))
 

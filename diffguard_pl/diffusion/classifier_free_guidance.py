@@ -22,6 +22,7 @@ from .ddim import Level
 from .guidance import (
     Guidance,
     GuidanceInputs,
+    GuidedNoise,
     GuidingClassifier,
     Network,
     changed,
@@ -82,7 +83,7 @@ class ClassifierFreeGuidance(Guidance):
         level: Level,
         inputs: GuidanceInputs,
         classifier: GuidingClassifier,
-    ) -> Tensor:
+    ) -> GuidedNoise:
         n, g = len(t), len(inputs.labels)
 
         # One network call on n rows, and on the g guided ones once more under their label.
@@ -91,12 +92,13 @@ class ClassifierFreeGuidance(Guidance):
         eps, eps_label = network(x_in, torch.cat([t, t[:g]]), labels).split([n, g])
 
         # eps(x_t, null) + w (eps(x_t, y) - eps(x_t, null))
-        guided = eps[:g] + inputs.scale * (eps_label - eps[:g])
+        unguided, pull = eps[:g], eps_label - eps[:g]
+        guided = unguided + inputs.scale * pull
 
         # Distinct semantic guidance: outside M, the unconditional noise.
         if inputs.mask is not None:
-            guided = torch.where(inputs.mask, guided, eps[:g])
+            guided = torch.where(inputs.mask, guided, unguided)
 
         # Guided rows, others, unguided copies.
         eps = torch.cat([guided, eps[g:], eps[: inputs.unguided_copies]])
-        return clip_where(inputs.clip, x, eps, level)
+        return GuidedNoise(clip_where(inputs.clip, x, eps, level), unguided, pull)

@@ -25,6 +25,7 @@ from .ddim import Level, predict_x0
 from .guidance import (
     Guidance,
     GuidanceInputs,
+    GuidedNoise,
     GuidingClassifier,
     Network,
     changed,
@@ -96,7 +97,7 @@ class ClassifierGuidance(Guidance):
         level: Level,
         inputs: GuidanceInputs,
         classifier: GuidingClassifier,
-    ) -> Tensor:
+    ) -> GuidedNoise:
         n, g = len(t), len(inputs.labels)
 
         # One network call. The clean gradient is taken at the unclamped x0hat.
@@ -107,12 +108,14 @@ class ClassifierGuidance(Guidance):
         # The step itself uses the clamped x0.
         eps = torch.cat([eps, eps[: inputs.unguided_copies]])
         eps = clip_where(inputs.clip, x, eps, level)
+        unguided = eps[:g]
         if g == 0:
-            return eps
+            return GuidedNoise(eps, unguided, unguided)
 
         # eps_hat = eps - sqrt(1 - alpha_bar) s g
         gradient = self.gradient(x[:g], x0, guided_level, inputs.labels, inputs.crops, classifier)
-        return torch.cat([eps[:g] - guided_level.noise * inputs.scale * gradient, eps[g:]])
+        pull = -guided_level.noise * gradient
+        return GuidedNoise(torch.cat([unguided + inputs.scale * pull, eps[g:]]), unguided, pull)
 
     def gradient(
         self,

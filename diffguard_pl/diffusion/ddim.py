@@ -98,7 +98,6 @@ def invert(
     x: Tensor,
     schedule: Schedule,
     steps: int,
-    clip: bool = False,
     stop: Callable[[Tensor, Tensor], Tensor] | None = None,
     callback: StepCallback | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -109,7 +108,6 @@ def invert(
         x: Images or latents [N, C, H, W].
         schedule: Schedule of S steps.
         steps: Number of steps to take at most.
-        clip: Whether x0hat is clamped to [-1, 1] at every step but the first.
         stop: Adaptive early stop: maps the states x [n, C, H, W] after a step and their rows [n]
             in the batch to a bool mask [n] of those to stop. None: all rows take all steps.
         callback: Called after each step.
@@ -128,8 +126,6 @@ def invert(
         # Predict the noise of the rows that have not stopped.
         x_i = x[batch_index]
         eps = model(x_i, index, level, batch_index)
-        if clip and i > 0:
-            eps = clip_eps(x_i, eps, level)
 
         # DDIM step towards noise.
         x_i = step(x_i, eps, level, to)

@@ -9,6 +9,9 @@ diffusion model (section 3.2.2).
 A guidance turns one network call into the noise of all rows of a batch. The rows may belong to
 different images, to inversion or denoising and to any timestep; those that are not guided, such as
 the rows of inversion or of the unguided reconstruction (``compare_to: unguided``), share the call.
+
+The term, at scale 1, is the label's pull. It is also a score of its own, see
+:mod:`~diffguard_pl.scores.path.label_pull`.
 """
 
 from abc import ABC, abstractmethod
@@ -53,6 +56,22 @@ class GuidanceInputs(NamedTuple):
     mask: Tensor | None = None
     clip: Tensor | None = None
     unguided_copies: int = 0
+
+
+class GuidedNoise(NamedTuple):
+    """Noise of one network call, and what guidance made it of.
+
+    Without mask and clamping, the guided rows are unguided + scale * pull.
+
+    Attributes:
+        eps: [n + k, C, H, W] noise of all rows and copies, guided in the first g rows.
+        unguided: [g, C, H, W] noise of the guided rows without guidance.
+        pull: [g, C, H, W] the label's pull on them: the term of guidance at scale 1.
+    """
+
+    eps: Tensor
+    unguided: Tensor
+    pull: Tensor
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,7 @@ class Guidance(ABC):
         level: Level,
         inputs: GuidanceInputs,
         classifier: GuidingClassifier,
-    ) -> Tensor:
+    ) -> GuidedNoise:
         """Return the noise in x, guided in the first g rows, with one network call.
 
         Args:

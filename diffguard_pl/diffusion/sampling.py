@@ -1,6 +1,6 @@
 """Settings of inversion and denoising, and the guided sampler that follows them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +18,9 @@ class SamplingSettings:
 
     Args:
         schedule: Schedule of S steps.
-        compare_to: Reference of the comparison: ``input``, or ``unguided`` for a second
-            reconstruction without guidance (the original's ``uncond_aux``).
+        compare_to: Reference of the comparison: ``input``, ``unguided`` for a second
+            reconstruction without guidance (the original's ``uncond_aux``), or ``none`` to invert
+            only.
         early_stop_steps: Number of last inversion steps to skip.
         skip_first_steps: Number of first denoising steps to skip. Ignored where
             ``forback_skip_diff`` is set.
@@ -27,6 +28,9 @@ class SamplingSettings:
         early_stop: Adaptive early stop: similarity thresholds by name.
         forback_skip_diff: Offset d of the first denoising step: its index is that of the last
             inversion step + d - 1. 0: denoising starts at the top of the schedule.
+        path_steps: Number of first inversion steps that path scores look at, and that are taken
+            with ``compare_to: none``. 0: the statistics of :mod:`.path` are not kept.
+        pull_steps: Inversion steps at which the label's pull is measured.
 
     Raises:
         InputError: A setting is out of range.
@@ -39,9 +43,11 @@ class SamplingSettings:
     skip_last_steps: int = 0
     early_stop: Mapping[str, float] = field(default_factory=dict)
     forback_skip_diff: int = 0
+    path_steps: int = 0
+    pull_steps: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        choose("compare_to", self.compare_to, ["input", "unguided"])
+        choose("compare_to", self.compare_to, ["input", "unguided", "none"])
         for name in self.early_stop:
             choose("early_stop metric", name, METRICS)
 
@@ -53,6 +59,9 @@ class SamplingSettings:
                 raise InputError(f"{name}={value}: must be 0 to {steps - 1} for {steps} steps")
         if self.forback_skip_diff < 0:
             raise InputError(f"forback_skip_diff={self.forback_skip_diff}: must be at least 0")
+
+        if not self.reconstructs:
+            return
 
         # With adaptive early stop, an image may stop after its first step.
         first_stop = torch.tensor([0 if self.early_stop else self.inversion_steps - 1])
@@ -66,7 +75,14 @@ class SamplingSettings:
     @property
     def inversion_steps(self) -> int:
         """Number of inversion steps that an image takes at most."""
+        if not self.reconstructs:
+            return self.path_steps
         return len(self.schedule) - self.early_stop_steps
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether images are reconstructed after inversion."""
+        return self.compare_to != "none"
 
     @property
     def with_unguided(self) -> bool:
@@ -117,6 +133,15 @@ class GuidedSampler:
     def inversion_scales(self) -> Tensor:
         """Return the guidance scale [S] at each inversion step."""
         return torch.full((len(self.settings.schedule),), self.guidance.inversion_scale)
+
+    def guided_inversion_steps(self) -> Tensor:
+        """Return which inversion steps are guided, bool [S], those that measure the pull included.
+
+        At scale 0, a guided step gives the noise without guidance, and the pull beside it.
+        """
+        guided = self.guidance.is_guided(self.inversion_scales(), masked=False)
+        guided[list(self.settings.pull_steps)] = True
+        return guided
 
     def denoising_scales(self) -> Tensor:
         """Return the guidance scale [S] at each denoising step."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion.ddim import Level, step
-from ..diffusion.guidance import GuidanceInputs
+from ..diffusion.guidance import GuidanceInputs, GuidedNoise
+from ..diffusion.path import empty_path, step_statistics
 from ..diffusion.sampling import GuidedSampler
 from .slots import AsyncFlags, SlotPool, to_device
 from .trajectory import Request, StepTable, Trajectory
@@ -91,7 +92,7 @@ class Engine:
         # Stop checks whose flags have not been read, the oldest first.
         self.stop_checks: deque[tuple[AsyncFlags, list[Trajectory]]] = deque()
 
-        # States (x, label, mask) of active trajectories, and what early stop compares them to.
+        # States of active trajectories (see _load), and what early stop compares them to.
         self.states, self.references = SlotPool(slots), SlotPool(slots)
         self._table: StepTable | None = None
 
@@ -198,15 +199,19 @@ class Engine:
         request = trajectories[0].request
         images = to_device([t.image for t in trajectories], request.x.device)
         x = request.x[images]
-        state = [x, request.labels[images]]
+        state = {"x": x, "labels": request.labels[images]}
         if request.mask is not None:
-            state.append(request.mask[images])
+            state["mask"] = request.mask[images]
+        if self.settings.path_steps:
+            state["eps"] = torch.zeros_like(x)
+            state["path"] = empty_path(len(x), len(self.settings.schedule), x)
         for trajectory, slot in zip(trajectories, self.states.put(state), strict=True):
             trajectory.slot = slot
 
         # What adaptive early stop compares the states to, computed once for each image.
         if self.sampler.early_stop:
-            reference_slots = self.references.put(self.sampler.early_stop.reference(x))
+            reference = dict(enumerate(self.sampler.early_stop.reference(x)))
+            reference_slots = self.references.put(reference)
             for trajectory, slot in zip(trajectories, reference_slots, strict=True):
                 trajectory.reference_slot = slot
 
@@ -284,7 +289,7 @@ class Engine:
             rows.append((source, fork.slot, table_row, 0, False))
 
         # One copy to the device for the whole plan.
-        columns = to_device(rows, self.states.tensors[0].device).T
+        columns = to_device(rows, self.states.tensors["x"].device).T
         return Batch(trajectories, forks, num_guided, *columns)
 
     def _take_step(self, batch: Batch) -> Tensor:
@@ -292,12 +297,12 @@ class Engine:
         n, table = len(batch.trajectories), self.table
 
         # States, and their levels before and after the step.
-        x = self.states.tensors[0][batch.source]
+        x = self.states.tensors["x"][batch.source]
         before, after = table.levels[batch.table_row].split(2, dim=1)
         level, to = Level(*before.unbind(dim=1)), Level(*after.unbind(dim=1))
 
         # eps_hat(x_t, y), with one network call for all rows.
-        eps = self.sampler.guidance.predict_eps(
+        predicted = self.sampler.guidance.predict_eps(
             self._evaluate_network,
             x,
             table.timesteps[batch.table_row[:n]],
@@ -306,9 +311,23 @@ class Engine:
             self.sampler.classifier,
         )
         self.passes += 1
+        if self.settings.path_steps:
+            self._record(batch, predicted)
 
         # DDIM step, towards noise or towards the image.
-        return step(x, eps, level, to)
+        return step(x, predicted.eps, level, to)
+
+    def _record(self, batch: Batch, predicted: GuidedNoise) -> None:
+        """Write statistics of the noise to the paths of the trajectories, but not of the forks."""
+        n, state = len(batch.trajectories), self.states.tensors
+        slots, eps = batch.source[:n], predicted.eps[:n]
+
+        # Before the first step of a direction there is no noise to compare to.
+        is_first = (batch.steps_taken[:n] == 0).view(-1, 1, 1, 1)
+        previous = torch.where(is_first, torch.nan, state["eps"][slots])
+        values = step_statistics(eps, previous, predicted)
+        state["path"][slots, batch.table_row[:n]] = values
+        state["eps"][slots] = eps
 
     def _guidance_inputs(self, batch: Batch) -> GuidanceInputs:
         """Return what guidance needs to know about each row."""
@@ -316,14 +335,14 @@ class Engine:
         guided_row = batch.table_row[:g]
 
         # The network sees "no class", except in conditional rows.
-        _, labels, *mask = (tensor[batch.source] for tensor in self.states.tensors)
+        labels = self.states.tensors["labels"][batch.source]
         null_labels = self.sampler.null_labels(labels)
 
         # Distinct semantic guidance limits denoising, never inversion.
         guided_mask = None
-        if mask:
+        if "mask" in self.states.tensors:
             inverting = (guided_row < table.steps).view(-1, 1, 1, 1)
-            guided_mask = mask[0][:g] | inverting
+            guided_mask = self.states.tensors["mask"][batch.source[:g]] | inverting
         return GuidanceInputs(
             network_labels=torch.where(batch.conditional.bool(), labels, null_labels)[:n],
             labels=labels[:g],
@@ -340,11 +359,11 @@ class Engine:
 
     def _scatter(self, batch: Batch, x: Tensor) -> None:
         """Write the states back, and copy label and mask to the slots of the forks."""
-        states, *others = self.states.tensors
-        states[batch.target] = x
+        self.states.tensors["x"][batch.target] = x
         if batch.forks:
             n = len(batch.trajectories)
-            for tensor in others:
+            for name in self.states.tensors.keys() & {"labels", "mask"}:
+                tensor = self.states.tensors[name]
                 tensor[batch.target[n:]] = tensor[batch.source[n:]]
 
     def _request_stop_flags(self, trajectories: list[Trajectory], x: Tensor) -> None:
@@ -363,7 +382,7 @@ class Engine:
         checked = [trajectories[i] for i in rows]
         plan = [(i, trajectories[i].reference_slot) for i in rows]
         index, reference_slots = to_device(plan, x.device).T
-        reference = [tensor[reference_slots] for tensor in self.references.tensors]
+        reference = [tensor[reference_slots] for tensor in self.references.tensors.values()]
         self.stop_checks.append((AsyncFlags(early_stop.should_stop(x[index], reference)), checked))
         for trajectory in checked:
             trajectory.awaiting_stop_check = True
@@ -384,8 +403,12 @@ class Engine:
             trajectory.index += 1 if trajectory.inverting else -1
             if trajectory.inverting:
                 # Early stop may turn it before this; see _collect_stop_flags.
-                if trajectory.index == self.settings.inversion_steps:
+                if trajectory.index < self.settings.inversion_steps:
+                    continue
+                if self.settings.reconstructs:
                     self._start_denoising(trajectory)
+                else:
+                    done.append(trajectory)
             elif trajectory.index < self.settings.skip_last_steps:
                 done.append(trajectory)
         self._insert_forks(batch)
@@ -417,30 +440,31 @@ class Engine:
         trajectory.yields_unguided = self.settings.with_unguided
 
     def _finish(self, trajectories: list[Trajectory]) -> None:
-        """Copy reconstructions to their requests and free the slots."""
-        # One copy for each request and kind of reconstruction; without a guided step, one
-        # trajectory yields both.
+        """Copy results to their requests and free the slots."""
+        # One copy for each request and kind of result; without a guided step, one trajectory
+        # yields both reconstructions.
         requests = {id(t.request): t.request for t in trajectories}
         for request in requests.values():
             own = [t for t in trajectories if t.request is request]
-            self._write_result(request, request.guided, [t for t in own if t.yields_guided])
-            if request.unguided is not None:
-                self._write_result(request, request.unguided, [t for t in own if t.yields_unguided])
+            guided = [t for t in own if t.yields_guided]
+            unguided = [t for t in own if t.yields_unguided]
+            self._copy("x", guided, request.guided)
+            self._copy("x", unguided, request.unguided)
+            self._copy("path", guided, request.path.values if request.path else None)
+            request.missing -= len(guided) + len(unguided)
 
         # Their slots are free for the next images.
         self.states.give_back([t.slot for t in trajectories])
         finished = {id(t) for t in trajectories}
         self.active = [t for t in self.active if id(t) not in finished]
 
-    def _write_result(
-        self, request: Request, result: Tensor, trajectories: list[Trajectory]
-    ) -> None:
-        if not trajectories:
+    def _copy(self, name: str, trajectories: list[Trajectory], result: Tensor | None) -> None:
+        """Copy what trajectories of one request have in the slots to a result of the request."""
+        if result is None or not trajectories:
             return
         plan = [(t.image, t.slot) for t in trajectories]
         images, slots = to_device(plan, result.device).T
-        result[images] = self.states.tensors[0][slots]
-        request.missing -= len(trajectories)
+        result[images] = self.states.tensors[name][slots]
 
 
 def _progress(trajectory: Trajectory) -> tuple[bool, int]:

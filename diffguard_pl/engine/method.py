@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..diffusion.path import Path
 from ..diffusion.sampling import GuidedSampler, SamplingSettings
 from ..stages import Detection, Prediction, Reconstruction
 
@@ -42,7 +43,8 @@ class Method(Protocol):
         images: Tensor,
         prediction: Prediction,
         stop_index: Tensor,
-        reconstruction: Reconstruction,
+        reconstruction: Reconstruction | None,
         latents: Tensor | None = None,
+        path: Path | None = None,
     ) -> Detection:
         """Run stage 4 and return all results."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..diffusion import ddim
 from ..diffusion.ddim import Level, NoiseModel, StepCallback
-from ..diffusion.guidance import GuidanceInputs
+from ..diffusion.guidance import GuidanceInputs, GuidedNoise
+from ..diffusion.path import Path, empty_path, step_statistics
 from ..diffusion.sampling import GuidedSampler
 from ..stages import Detection, Inversion, Prediction, Reconstruction
 from .method import Method
@@ -44,10 +45,14 @@ def detect(
     inversion = invert(diffguard, images, prediction, watch.get("inversion"))
 
     # 3. Reconstruct: noise to image under y.
-    reconstruction = reconstruct(diffguard, inversion, prediction, watch.get("denoising"))
+    reconstruction = None
+    if diffguard.sampling.reconstructs:
+        reconstruction = reconstruct(diffguard, inversion, prediction, watch.get("denoising"))
 
     # 4. Compare: the similarity is the score.
-    return diffguard.detection(images, prediction, inversion.stop_index, reconstruction)
+    return diffguard.detection(
+        images, prediction, inversion.stop_index, reconstruction, path=inversion.path
+    )
 
 
 @torch.no_grad()
@@ -69,16 +74,18 @@ def invert(
         def stop(x: Tensor, batch_index: Tensor) -> Tensor:
             return early_stop.should_stop(x, [tensor[batch_index] for tensor in reference])
 
+    path = None
+    if sampler.settings.path_steps:
+        path = Path(empty_path(len(x), len(sampler.settings.schedule), x), x[:1].numel())
     noise, stop_index = ddim.invert(
-        _noise_model(sampler, prediction.labels, x, inverting=True),
+        _noise_model(sampler, prediction.labels, x, inverting=True, path=path),
         x,
         sampler.settings.schedule,
         sampler.settings.inversion_steps,
-        sampler.clip_denoised,
         stop,
         callback,
     )
-    return Inversion(noise, stop_index)
+    return Inversion(noise, stop_index, path)
 
 
 @torch.no_grad()
@@ -101,7 +108,7 @@ def reconstruct(
     # Distinct semantic guidance: where the classifier looks.
     mask = diffguard.latent_mask(prediction, x)
     x = ddim.denoise(
-        _noise_model(sampler, prediction.labels, x, inverting=False, mask=mask),
+        _noise_model(sampler, prediction.labels, x, False, mask, inversion.path),
         x,
         sampler.settings.schedule,
         sampler.settings.first_denoising_index(stop_index),
@@ -117,6 +124,7 @@ def _noise_model(
     x: Tensor,
     inverting: bool,
     mask: Tensor | None = None,
+    path: Path | None = None,
 ) -> NoiseModel:
     """Return the guided noise prediction for rows of x: N images, and N unguided ones behind them.
 
@@ -126,19 +134,24 @@ def _noise_model(
         x: [N, C, h, w] or [2N, C, h, w] states.
         inverting: Whether it is for inversion; else for denoising.
         mask: bool [N, 1, h, w], True where guidance acts. None: everywhere.
+        path: Statistics of the N images, to be written to.
     """
     guidance, schedule, count = sampler.guidance, sampler.settings.schedule, len(labels)
     scales = sampler.inversion_scales() if inverting else sampler.denoising_scales()
     null_labels = sampler.null_labels(labels)
     crops = guidance.crops(len(schedule), x.shape[-1])
     calls = itertools.count()
+    guided_inversion_steps = sampler.guided_inversion_steps()
+    previous = torch.full_like(x[:count], torch.nan)
 
     def noise(x: Tensor, index: Tensor, level: Level, batch_index: Tensor) -> Tensor:
         # Rows behind the first N are unguided.
         scale = torch.where(batch_index < count, scales[index], 0.0)
         masked = mask is not None
         is_guided = guidance.is_guided(scale, masked)
-        conditional = guidance.needs_single_call(scale, masked)
+        if inverting:
+            is_guided = guided_inversion_steps[index]
+        conditional = guidance.needs_single_call(scale, masked) & ~is_guided
 
         # Guided rows go first.
         order = is_guided.argsort(descending=True, stable=True)
@@ -149,10 +162,11 @@ def _noise_model(
         k = next(calls)
         step_crops = None if crops is None else crops[k].to(x.device)
 
-        # Clamp x0hat in denoising; inversion clamps it in its own loop.
+        # All steps clamp x0hat, except the first of inversion.
         clip = None
-        if sampler.clip_denoised and not inverting:
-            clip = torch.ones_like(level.noise, dtype=torch.bool)
+        if sampler.clip_denoised:
+            clamped = (index > 0) | (not inverting)
+            clip = clamped[order].to(x.device).view(-1, 1, 1, 1)
 
         inputs = GuidanceInputs(
             network_labels=torch.where(
@@ -165,7 +179,7 @@ def _noise_model(
             clip=clip,
         )
         # Predict, and bring the rows back to their order.
-        eps = guidance.predict_eps(
+        predicted = guidance.predict_eps(
             sampler.network,
             x[order],
             schedule.timesteps[index[order]].to(x.device),
@@ -173,6 +187,23 @@ def _noise_model(
             inputs,
             sampler.classifier,
         )
-        return eps[order.argsort()]
+        eps = predicted.eps[order.argsort()]
+        if path is not None:
+            record(predicted, eps, index, batch_index, order)
+        return eps
+
+    def record(
+        predicted: GuidedNoise, eps: Tensor, index: Tensor, batch_index: Tensor, order: Tensor
+    ) -> None:
+        """Write statistics of the step to the paths of the N images."""
+        assert path is not None
+        before = previous[batch_index[order] % count]
+        values = step_statistics(predicted.eps, before, predicted)[order.argsort()]
+
+        # Not those of the unguided reconstructions.
+        own = batch_index < count
+        rows = index[own] if inverting else len(schedule) + index[own]
+        path.values[batch_index[own], rows] = values[own]
+        previous[batch_index[own]] = eps[own]
 
     return noise

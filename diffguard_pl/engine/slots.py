@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,23 +14,27 @@ class SlotPool:
 
     Args:
         size: Number of slots to begin with.
+
+    Attributes:
+        tensors: By name, the tensors [slots, ...].
     """
 
     def __init__(self, size: int):
         self.first_size, self.size = size, 0
         self.free: list[int] = []
-        self.tensors: list[Tensor] = []
+        self.tensors: dict[Hashable, Tensor] = {}
 
-    def put(self, rows: Sequence[Tensor]) -> list[int]:
+    def put(self, rows: Mapping[Any, Tensor]) -> list[int]:
         """Store rows [n, ...] of each tensor and return their slots."""
         if not self.tensors:
-            self.tensors = [row.new_empty((0, *row.shape[1:])) for row in rows]
+            self.tensors = {name: row.new_empty((0, *row.shape[1:])) for name, row in rows.items()}
 
         # Copy the rows to free slots.
-        slots = self.take(len(rows[0]))
-        index = to_device(slots, rows[0].device)
-        for tensor, row in zip(self.tensors, rows, strict=True):
-            tensor[index] = row
+        first = next(iter(rows.values()))
+        slots = self.take(len(first))
+        index = to_device(slots, first.device)
+        for name, row in rows.items():
+            self.tensors[name][index] = row
         return slots
 
     def take(self, count: int) -> list[int]:
@@ -46,10 +50,10 @@ class SlotPool:
     def _grow(self, missing: int) -> None:
         # Grow by half at least, so that copies cost little in total.
         more = max(missing, self.size // 2, self.first_size)
-        self.tensors = [
-            torch.cat([tensor, tensor.new_zeros((more, *tensor.shape[1:]))])
-            for tensor in self.tensors
-        ]
+        self.tensors = {
+            name: torch.cat([tensor, tensor.new_zeros((more, *tensor.shape[1:]))])
+            for name, tensor in self.tensors.items()
+        }
         self.free += range(self.size, self.size + more)
         self.size += more
 

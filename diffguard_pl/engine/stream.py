@@ -111,15 +111,18 @@ class Stream:
 
     def _compared(self, images: Tensor, prediction: Prediction, request: Request) -> Detection:
         """Decode and compare the reconstructions of a request."""
-        x = request.guided
-        if request.unguided is not None:
-            x = torch.cat([request.guided, request.unguided])
+        reconstruction = None
+        if request.guided is not None:
+            both = [request.guided, request.unguided]
+            x = torch.cat([part for part in both if part is not None])
+            reconstruction = self.diffguard.decode(x)
         detection = self.diffguard.detection(
             images,
             prediction,
             request.stop_index,
-            self.diffguard.decode(x),
+            reconstruction,
             request.x,
+            request.path,
         )
         return replace(detection, nfe=torch.tensor(request.nfe))
 
@@ -151,12 +154,14 @@ class Stream:
             for name in self.diffguard.score_names
             if name not in prediction.baselines
         }
-        unguided = None
+        reconstructions = unguided = None
+        if self.diffguard.sampling.reconstructs:
+            reconstructions = spread(part.reconstructions if part else None, images, nan)
         if self.diffguard.sampling.with_unguided:
             unguided = spread(part.unguided if part else None, images, nan)
         return Detection(
             prediction.labels,
-            spread(part.reconstructions if part else None, images, nan),
+            reconstructions,
             scores | prediction.baselines,
             prediction,
             spread(part.stop_index if part else None, integers, -1),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.ddim import Level
+from ..diffusion.path import Path, empty_path
 from ..diffusion.sampling import GuidedSampler, SamplingSettings
 
 
@@ -21,19 +22,21 @@ class Request:
         labels: [N] classes to reconstruct under.
         mask: bool [N, 1, h, w], True where denoising is guided. None: everywhere.
         payload: Whatever the caller wants back with the results.
-        guided: [N, C, h, w] reconstructions under the label.
+        guided: [N, C, h, w] reconstructions under the label. None if the settings ask for none.
         unguided: [N, C, h, w] reconstructions without guidance. None if the settings ask for none.
+        path: Statistics of the steps. None unless a score needs them.
         stop_index: [N] schedule index at which inversion stopped, on the CPU.
         nfe: [N] network evaluations of each image.
-        missing: Number of reconstructions that are not finished.
+        missing: Number of trajectories that are not finished.
     """
 
     x: Tensor
     labels: Tensor
     mask: Tensor | None = None
     payload: Any = None
-    guided: Tensor = field(init=False)
+    guided: Tensor | None = field(init=False, default=None)
     unguided: Tensor | None = field(init=False, default=None)
+    path: Path | None = field(init=False, default=None)
     stop_index: Tensor = field(init=False)
     nfe: list[int] = field(init=False)
     missing: int = field(init=False)
@@ -41,8 +44,11 @@ class Request:
     def allocate_results(self, settings: SamplingSettings) -> None:
         """Make room for the results."""
         count = len(self.x)
-        self.guided = torch.empty_like(self.x)
+        self.guided = torch.empty_like(self.x) if settings.reconstructs else None
         self.unguided = torch.empty_like(self.x) if settings.with_unguided else None
+        if settings.path_steps:
+            values = empty_path(count, len(settings.schedule), self.x)
+            self.path = Path(values, self.x[:1].numel())
         self.stop_index = torch.full((count,), settings.inversion_steps - 1)
         self.nfe = [0] * count
         self.missing = 2 * count if settings.with_unguided else count
@@ -132,7 +138,7 @@ class StepTable:
         masked = guidance.cam_cut is not None
         self.scales = torch.cat([inversion, denoising]).to(like).view(-1, 1, 1, 1)
         self.is_guided = [
-            *guidance.is_guided(inversion, masked=False).tolist(),
+            *sampler.guided_inversion_steps().tolist(),
             *guidance.is_guided(denoising, masked).tolist(),
         ]
         self.needs_single_call = [

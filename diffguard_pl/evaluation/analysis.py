@@ -10,6 +10,7 @@ from torchmetrics import SumMetric
 from ..datamodules.base import OODData
 from ..diffguard import DiffGuard
 from ..dtypes import allow_tf32
+from ..errors import InputError
 from .batches import BatchReader
 from .transfer import Finished
 
@@ -32,6 +33,10 @@ class AnalysisModule(pl.LightningModule):
         self, diffguard: DiffGuard, data: OODData, datasets: Sequence[str], tf32: bool = True
     ):
         super().__init__()
+        if not diffguard.sampling.reconstructs:
+            raise InputError(
+                "model.compare_to=none: an analysis looks at reconstructions; set it to input"
+            )
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.diffguard, self.data, self.tf32 = diffguard, data, tf32
         self.datasets = list(datasets)  # of the test loaders; the progress line names them, too

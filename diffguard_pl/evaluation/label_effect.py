@@ -140,6 +140,7 @@ class LabelEffectModule(AnalysisModule):
         for left_out, detection in detections.items():
             guided[left_out] = []
             for place in (row, len(images) + row):
+                assert detection.reconstructions is not None
                 score = float(detection.scores[primary][place])
                 guided[left_out].append((detection.reconstructions[place].cpu(), score))
         return LabelledReconstructions(

@@ -25,6 +25,7 @@ from ..stages import Detection
 from .batches import BatchReader, dataset_names, is_in_distribution
 from .gate import gate
 from .oracle import ORACLES, oracle_labels
+from .path_fit import fit_path_scores
 from .precision import NetworksInHalf
 from .ranks import PatientBarrier
 from .results import ResultCollector, logged
@@ -45,9 +46,9 @@ class DiffGuardModule(pl.LightningModule):
     nothing else. A text ``error`` ends the run.
 
     Fusion and cascade are calibrated on one more loader, of in-distribution validation images, with
-    the name ``calibration``; the data modules of this package provide it. Baselines that need
-    training images are fitted on the data module's ``train_dataloader()``, unless
-    ``module.diffguard.fit_baselines(loader)`` was called before.
+    the name ``calibration``; the data modules of this package provide it. Baselines and path scores
+    that need training images are fitted on the data module's ``train_dataloader()``, unless
+    ``module.diffguard.fit_baselines(loader)`` or ``fit_path_scores(loader)`` was called before.
 
     Args:
         oracle: Images to reconstruct under their true labels in place of the predicted ones:
@@ -86,7 +87,7 @@ class DiffGuardModule(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle, self.tf32 = oracle, tf32
         self.diffguard = DiffGuard(**detector)
-        names = self.diffguard.discrepancies.names, self.diffguard.baselines.names
+        names = self.diffguard.diffusion_score_names, self.diffguard.baselines.names
         self.combination = Combination.checked(fusion, cascade, *names)
         self.calibrating = False
         self.earlier: pd.DataFrame | None = None
@@ -103,7 +104,7 @@ class DiffGuardModule(pl.LightningModule):
 
     @property
     def score_names(self) -> list[str]:
-        """Names of the computed scores: discrepancies, the primary one first, then baselines."""
+        """Names of the computed scores: discrepancies, path scores, baselines."""
         return self.diffguard.score_names
 
     @property
@@ -169,7 +170,7 @@ class DiffGuardModule(pl.LightningModule):
             )
         self.barrier = PatientBarrier(self.trainer.world_size)
         with allow_tf32(self.tf32), self.trainer.precision_plugin.test_step_context():
-            self._fit_baselines()
+            self._fit_scores()
             self.gate = gate(self.combination.cascade, self.diffguard, self.data, self.device)
         self.reader = BatchReader(
             self.datasets, self.done, self.global_rank, self.trainer.world_size
@@ -185,14 +186,23 @@ class DiffGuardModule(pl.LightningModule):
         self.transfer = TransferQueue(self.device)
         self.error = None
 
-    def _fit_baselines(self) -> None:
-        baselines = self.diffguard.baselines
+    def _fit_scores(self) -> None:
+        """Fit baselines and path scores to training images, where that has not been done."""
+        baselines, path_scores = self.diffguard.baselines, self.diffguard.path_scores
         if baselines.needs_fit and not baselines.fitted:
             fit_baselines(
                 baselines,
                 self.diffguard.classifier,
                 self.data.train_dataloader(),
                 self.data.train_contents(),
+                str(self.trainer.precision),
+                self.global_rank == 0,
+                self.wait_for_others,
+            )
+        if path_scores.needs_fit and not path_scores.fitted:
+            fit_path_scores(
+                self.diffguard,
+                self.data,
                 str(self.trainer.precision),
                 self.global_rank == 0,
                 self.wait_for_others,

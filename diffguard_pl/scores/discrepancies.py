@@ -146,8 +146,8 @@ class Discrepancies(nn.Module):
             if "." not in name:
                 choose("discrepancy", name, list(DISCREPANCIES))
         self.names = [name.rpartition(".")[2] for name in names]
-        if len(set(self.names)) < len(names) or not names:
-            raise InputError(f"discrepancies: {list(names)} must be one or more names, each once")
+        if len(set(self.names)) < len(names):
+            raise InputError(f"discrepancies: {list(names)} must be different names")
 
         # Modules in two containers: their names are part of the hash of a detector's weights.
         vgg16 = vgg16 or SharedVGG16()

@@ -104,27 +104,15 @@ def fit_baselines(
         baselines.fit_features(features, logits, labels)
         return
 
-    folder = cache_folder() / "features"
-    path = folder / f"{cache_key(classifier, contents, precision)}.safetensors"
-    if first_rank and not path.is_file():
-        with _locked(path):
-            # Jobs of an array start together: another one may have computed them meanwhile.
-            if not path.is_file():
-                from rich.progress import track
+    def compute() -> dict[str, Tensor]:
+        from rich.progress import track
 
-                shown = track(loader, "fitting baselines", disable=False, transient=True)
-                features, logits, labels = training_features(classifier, shown)
-                computed = {"features": features, "logits": logits, "labels": labels}
-                with atomic_write(path) as unfinished:
-                    save_file(computed, unfinished)
-    # The other ranks read what rank 0 wrote.
-    wait_for_others()
-    if not path.is_file():
-        raise InputError(
-            f"DIFFGUARD_CACHE: {path}, written by rank 0, not found; set it to a folder that all "
-            "nodes share"
-        )
-    kept = load_file(path)
+        shown = track(loader, "fitting baselines", disable=False, transient=True)
+        features, logits, labels = training_features(classifier, shown)
+        return {"features": features, "logits": logits, "labels": labels}
+
+    path = cached_file(classifier_key(classifier, contents, precision))
+    kept = computed_once(path, compute, first_rank, wait_for_others)
     total = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
     missing = total - len(kept["labels"])
     if first_rank and missing > 0:
@@ -137,6 +125,46 @@ def fit_baselines(
     baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
 
 
+def cached_file(key: Mapping[str, Any]) -> Path:
+    """Return the path of the cached features of a key: everything on which they depend."""
+    digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "features" / f"{digest}.safetensors"
+
+
+def computed_once(
+    path: Path,
+    compute: Callable[[], dict[str, Tensor]],
+    first_rank: bool,
+    wait_for_others: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Return tensors that the first rank computes and keeps in a file, and the others read.
+
+    Args:
+        path: Path of the file. Where it exists, nothing is computed.
+        compute: Returns the tensors by name, on the CPU.
+        first_rank: Whether this process is the first rank.
+        wait_for_others: Barrier of all ranks.
+
+    Raises:
+        InputError: The ranks do not see the same files.
+    """
+    if first_rank and not path.is_file():
+        with _locked(path):
+            # Jobs of an array start together: another one may have computed them meanwhile.
+            if not path.is_file():
+                computed = compute()
+                with atomic_write(path) as unfinished:
+                    save_file(computed, unfinished)
+    # The other ranks read what rank 0 wrote.
+    wait_for_others()
+    if not path.is_file():
+        raise InputError(
+            f"DIFFGUARD_CACHE: {path}, written by rank 0, not found; set it to a folder that all "
+            "nodes share"
+        )
+    return load_file(path)
+
+
 def _warn_of_labels(logits: Tensor, labels: Tensor, first_rank: bool) -> None:
     """Warn if the classifier is right on as many training images as by guessing."""
     is_labelled = labels >= 0
@@ -146,8 +174,10 @@ def _warn_of_labels(logits: Tensor, labels: Tensor, first_rank: bool) -> None:
         warnings.warn(line, stacklevel=3)
 
 
-def cache_key(classifier: Classifier, contents: dict[str, Any], precision: str) -> str:
-    """Hash everything on which the features depend.
+def classifier_key(
+    classifier: Classifier, contents: dict[str, Any], precision: str
+) -> dict[str, Any]:
+    """Return everything on which the features depend.
 
     Args:
         classifier: Classifier, for its weights and preprocessing.
@@ -162,7 +192,7 @@ def cache_key(classifier: Classifier, contents: dict[str, Any], precision: str) 
     preprocessing["std"] = classifier.std.flatten().tolist()
     model = classifier.model
     layers = re.sub("0x[0-9a-f]+", "", repr(model))  # addresses differ from run to run
-    key = {
+    return {
         "version": VERSION,
         "weights": weights_hash(classifier),
         "seen": preprocessing,
@@ -172,7 +202,6 @@ def cache_key(classifier: Classifier, contents: dict[str, Any], precision: str) 
         "dtype": str(next(iter(model.parameters()), torch.zeros(0)).dtype),
         "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
     }
-    return sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager

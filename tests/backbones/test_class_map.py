@@ -12,7 +12,7 @@ from diffguard_pl.checkpoints.class_maps import CLASS_MAPS
 from diffguard_pl.classifiers.classifier import Classifier
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.datamodules.digits import digits
-from diffguard_pl.deploy.detector_file import describe_method
+from diffguard_pl.description import describe_method
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
 
 LAST_FOUR = [4, 5, 6, 7]

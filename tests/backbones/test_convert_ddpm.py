@@ -60,8 +60,12 @@ def test_guidance_in_pixel_space_is_that_of_diffnb(name, tmp_path):
         labels=numbers["labels"][:count],
         scale=torch.full((count, 1, 1, 1), 1 + beta),
     )
-    eps = ClassifierFreeGuidance().predict_eps(
-        backbone.eps, x, t, Level.of(backbone.alpha_bar[t], x), inputs, UNUSED_CLASSIFIER
+    eps = (
+        ClassifierFreeGuidance()
+        .predict_eps(
+            backbone.eps, x, t, Level.of(backbone.alpha_bar[t], x), inputs, UNUSED_CLASSIFIER
+        )
+        .eps
     )
     # (1 + beta) eps(x, y) - beta eps(x, null), as its sampler has it
     expected = (1 + beta) * numbers["eps"][:count] - beta * numbers["eps_null"][:count]

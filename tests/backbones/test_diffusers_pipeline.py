@@ -147,8 +147,10 @@ def test_guided_denoising_step_by_step_as_the_dit_pipeline(folder, pipeline, mon
     )
 
     def model(x, index, level, rows):
-        return ClassifierFreeGuidance(scale).predict_eps(
-            backbone.eps, x, schedule.timesteps[index], level, wanted, classifier=None
+        return (
+            ClassifierFreeGuidance(scale)
+            .predict_eps(backbone.eps, x, schedule.timesteps[index], level, wanted, classifier=None)
+            .eps
         )
 
     assert schedule.timesteps.tolist() == sorted(pipeline.scheduler.timesteps.tolist())

@@ -35,8 +35,10 @@ def test_guided_noise_is_its_definition():
         calls.append(len(x))
         return network(x, t, labels)
 
-    eps = ClassifierFreeGuidance().predict_eps(
-        counted, x, t, level, inputs, GuidingClassifier(network, 8)
+    eps = (
+        ClassifierFreeGuidance()
+        .predict_eps(counted, x, t, level, inputs, GuidingClassifier(network, 8))
+        .eps
     )
     assert calls == [5]
     for i, (label, w) in enumerate(((3, 10.0), (1, 2.0))):

@@ -71,7 +71,7 @@ def test_guided_noise_is_its_definition(classifier, x0hat, cutouts):
     )
     eps = guidance.predict_eps(
         network, x, t, Level.of(alpha_bar, x), inputs, GuidingClassifier(classifier, 10)
-    )
+    ).eps
 
     sequence = crop_sequence(12, cutouts, 10, guidance.seed)
     for i, squares in enumerate(islice(sequence, 2)):
@@ -90,8 +90,9 @@ def test_the_step_uses_the_clamped_x0_and_the_gradient_the_unclamped_one(classif
     guiding = GuidingClassifier(classifier, 8)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     inputs = GuidanceInputs(torch.tensor([0]), torch.tensor([2]), one)
-    free = guidance.predict_eps(network, x, t, level, inputs, guiding)
-    clipped = guidance.predict_eps(network, x, t, level, inputs._replace(clip=one.bool()), guiding)
+    clipping = inputs._replace(clip=one.bool())
+    free = guidance.predict_eps(network, x, t, level, inputs, guiding).eps
+    clipped = guidance.predict_eps(network, x, t, level, clipping, guiding).eps
     eps = network(x, t, t)
     torch.testing.assert_close(free - eps, clipped - (x - level.signal) / level.noise)
 

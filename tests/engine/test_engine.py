@@ -72,6 +72,10 @@ def assert_same_as_reference(
         scores = torch.cat([d.scores[name] for d in found])
         torch.testing.assert_close(scores, expected.scores[name], atol=1e-9, rtol=0)
 
+    if expected.path is not None:
+        path = torch.cat([d.path.values for d in found])
+        torch.testing.assert_close(path, expected.path.values, atol=1e-9, rtol=1e-9, equal_nan=True)
+
     # The NFE of each image add up, and shared steps only ever save some.
     nfe = sum(int(d.nfe.sum()) for d in found)
     assert nfe == diffguard.nfe - before
@@ -149,6 +153,20 @@ def test_the_golden_ldm_runs(run, compare_to):
     golden = ldm_golden(run, torch.float64)
     with changed(golden.diffguard, slots=5, compare_to=compare_to):
         assert_same_as_reference(golden.diffguard, golden.images, 2, False, golden.labels)
+
+
+@pytest.mark.parametrize("family", ["gdm", "ldm"])
+def test_the_statistics_of_the_path(family, some_digits, digits_gdm, digits_ldm):
+    diffguard = digits_gdm if family == "gdm" else digits_ldm
+    with changed(diffguard, slots=7, compare_to="unguided", path_steps=5, pull_steps=[1, 4]):
+        assert_same_as_reference(diffguard, some_digits[::3], 2, defer_stop_check=True)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_the_pull_is_measured_in_a_conditional_inversion_too(scale, some_digits, digits_ldm):
+    guidance = ClassifierFreeGuidance(1.0, inversion_label=True, inversion_scale=scale)
+    with changed(digits_ldm, guidance, slots=3, path_steps=5, pull_steps=[0, 2]):
+        assert_same_as_reference(digits_ldm, some_digits[::4], 2, defer_stop_check=False)
 
 
 def test_at_scale_one_the_network_is_conditional_and_not_guided(some_digits, digits_ldm):

@@ -13,21 +13,21 @@ def test_rows_are_where_they_were_put_whatever_is_given_back(counts, size, chanc
     for count in counts:
         numbers = torch.arange(number, number + count)
         number += count
-        slots = pool.put([numbers.float().view(-1, 1), numbers])
+        slots = pool.put({"column": numbers.float().view(-1, 1), "number": numbers})
         assert not kept.keys() & set(slots)
         kept |= dict(zip(slots, numbers.tolist(), strict=True))
         for slot in [slot for slot in kept if chance.random() < 0.5]:
             del kept[slot]
             pool.give_back([slot])
         index = torch.tensor(list(kept), dtype=torch.long)
-        assert pool.tensors[0][index, 0].tolist() == list(kept.values())
-        assert pool.tensors[1][index].tolist() == list(kept.values())
+        assert pool.tensors["column"][index, 0].tolist() == list(kept.values())
+        assert pool.tensors["number"][index].tolist() == list(kept.values())
 
 
 def test_a_pool_that_is_used_again_and_again_does_not_grow():
     pool = SlotPool(4)
     for _ in range(10):
-        pool.give_back(pool.put([torch.rand(4, 3)]))
+        pool.give_back(pool.put({"x": torch.rand(4, 3)}))
     assert pool.size == 4
 
 

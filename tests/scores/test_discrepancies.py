@@ -123,7 +123,7 @@ def test_latents_are_those_that_are_encoded_and_those_that_denoising_ends_with(c
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"discrepancy 'dist'.*: dists, lpips, .*maps"):
         Discrepancies(["dist"])
-    with pytest.raises(InputError, match="each once"):
+    with pytest.raises(InputError, match="different names"):
         Discrepancies(["l2", "l2"])
 
 
@@ -274,7 +274,7 @@ def test_an_import_path_to_anything_else_is_refused_in_one_line(path, message, o
 
 
 def test_an_import_path_given_twice_is_refused(own):
-    with pytest.raises(InputError, match="each once"):
+    with pytest.raises(InputError, match="different names"):
         Discrepancies(["my_scores.looks.sharpness", "my_scores.looks.sharpness"])
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .base import Baseline, Inputs, TrainingFeatures, parameter
+from ..hyperparameters import parameter
+from .base import Baseline, Inputs, TrainingFeatures
 from .statistics import percentile
 
 

@@ -1,17 +1,16 @@
 """Base class of the baselines, and what they are fitted to and computed from."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from ...classifiers.classifier import Classifier
-from ...errors import InputError, choose
+from ..hyperparameters import WithHyperparameters
 from .statistics import Moments, whiten
 
 Need = Literal[
@@ -78,7 +77,7 @@ class TrainingFeatures:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(WithHyperparameters):
     """OOD score of the classifier alone. Its fields are the hyper-parameters.
 
     To add one: subclass it in the file of its family and register it in :mod:`.names`. A class
@@ -93,32 +92,10 @@ class Baseline:
             two share a tensor.
     """
 
-    name: ClassVar[str]
+    setting: ClassVar[str] = "baselines"
+    kind: ClassVar[str] = "baseline"
     needs: ClassVar[frozenset[Need]]
     tensors: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any] | None) -> "Baseline":
-        """Build the baseline from hyper-parameters by name; those absent or None are the defaults.
-
-        Raises:
-            InputError: A hyper-parameter is unknown or out of range.
-        """
-        if settings is None:
-            settings = {}
-        if not isinstance(settings, Mapping):
-            raise InputError(
-                f"baselines: {cls.name}: {settings!r} must be a mapping of hyper-parameters or null"
-            )
-        known = {parameter.name: parameter for parameter in fields(cls)}
-        if settings and not known:
-            raise InputError(f"baselines: {cls.name} has no hyper-parameters; remove {[*settings]}")
-        values = {}
-        for name, value in settings.items():
-            choose(f"hyper-parameter of baseline {cls.name}", name, list(known))
-            if value is not None:
-                values[name] = _checked(cls.name, name, value, known[name].metadata)
-        return cls(**values)
 
     def for_width(self, width: int) -> "Baseline":
         """Check the hyper-parameters, and set those that depend on D, for features [N, D].
@@ -153,41 +130,3 @@ def linear_head(classifier: Classifier) -> tuple[Tensor, Tensor]:
     head = classifier.linear_head()
     assert head is not None, "checked by Baselines"
     return head
-
-
-def parameter(
-    default: float | None, allowed: Callable[[float], bool], expected: str, kind: type = float
-) -> Any:
-    """Declare a hyper-parameter: a field of a :class:`Baseline` with a range."""
-    return field(default=default, metadata={"allowed": allowed, "expected": expected, "kind": kind})
-
-
-def positive(default: float) -> Any:
-    """Declare a hyper-parameter above 0."""
-    return parameter(default, lambda value: value > 0, "a number above 0")
-
-
-def count(default: int | None) -> Any:
-    """Declare a hyper-parameter that is a whole number, 1 or more."""
-
-    def allowed(value: float) -> bool:
-        return value >= 1 and float(value).is_integer()
-
-    return parameter(default, allowed, "a whole number, 1 or more", int)
-
-
-def choice(default: str, names: Sequence[str]) -> Any:
-    """Declare a hyper-parameter that is one of several names."""
-    return field(default=default, metadata={"choices": list(names)})
-
-
-def _checked(baseline: str, name: str, value: Any, metadata: Mapping[str, Any]) -> Any:
-    """Return a hyper-parameter as its type, or raise an `InputError` if it is out of range."""
-    if "choices" in metadata:
-        choose(f"{name} of baseline {baseline}", str(value), metadata["choices"])
-    if "allowed" not in metadata:
-        return value
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and metadata["allowed"](value)):
-        raise InputError(f"baselines: {baseline}: {name}={value} must be {metadata['expected']}")
-    return metadata["kind"](value)

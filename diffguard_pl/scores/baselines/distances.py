@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .base import Baseline, Inputs, TrainingFeatures, count, linear_head
+from ..hyperparameters import count
+from .base import Baseline, Inputs, TrainingFeatures, linear_head
 from .statistics import chunks, whiten
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Baseline, Inputs, choice, count, positive
+from ..hyperparameters import choice, count, positive
+from .base import Baseline, Inputs
 
 
 class MSP(Baseline):

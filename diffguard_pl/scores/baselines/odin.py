@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .base import Baseline, Inputs, parameter, positive
+from ..hyperparameters import parameter, positive
+from .base import Baseline, Inputs
 
 
 @dataclass(frozen=True)

@@ -388,7 +388,8 @@ def test_a_classifier_without_a_linear_layer_is_refused():
 
 
 OWN = """
-from diffguard_pl.scores.baselines.base import Baseline, positive
+from diffguard_pl.scores.baselines.base import Baseline
+from diffguard_pl.scores.hyperparameters import positive
 from dataclasses import dataclass
 
 

@@ -1,0 +1,42 @@
+"""Paths of many images, for scores that are fitted to them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..diffusion.path import Path
+from .engine import Engine
+from .method import Method
+from .trajectory import Request
+
+
+@torch.no_grad()
+def paths(diffguard: Method, batches: Iterable[Tensor], denoise: bool) -> Iterator[Path]:
+    """Yield the path of each batch of images, under their predicted labels.
+
+    No image stops before the steps that path scores look at.
+
+    Args:
+        diffguard: DiffGuard.
+        batches: Images [N, 3, H, W] in [0, 1].
+        denoise: Whether to reconstruct the images, too.
+    """
+    sampler = diffguard.sampler()
+    if not denoise:
+        settings = replace(sampler.settings, compare_to="none")
+        sampler = replace(sampler, settings=settings, early_stop=None)
+    engine = Engine(sampler, diffguard.slots)
+
+    def finished(requests: Iterable[Request]) -> Iterator[Path]:
+        for request in requests:
+            assert request.path is not None
+            yield request.path
+
+    for images in batches:
+        prediction = diffguard.classify(images)
+        x = diffguard.encode(images)
+        engine.submit(Request(x, prediction.labels, diffguard.latent_mask(prediction, x)))
+        yield from finished(engine.run())
+    yield from finished(engine.run(drain=True))

@@ -1,0 +1,175 @@
+"""Any number of path scores in one module, computed from what the engine keeps of each image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...diffusion.path import Path
+from ...errors import InputError, choose
+from ...names import RESERVED
+from ..import_path import import_object
+from .base import PathScore
+from .names import PATH_SCORES
+
+
+class PathScores(nn.Module):
+    """Any number of path scores.
+
+    Args:
+        names: Names of :data:`.names.PATH_SCORES`, or import paths of other
+            :class:`.base.PathScore` classes; or a mapping from these to hyper-parameters, where
+            None or an absent one stands for the default.
+        timesteps: [S] training timesteps of the schedule, ascending.
+        inversion_steps: Number of inversion steps that an image takes at most.
+        train_steps: Length T of the training schedule.
+
+    Attributes:
+        names: Names of the scores.
+        hyperparameters: Hyper-parameters of each score, defaults included, by the given name.
+        path_steps: Number of first inversion steps that they look at.
+        pull_steps: Inversion steps at which they need the label's pull, ascending.
+        look_at_denoising: Whether any looks at denoising steps.
+
+    Raises:
+        InputError: A name or a hyper-parameter is unknown, or a score looks at steps that no image
+            takes.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] | Mapping[str, Mapping[str, Any] | None],
+        timesteps: Tensor,
+        inversion_steps: int,
+        train_steps: int,
+    ):
+        super().__init__()
+        if isinstance(names, str) or len(set(names)) < len(names):
+            raise InputError(
+                f"path_scores: {names!r} must be a list of names, each once; choose from: "
+                f"{', '.join(PATH_SCORES)}"
+            )
+        settings = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        scores = [
+            find(name).from_settings(of).for_schedule(timesteps, inversion_steps, train_steps)
+            for name, of in settings.items()
+        ]
+        self._scores = {score.name: score for score in scores}
+        if len(self._scores) < len(scores):
+            raise InputError(f"path_scores: two of {[*settings]} have the same name; rename one")
+        self.names = list(self._scores)
+        self.hyperparameters = {
+            given: asdict(score) for given, score in zip(settings, scores, strict=True)
+        }
+        self.path_steps = max((score.path_steps for score in scores), default=0)
+        pull_steps = {step for score in scores for step in score.pull_steps}
+        self.pull_steps = sorted(pull_steps)
+        self.look_at_denoising = any(score.looks_at_denoising for score in scores)
+        if self.look_at_denoising and not self.path_steps:
+            # The statistics of denoising are kept with those of inversion.
+            self.path_steps = 1
+        for name, score in self._scores.items():
+            for tensor in score.tensors:
+                self.register_buffer(f"{name}_{tensor}", None)
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether any score is fitted to in-distribution images."""
+        return any(score.tensors for score in self._scores.values())
+
+    @property
+    def unfitted(self) -> list[str]:
+        """Names of the scores that have yet to be fitted."""
+        return [
+            name
+            for name, score in self._scores.items()
+            if any(tensor is None for tensor in self._fitted(score).values())
+        ]
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every score that is fitted has been."""
+        return not self.unfitted
+
+    @torch.no_grad()
+    def features(self, path: Path) -> dict[str, Tensor]:
+        """Compute the features [N, F] of each score by name, in float64."""
+        values = path.values
+        if values.device.type == "mps":  # has no float64
+            values = values.cpu()
+        exact = Path(values.double(), path.size)
+        return {name: score.features(exact) for name, score in self._scores.items()}
+
+    @torch.no_grad()
+    def forward(self, path: Path) -> dict[str, Tensor]:
+        """Compute the scores [N] by name, in float32.
+
+        They are NaN where an image did not take a step that a score looks at.
+
+        Raises:
+            InputError: A score is not fitted yet.
+        """
+        if self.unfitted:
+            raise InputError(
+                f"path_scores: {', '.join(self.unfitted)} must be fitted to in-distribution "
+                "images; set data.train, or call DiffGuard.fit_path_scores"
+            )
+        scores = {}
+        for name, features in self.features(path).items():
+            score = self._scores[name]
+            fitted = {key: value.to(features) for key, value in self._fitted(score).items()}
+            scores[name] = score.score(features, fitted).to(path.values.device, torch.float32)
+        return scores
+
+    @torch.no_grad()
+    def fit_features(self, features: Mapping[str, Tensor]) -> None:
+        """Fit the scores to the features [N, F] of in-distribution images by name.
+
+        Raises:
+            InputError: The images do not suffice.
+        """
+        # Everything is computed before anything is set: a failure leaves the state as it was.
+        fitted: dict[str, Tensor] = {}
+        for name, score in self._scores.items():
+            if score.tensors:
+                found = score.fit(features[name].double())
+                fitted |= {f"{name}_{tensor}": value for tensor, value in found.items()}
+        for tensor, value in fitted.items():
+            setattr(self, tensor, value.double().contiguous())
+
+    def _fitted(self, score: PathScore) -> dict[str, Any]:
+        return {tensor: getattr(self, f"{score.name}_{tensor}") for tensor in score.tensors}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load fitted tensors, whose shapes only the state knows."""
+        for name, _ in list(self._buffers.items()):
+            value = state_dict.get(prefix + name)
+            if value is not None:
+                setattr(self, name, torch.empty_like(value))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def find(name: str) -> type[PathScore]:
+    """Return the class of a path score by its name, or by the import path of another one.
+
+    Raises:
+        InputError: The name is unknown, or the path does not lead to a subclass of `PathScore`.
+    """
+    if "." not in name:
+        choose("path score", name, list(PATH_SCORES))
+        module, _, of = PATH_SCORES[name].partition(".")
+        found: type[PathScore] = getattr(import_module(f"{__package__}.{module}"), of)
+        return found
+    other = import_object("path_scores", name)
+    if not (isinstance(other, type) and issubclass(other, PathScore)):
+        raise InputError(
+            f"path_scores: {name} must be a subclass of {PathScore.__module__}.PathScore"
+        )
+    if not isinstance(getattr(other, "name", None), str):
+        raise InputError(f"path_scores: {name} must have the class attribute name")
+    if other.name in (*PATH_SCORES, *RESERVED):
+        raise InputError(f"path_scores: {name}: the name {other.name!r} is reserved; rename it")
+    return other

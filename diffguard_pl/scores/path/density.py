@@ -1,0 +1,118 @@
+"""Densities of the features of in-distribution images: a Gaussian mixture, and a kernel density.
+
+They are fitted by scikit-learn, and evaluated in float64 from a few tensors, which a detector file
+keeps. Features are standardised by the mean and standard deviation of the fitted ones.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+
+MIXTURE = ("centre", "spread", "log_weights", "means", "precisions")
+"""Names of the tensors of a mixture."""
+COMPONENTS = (1, 2, 5, 10, 20, 50, 100)
+"""Numbers of components that cross-validation chooses from."""
+IMAGES_PER_COMPONENT = 20
+"""Number of images that each component needs at least."""
+FOLDS = 3
+MIN_IMAGES = 30
+"""Number of images that a density is fitted to at least."""
+
+
+def fit_mixture(features: Tensor, components: int | None, name: str) -> dict[str, Tensor]:
+    """Fit a mixture of Gaussians with full covariances.
+
+    Args:
+        features: [N, F].
+        components: Number of components. None: that of :data:`COMPONENTS` with the highest
+            likelihood of images that it was not fitted to, in three folds.
+        name: Name of the score, for errors.
+
+    Returns:
+        The tensors of :data:`MIXTURE`.
+
+    Raises:
+        InputError: The images do not suffice.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    values, centre, spread = _standardised(features, name)
+    if components is None:
+        components = _choose_components(values)
+    elif components * IMAGES_PER_COMPONENT > len(values):
+        raise InputError(
+            f"path_scores: {name}: {components} components need at least "
+            f"{components * IMAGES_PER_COMPONENT} images to fit to, not {len(values)}; lower them"
+        )
+    mixture = GaussianMixture(components, random_state=0).fit(values)
+    found = {
+        "centre": centre,
+        "spread": spread,
+        "log_weights": np.log(mixture.weights_),
+        "means": mixture.means_,
+        "precisions": mixture.precisions_cholesky_,
+    }
+    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in found.items()}
+
+
+def mixture_log_density(features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+    """Compute the log-density [N] of features [N, F], of which each is standardised."""
+    z = (features - fitted["centre"]) / fitted["spread"]
+    # |(z - m_k) P_k|^2 with P_k P_k^T the inverse covariance of component k.
+    roots = fitted["precisions"]
+    whitened = torch.einsum("nkf,kfg->nkg", z[:, None] - fitted["means"], roots)
+    log_root = roots.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+    constant = z.shape[1] / 2 * math.log(2 * math.pi)
+    of_components = log_root - whitened.square().sum(dim=2) / 2 - constant
+    return (fitted["log_weights"] + of_components).logsumexp(dim=1)
+
+
+def kernel_log_density(features: Tensor, points: Tensor, bandwidth: float) -> Tensor:
+    """Compute the log of a Gaussian kernel density [N] at features [N, F] of points [n, F]."""
+    width = features.shape[1]
+    squared = (features[:, None] - points).square().sum(dim=2) / bandwidth**2
+    constant = width * (math.log(bandwidth) + math.log(2 * math.pi) / 2) + math.log(len(points))
+    return (-squared / 2).logsumexp(dim=1) - constant
+
+
+def complete_rows(features: Tensor, name: str) -> Tensor:
+    """Return the features [n, F] of images that took all the steps.
+
+    Raises:
+        InputError: There are too few of them.
+    """
+    complete = features[features.isfinite().all(dim=1)]
+    if len(complete) < MIN_IMAGES:
+        raise InputError(
+            f"path_scores: {name}: {len(complete)} of {len(features)} images to fit to took all "
+            f"its steps; must be at least {MIN_IMAGES}; lower its steps, or give more images"
+        )
+    return complete
+
+
+def _standardised(features: Tensor, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features with mean 0 and standard deviation 1, and what they had before."""
+    values = complete_rows(features, name).double().cpu().numpy()
+    centre, spread = values.mean(axis=0), values.std(axis=0)
+    spread = np.where(spread > 0, spread, 1)
+    return (values - centre) / spread, centre, spread
+
+
+def _choose_components(values: np.ndarray) -> int:
+    """Choose the number of components by cross-validation."""
+    from sklearn.mixture import GaussianMixture
+    from sklearn.model_selection import KFold, cross_val_score
+
+    folds = KFold(FOLDS, shuffle=True, random_state=0)
+    trained_on = len(values) * (FOLDS - 1) // FOLDS
+    possible = [count for count in COMPONENTS if count * IMAGES_PER_COMPONENT <= trained_on] or [1]
+    likelihood = {
+        count: cross_val_score(GaussianMixture(count, random_state=0), values, cv=folds).mean()
+        for count in possible
+    }
+    return max(likelihood, key=lambda count: likelihood[count])

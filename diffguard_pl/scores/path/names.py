@@ -1,0 +1,9 @@
+"""Registry of the path scores. Does not import torch: tables and pages list the names."""
+
+PATH_SCORES = {
+    "diffpath": "statistics.DiffPath",
+    "diffpath_1d": "statistics.DiffPath1D",
+    "msma": "statistics.MSMA",
+    "label_pull": "label_pull.LabelPull",
+}
+"""Name -> the module of this folder and the class."""
