@@ -24,6 +24,7 @@ from .backbones import Backbone
 from .backbones.class_map import ClassMap, check_without_map
 from .classifiers.classifier import Classifier
 from .diffusion.ddim import StepCallback
+from .diffusion.denoiser import Denoiser
 from .diffusion.early_stop import PSNR, EarlyStop, LearnedSimilarity, Similarity
 from .diffusion.guidance import Guidance, GuidingClassifier
 from .diffusion.path import Path
@@ -38,6 +39,7 @@ from .layout import keep_contiguous
 from .scores.baselines.collection import Baselines
 from .scores.baselines.names import DEFAULT_BASELINES
 from .scores.discrepancies import Discrepancies, Seen
+from .scores.path.base import Subject
 from .scores.path.collection import PathScores
 from .scores.piq_scores import FeatureScore, SharedVGG16
 from .scores.training_features import training_features
@@ -210,8 +212,7 @@ class DiffGuard(nn.Module):
         """
         # The stream calls the stages below, with full batches of the diffusion model.
         stream = self.stream()
-        stream.push(images, labels)
-        ((_, detection),) = stream.drain()
+        ((_, detection),) = [*stream.push(images, labels), *stream.drain()]
         return detection
 
     def stream(self, before_pass: Callable[[], None] = lambda: None) -> Stream:
@@ -330,6 +331,7 @@ class DiffGuard(nn.Module):
         reconstruction: Reconstruction | None,
         latents: Tensor | None = None,
         path: Path | None = None,
+        measured: Mapping[str, Tensor] | None = None,
     ) -> Detection:
         """Run stage 4 and return all results; see :meth:`compare`.
 
@@ -339,13 +341,16 @@ class DiffGuard(nn.Module):
             stop_index: [N] schedule index at which inversion stopped.
             reconstruction: Result of stage 3. None with ``compare_to: none``.
             latents: [N, C, h, w] the encoded images. Computed if a discrepancy needs them.
-            path: Statistics of the steps. None without path scores.
+            path: Statistics of the steps. None if no path score looks at them.
+            measured: Result of :meth:`measure`. Computed if it is not given.
         """
         scores: dict[str, Tensor] = {}
         if reconstruction is not None:
             scores |= self.compare(images, prediction, reconstruction, latents)
-        if path is not None:
-            scores |= _without_unlabelled(self.path_scores(path), prediction)
+        if self.path_scores.names:
+            if measured is None:
+                measured = self.measure(images, self.encode(images), prediction.labels)
+            scores |= _without_unlabelled(self.path_scores(path, measured), prediction)
         return Detection(
             labels=prediction.labels,
             reconstructions=None if reconstruction is None else reconstruction.guided,
@@ -355,6 +360,29 @@ class DiffGuard(nn.Module):
             unguided=None if reconstruction is None else reconstruction.unguided,
             path=path,
         )
+
+    def measure(self, images: Tensor, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Run the path scores that evaluate the diffusion model on their own.
+
+        Args:
+            images: [N, 3, H, W] in [0, 1].
+            x: [N, C, h, w] the encoded images.
+            labels: [N] classes to reconstruct under.
+
+        Returns:
+            Features [N, F] by name of the score.
+        """
+        denoiser = Denoiser(
+            network=self._evaluate_network,
+            alpha_bar=self.backbone.alpha_bar,
+            null_label=(self.class_map or self.backbone).null_label,
+            clip_denoised=self.backbone.clip_denoised,
+            batch=self.slots,
+        )
+        subject = Subject(
+            images, x, labels, denoiser, self.backbone, self.classifier, self.decode_images
+        )
+        return self.path_scores.measure(subject)
 
     # ------------------------------------------------------------------- what the stages need
 
@@ -367,10 +395,14 @@ class DiffGuard(nn.Module):
         dtype = torch.promote_types(self.backbone.dtype, torch.float32)
         return self.backbone.encode(images * 2 - 1).to(dtype).contiguous()
 
+    def decode_images(self, x: Tensor) -> Tensor:
+        """Return the images [N, 3, H, W] in [0, 1] of x [N, C, h, w]."""
+        images = at_least_float32(self.backbone.decode(x)).contiguous()
+        return ((images + 1) / 2).clamp(0, 1)
+
     def decode(self, x: Tensor) -> Reconstruction:
         """Return the images of x [N, C, h, w], or [2N, C, h, w] with the unguided ones last."""
-        images = at_least_float32(self.backbone.decode(x)).contiguous()
-        images = ((images + 1) / 2).clamp(0, 1)
+        images = self.decode_images(x)
         if not self.sampling.with_unguided:
             return Reconstruction(images, None, x)
         count = len(images) // 2
@@ -459,6 +491,11 @@ class DiffGuard(nn.Module):
         return self.sampling.schedule
 
     @property
+    def own_nfe(self) -> int:
+        """Network evaluations of each image that path scores make on their own."""
+        return self.path_scores.nfe
+
+    @property
     def compares_input_maps(self) -> bool:
         """Whether a discrepancy compares feature maps of the inputs."""
         return self.discrepancies.needs_maps and not self.sampling.with_unguided
@@ -491,8 +528,8 @@ class DiffGuard(nn.Module):
         images = (as_batch(given, "image")["image"].to(device) for given in loader)
         found: dict[str, list[Tensor]] = {name: [] for name in self.path_scores.names}
         usable = (batch for batch in images if len(batch))
-        for path in paths(self, usable, self.path_scores.look_at_denoising):
-            for name, features in self.path_scores.features(path).items():
+        for path, measured in paths(self, usable, self.path_scores.look_at_denoising):
+            for name, features in self.path_scores.features(path, measured).items():
                 found[name].append(features.cpu())
         if not all(found.values()):
             raise InputError("path_scores: no images to fit to; set data.train to some")

@@ -119,7 +119,8 @@ class Engine:
                 self.defer_stop_check = request.x.is_cuda
         request.allocate_results(self.settings)
         self.requests.append(request)
-        self.waiting.extend(Trajectory(request, image) for image in range(len(request.x)))
+        if request.missing:
+            self.waiting.extend(Trajectory(request, image) for image in range(len(request.x)))
 
     def run(self, drain: bool = False) -> list[Request]:
         """Work until no image waits for a slot, or with ``drain`` until all images are done.

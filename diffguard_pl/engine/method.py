@@ -1,5 +1,6 @@
 """Interface between DiffGuard and the loops that run it: :class:`.Stream` and :mod:`.reference`."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -20,6 +21,10 @@ class Method(Protocol):
         """Names of all scores."""
 
     @property
+    def own_nfe(self) -> int:
+        """Network evaluations of each image that path scores make on their own."""
+
+    @property
     def compares_input_maps(self) -> bool:
         """Whether the comparison uses feature maps of the input images."""
 
@@ -28,6 +33,9 @@ class Method(Protocol):
 
     def classify(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
         """Run stage 1 on images [N, 3, H, W] in [0, 1]."""
+
+    def measure(self, images: Tensor, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Run the path scores that have network evaluations of their own."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Return what is diffused of images in [0, 1], [N, C, h, w]."""
@@ -46,5 +54,6 @@ class Method(Protocol):
         reconstruction: Reconstruction | None,
         latents: Tensor | None = None,
         path: Path | None = None,
+        measured: Mapping[str, Tensor] | None = None,
     ) -> Detection:
         """Run stage 4 and return all results."""

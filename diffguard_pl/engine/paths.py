@@ -13,8 +13,10 @@ from .trajectory import Request
 
 
 @torch.no_grad()
-def paths(diffguard: Method, batches: Iterable[Tensor], denoise: bool) -> Iterator[Path]:
-    """Yield the path of each batch of images, under their predicted labels.
+def paths(
+    diffguard: Method, batches: Iterable[Tensor], denoise: bool
+) -> Iterator[tuple[Path | None, dict[str, Tensor]]]:
+    """Yield the path of each batch of images, under their predicted labels, and what is measured.
 
     No image stops before the steps that path scores look at.
 
@@ -29,14 +31,11 @@ def paths(diffguard: Method, batches: Iterable[Tensor], denoise: bool) -> Iterat
         sampler = replace(sampler, settings=settings, early_stop=None)
     engine = Engine(sampler, diffguard.slots)
 
-    def finished(requests: Iterable[Request]) -> Iterator[Path]:
-        for request in requests:
-            assert request.path is not None
-            yield request.path
-
     for images in batches:
         prediction = diffguard.classify(images)
         x = diffguard.encode(images)
-        engine.submit(Request(x, prediction.labels, diffguard.latent_mask(prediction, x)))
-        yield from finished(engine.run())
-    yield from finished(engine.run(drain=True))
+        measured = diffguard.measure(images, x, prediction.labels)
+        mask = diffguard.latent_mask(prediction, x)
+        engine.submit(Request(x, prediction.labels, mask, payload=measured))
+        yield from ((request.path, request.payload) for request in engine.run())
+    yield from ((request.path, request.payload) for request in engine.run(drain=True))

@@ -1,7 +1,7 @@
 """Batches of images in, their detections out, with full batches of the diffusion model between."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,9 @@ class Stream:
                 images, prediction = images[passed], prediction.select(passed)
             x = self.diffguard.encode(images) if len(images) else images
             mask = self.diffguard.latent_mask(prediction, x)
+        if len(images) and self.diffguard.own_nfe:
+            with self.stopwatch.timing("diffuse", images.device):
+                payload.measured = self.diffguard.measure(images, x, prediction.labels)
 
         # Stages 2 and 3 wait in the engine for a full batch.
         self.engine.submit(Request(x, prediction.labels, mask, payload))
@@ -123,8 +126,9 @@ class Stream:
             reconstruction,
             request.x,
             request.path,
+            request.payload.measured,
         )
-        return replace(detection, nfe=torch.tensor(request.nfe))
+        return replace(detection, nfe=torch.tensor(request.nfe) + self.diffguard.own_nfe)
 
     def _with_gaps(
         self, part: Detection | None, images: Tensor, prediction: Prediction, passed: Tensor
@@ -179,9 +183,12 @@ class Payload:
         images: [N, 3, H, W] in [0, 1]. None for a batch without images.
         prediction: Stage 1.
         passed: bool [N], True where the gate let an image pass. None without a gate.
+        measured: Features of path scores with network evaluations of their own, of the images that
+            passed.
     """
 
     tag: Any
     images: Tensor | None = None
     prediction: Prediction | None = None
     passed: Tensor | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict)

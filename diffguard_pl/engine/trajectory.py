@@ -49,9 +49,11 @@ class Request:
         if settings.path_steps:
             values = empty_path(count, len(settings.schedule), self.x)
             self.path = Path(values, self.x[:1].numel())
-        self.stop_index = torch.full((count,), settings.inversion_steps - 1)
+        self.stop_index = torch.full((count,), max(0, settings.inversion_steps - 1))
         self.nfe = [0] * count
         self.missing = 2 * count if settings.with_unguided else count
+        if settings.inversion_steps == 0:
+            self.missing = 0
 
 
 class Trajectory:

@@ -1,11 +1,13 @@
-"""Base class of the path scores."""
+"""Base classes of the path scores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...classifiers.classifier import Classifier
+from ...diffusion.denoiser import Denoiser
 from ...diffusion.path import Path
 from ..hyperparameters import WithHyperparameters
 
@@ -58,7 +60,7 @@ class PathScore(WithHyperparameters):
 
     def features(self, path: Path) -> Tensor:
         """Compute what the score is a function of, [N, F]; NaN where a step was not taken."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no features of the path")
 
     def fit(self, features: Tensor) -> dict[str, Tensor]:
         """Compute the :attr:`tensors` from the features [N, F] of in-distribution images."""
@@ -71,4 +73,41 @@ class PathScore(WithHyperparameters):
             features: See :meth:`features`, float64.
             fitted: The tensors of :meth:`fit`, by name, on the same device.
         """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images, and what scores with evaluations of their own may look at.
+
+    Attributes:
+        images: [N, 3, H, W] in [0, 1].
+        x: [N, C, h, w] what is diffused of them.
+        labels: [N] classes that they are reconstructed under.
+        denoiser: The diffusion model at any timestep.
+        network: The diffusion model as a module.
+        classifier: Classifier under protection.
+        decode: Maps x [n, C, h, w] to images [n, 3, H, W] in [0, 1].
+    """
+
+    images: Tensor
+    x: Tensor
+    labels: Tensor
+    denoiser: Denoiser
+    network: nn.Module
+    classifier: Classifier
+    decode: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class MeasuredScore(PathScore):
+    """Score of evaluations of the diffusion model that are its own, besides those of the path."""
+
+    @property
+    def nfe(self) -> int:
+        """Number of its network evaluations of each image."""
+        raise NotImplementedError
+
+    def measure(self, subject: Subject) -> Tensor:
+        """Compute what the score is a function of, [N, F], for any number of images."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ from ...diffusion.path import Path
 from ...errors import InputError, choose
 from ...names import RESERVED
 from ..import_path import import_object
-from .base import PathScore
+from .base import MeasuredScore, PathScore, Subject
 from .names import PATH_SCORES
 
 
@@ -94,18 +94,42 @@ class PathScores(nn.Module):
         """Whether every score that is fitted has been."""
         return not self.unfitted
 
-    @torch.no_grad()
-    def features(self, path: Path) -> dict[str, Tensor]:
-        """Compute the features [N, F] of each score by name, in float64."""
-        values = path.values
-        if values.device.type == "mps":  # has no float64
-            values = values.cpu()
-        exact = Path(values.double(), path.size)
-        return {name: score.features(exact) for name, score in self._scores.items()}
+    @property
+    def nfe(self) -> int:
+        """Number of network evaluations of each image besides those of its path."""
+        return sum(score.nfe for score in self._scores.values() if isinstance(score, MeasuredScore))
 
     @torch.no_grad()
-    def forward(self, path: Path) -> dict[str, Tensor]:
-        """Compute the scores [N] by name, in float32.
+    def measure(self, subject: Subject) -> dict[str, Tensor]:
+        """Compute the features [N, F] of the scores with evaluations of their own, by name."""
+        with torch.autocast(subject.x.device.type, enabled=False):
+            return {
+                name: score.measure(subject)
+                for name, score in self._scores.items()
+                if isinstance(score, MeasuredScore)
+            }
+
+    @torch.no_grad()
+    def features(self, path: Path | None, measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the features [N, F] of each score by name, in float64.
+
+        Args:
+            path: Statistics of the steps. None if no score looks at them.
+            measured: See :meth:`measure`.
+        """
+        exact = None if path is None else Path(_in_float64(path.values), path.size)
+        features = {}
+        for name, score in self._scores.items():
+            if isinstance(score, MeasuredScore):
+                features[name] = _in_float64(measured[name])
+            else:
+                assert exact is not None
+                features[name] = score.features(exact)
+        return features
+
+    @torch.no_grad()
+    def forward(self, path: Path | None, measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the scores [N] by name, in float32; see :meth:`features`.
 
         They are NaN where an image did not take a step that a score looks at.
 
@@ -118,10 +142,10 @@ class PathScores(nn.Module):
                 "images; set data.train, or call DiffGuard.fit_path_scores"
             )
         scores = {}
-        for name, features in self.features(path).items():
+        for name, features in self.features(path, measured).items():
             score = self._scores[name]
             fitted = {key: value.to(features) for key, value in self._fitted(score).items()}
-            scores[name] = score.score(features, fitted).to(path.values.device, torch.float32)
+            scores[name] = score.score(features, fitted).float()
         return scores
 
     @torch.no_grad()
@@ -150,6 +174,11 @@ class PathScores(nn.Module):
             if value is not None:
                 setattr(self, name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _in_float64(values: Tensor) -> Tensor:
+    """Return values in float64, on the CPU if the device has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
 def find(name: str) -> type[PathScore]:

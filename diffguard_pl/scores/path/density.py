@@ -24,14 +24,17 @@ MIN_IMAGES = 30
 """Number of images that a density is fitted to at least."""
 
 
-def fit_mixture(features: Tensor, components: int | None, name: str) -> dict[str, Tensor]:
-    """Fit a mixture of Gaussians with full covariances.
+def fit_mixture(
+    features: Tensor, components: int | None, name: str, diagonal: bool = False
+) -> dict[str, Tensor]:
+    """Fit a mixture of Gaussians.
 
     Args:
         features: [N, F].
         components: Number of components. None: that of :data:`COMPONENTS` with the highest
             likelihood of images that it was not fitted to, in three folds.
         name: Name of the score, for errors.
+        diagonal: Whether the covariances are diagonal; else they are full.
 
     Returns:
         The tensors of :data:`MIXTURE`.
@@ -49,7 +52,8 @@ def fit_mixture(features: Tensor, components: int | None, name: str) -> dict[str
             f"path_scores: {name}: {components} components need at least "
             f"{components * IMAGES_PER_COMPONENT} images to fit to, not {len(values)}; lower them"
         )
-    mixture = GaussianMixture(components, random_state=0).fit(values)
+    kind = "diag" if diagonal else "full"
+    mixture = GaussianMixture(components, covariance_type=kind, random_state=0).fit(values)
     found = {
         "centre": centre,
         "spread": spread,
@@ -64,9 +68,12 @@ def mixture_log_density(features: Tensor, fitted: Mapping[str, Tensor]) -> Tenso
     """Compute the log-density [N] of features [N, F], of which each is standardised."""
     z = (features - fitted["centre"]) / fitted["spread"]
     # |(z - m_k) P_k|^2 with P_k P_k^T the inverse covariance of component k.
-    roots = fitted["precisions"]
-    whitened = torch.einsum("nkf,kfg->nkg", z[:, None] - fitted["means"], roots)
-    log_root = roots.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+    roots, deviation = fitted["precisions"], z[:, None] - fitted["means"]
+    if roots.ndim == 2:  # diagonal
+        whitened, log_root = deviation * roots, roots.log().sum(dim=1)
+    else:
+        whitened = torch.einsum("nkf,kfg->nkg", deviation, roots)
+        log_root = roots.diagonal(dim1=1, dim2=2).log().sum(dim=1)
     constant = z.shape[1] / 2 * math.log(2 * math.pi)
     of_components = log_root - whitened.square().sum(dim=2) / 2 - constant
     return (fitted["log_weights"] + of_components).logsumexp(dim=1)

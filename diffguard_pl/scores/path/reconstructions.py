@@ -1,0 +1,196 @@
+"""Peers of DiffGuard that add noise, denoise, and compare: DDPM-OOD, DiffNB and LMD.
+
+Their noise is drawn once and is the same for every image.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softmax
+
+from ...diffusion.ddim import Level, predict_x0
+from ...diffusion.denoiser import Denoiser
+from ...errors import InputError
+from ..hyperparameters import choice, count, fractions, parameter
+from .base import MeasuredScore, Subject
+from .fitted import Z_SCORE, fit_z_score, z_score
+
+
+def timesteps_from(denoiser: Denoiser, time: float, steps: int) -> list[int]:
+    """Return descending timesteps from a fraction of the schedule on, for S steps over all of it.
+
+    They are evenly spaced; at least one.
+    """
+    taken = max(1, round(time * steps))
+    return [denoiser.timestep(time * k / taken) for k in range(taken, 0, -1)]
+
+
+def steps_from(times: Sequence[float], steps: int) -> int:
+    """Return the number of network evaluations from all of these times."""
+    return sum(max(1, round(time * steps)) for time in times)
+
+
+@dataclass(frozen=True)
+class DDPMOOD(MeasuredScore):
+    """DDPM-OOD: how far images are from their reconstructions (Graham et al. 2023, 2211.07740).
+
+    An image is noised to several levels and denoised without a label. The score is the negative
+    mean of the mean squared errors, each as a z-score of in-distribution images. The paper adds
+    LPIPS, has many more levels, and denoises in 100 steps of PLMS.
+
+    Args:
+        times: Levels, as fractions of the training schedule. Defaults to 0.2, 0.4 and 0.6.
+        steps: Number of DDIM steps over the whole schedule. Defaults to 20.
+    """
+
+    name = "ddpm_ood"
+    times: tuple[float, ...] = fractions(0.2, 0.4, 0.6)
+    steps: int = count(20)
+
+    @property
+    def nfe(self) -> int:
+        return steps_from(self.times, self.steps)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return Z_SCORE
+
+    def measure(self, subject: Subject) -> Tensor:
+        errors = []
+        for draw, time in enumerate(self.times):
+            timesteps = timesteps_from(subject.denoiser, time, self.steps)
+            noisy = subject.denoiser.noised(subject.x, timesteps[0], draw)
+            images = subject.decode(subject.denoiser.denoise(noisy, timesteps))
+            errors.append((images - subject.images).square().flatten(1).mean(dim=1))
+        return torch.stack(errors, dim=1)
+
+    def fit(self, features: Tensor) -> dict[str, Tensor]:
+        return fit_z_score(features, self.name)
+
+    def score(self, features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+        return -z_score(features, fitted).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class DiffNB(MeasuredScore):
+    """DiffNB: change of the classifier's answer by denoising (Liu et al. 2022, 2211.11255).
+
+    An image is noised to several levels and denoised under the predicted label with classifier-free
+    guidance. The score is the negative mean over levels and draws of the L1 distance of the logits
+    or of the probabilities of the image and its reconstruction.
+
+    Args:
+        times: Levels, as fractions of the training schedule. Defaults to the paper's.
+        repeats: Number of draws of noise. Defaults to the paper's 4.
+        steps: Number of DDIM steps over the whole schedule. Defaults to 50.
+        scale: Scale of the guidance. Defaults to 2.
+        compare: ``logits`` or ``probabilities``.
+    """
+
+    name = "diffnb"
+    times: tuple[float, ...] = fractions(0.12, 0.24, 0.36)
+    repeats: int = count(4)
+    steps: int = count(50)
+    scale: float = parameter(2.0, lambda value: True, "a number")
+    compare: str = choice("logits", ["logits", "probabilities"])
+
+    @property
+    def nfe(self) -> int:
+        per_step = 1 if self.scale == 1 else 2
+        return self.repeats * per_step * steps_from(self.times, self.steps)
+
+    def measure(self, subject: Subject) -> Tensor:
+        if subject.denoiser.null_label is None:
+            raise InputError(
+                "path_scores: diffnb: needs a class-conditional model with a label for 'no class'; "
+                "leave it out"
+            )
+        before = self._seen(subject, subject.images)
+        distances = []
+        for time in self.times:
+            timesteps = timesteps_from(subject.denoiser, time, self.steps)
+            for draw in range(self.repeats):
+                noisy = subject.denoiser.noised(subject.x, timesteps[0], draw)
+                x = subject.denoiser.denoise(noisy, timesteps, subject.labels, self.scale)
+                after = self._seen(subject, subject.decode(x))
+                distances.append((after - before).abs().sum(dim=1))
+        return torch.stack(distances, dim=1)
+
+    def _seen(self, subject: Subject, images: Tensor) -> Tensor:
+        logits = subject.classifier.view(images).logits
+        return logits if self.compare == "logits" else softmax(logits, dim=1)
+
+    def score(self, features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+        return -features.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class LMD(MeasuredScore):
+    """LMD: distance of images to their inpainted selves (Liu et al., ICML 2023, 2302.10326).
+
+    The squares of a checkerboard, and then the other ones, are inpainted without a label: at every
+    step of DDPM the known part is the noised image. The score is the negative median over draws of
+    the mean squared error. The paper has LPIPS, 10 draws and 1,000 steps.
+
+    Args:
+        squares: Number of squares along a side. Defaults to the paper's 8.
+        repeats: Number of draws, for each of the two masks in turn. Defaults to 4.
+        steps: Number of steps over the schedule. Defaults to 25.
+    """
+
+    name = "lmd"
+    squares: int = count(8)
+    repeats: int = count(4)
+    steps: int = count(25)
+
+    @property
+    def nfe(self) -> int:
+        return self.repeats * self.steps
+
+    def measure(self, subject: Subject) -> Tensor:
+        errors = []
+        for repeat in range(self.repeats):
+            known = self._board(subject.x) == repeat % 2
+            images = subject.decode(self._inpaint(subject.denoiser, subject.x, known, repeat))
+            errors.append((images - subject.images).square().flatten(1).mean(dim=1))
+        return torch.stack(errors, dim=1)
+
+    def score(self, features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+        return -features.quantile(0.5, dim=1)
+
+    def _board(self, x: Tensor) -> Tensor:
+        """Return the checkerboard [h, w] of 0 and 1."""
+        height, width = x.shape[-2:]
+        row = torch.arange(height, device=x.device) * self.squares // height
+        column = torch.arange(width, device=x.device) * self.squares // width
+        return (row[:, None] + column) % 2
+
+    def _inpaint(self, denoiser: Denoiser, x: Tensor, known: Tensor, repeat: int) -> Tensor:
+        timesteps = timesteps_from(denoiser, 1.0, self.steps)
+        draws = itertools.count(3 * self.steps * repeat)
+        state = denoiser.noise(x, next(draws)).expand_as(x)
+        for t, to in zip(timesteps, [*timesteps[1:], None], strict=True):
+            level = denoiser.level(t, x)
+            given = level.signal * x + level.noise * denoiser.noise(x, next(draws))
+            state = torch.where(known, given, state)
+            eps = denoiser.eps(state, t)
+            x0 = predict_x0(state, eps, level)
+            x0 = x0.clamp(-1, 1) if denoiser.clip_denoised else x0
+            if to is None:
+                return torch.where(known, x, x0)
+            mean, deviation = _posterior(state, x0, level, denoiser.level(to, x))
+            state = mean + deviation * denoiser.noise(x, next(draws))
+        return state
+
+
+def _posterior(x: Tensor, x0: Tensor, level: Level, to: Level) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of q(x_to | x_t, x0) (Ho et al. 2020, equation 7)."""
+    # With alpha = alpha-bar_t / alpha-bar_to, the signal that this step keeps.
+    alpha = (level.signal / to.signal).square()
+    of_x0 = to.signal * (1 - alpha) / level.noise.square()
+    of_x = alpha.sqrt() * to.noise.square() / level.noise.square()
+    variance = (1 - alpha) * to.noise.square() / level.noise.square()
+    return of_x0 * x0 + of_x * x, variance.sqrt()
