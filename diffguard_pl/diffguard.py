@@ -17,6 +17,7 @@ adaptive early stop (section 3.2.1), and classifier-free guidance with distinct 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,12 +39,21 @@ from .errors import InputError
 from .layout import keep_contiguous
 from .scores.baselines.collection import Baselines
 from .scores.baselines.names import DEFAULT_BASELINES
+from .scores.combination import Cascade
 from .scores.discrepancies import Discrepancies, Seen
 from .scores.path.base import Subject
 from .scores.path.collection import PathScores
 from .scores.piq_scores import FeatureScore, SharedVGG16
 from .scores.training_features import training_features
-from .stages import Detection, Inversion, Prediction, Reconstruction, as_batch
+from .stages import (
+    Detection,
+    Gates,
+    Inversion,
+    PathGate,
+    Prediction,
+    Reconstruction,
+    as_batch,
+)
 
 
 class DiffGuard(nn.Module):
@@ -328,7 +338,7 @@ class DiffGuard(nn.Module):
         images: Tensor,
         prediction: Prediction,
         stop_index: Tensor,
-        reconstruction: Reconstruction | None,
+        reconstruction: Reconstruction | None = None,
         latents: Tensor | None = None,
         path: Path | None = None,
         measured: Mapping[str, Tensor] | None = None,
@@ -339,7 +349,7 @@ class DiffGuard(nn.Module):
             images: [N, 3, H, W] in [0, 1].
             prediction: Result of stage 1.
             stop_index: [N] schedule index at which inversion stopped.
-            reconstruction: Result of stage 3. None with ``compare_to: none``.
+            reconstruction: Result of stage 3. None: without discrepancies.
             latents: [N, C, h, w] the encoded images. Computed if a discrepancy needs them.
             path: Statistics of the steps. None if no path score looks at them.
             measured: Result of :meth:`measure`. Computed if it is not given.
@@ -520,6 +530,34 @@ class DiffGuard(nn.Module):
         """
         if self.path_scores.needs_fit:
             self.path_scores.fit_features(self.path_features(loader))
+
+    def early_scores(self, name: str, batches: Iterable[Tensor]) -> Tensor:
+        """Return a path score [N] of images that are only inverted as far as path scores look.
+
+        Args:
+            name: Name of a path score that is known after a few inversion steps.
+            batches: Images [n, 3, H, W] in [0, 1].
+        """
+        found = paths(self, batches, denoise=False, measure=False)
+        scores = [self.path_scores.early_score(name, path) for path, _ in found if path is not None]
+        return torch.cat(scores)
+
+    def gates(self, cascade: Cascade, reference: Mapping[str, np.ndarray]) -> Gates:
+        """Return the gates of a cascade that is calibrated on validation images.
+
+        Args:
+            cascade: The cascade.
+            reference: Scores [n] of the validation images by name.
+        """
+        diffuses, decide = cascade.gate(reference[cascade.baseline]), cascade.path_gate(reference)
+        if decide is None:
+            return Gates(diffuses)
+        middle, undecided = str(cascade.middle), decide
+
+        def reconstructs(path: Path) -> Tensor:
+            return undecided(self.path_scores.early_score(middle, path)).to(path.values.device)
+
+        return Gates(diffuses, PathGate(reconstructs, self.path_scores.path_steps_of(middle)))
 
     def path_features(self, loader: Iterable[Any]) -> dict[str, Tensor]:
         """Return the features [N, F] of each path score by name; see :meth:`fit_path_scores`."""

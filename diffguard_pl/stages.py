@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +12,31 @@ from .errors import InputError
 
 Gate = Callable[["Prediction"], Tensor]
 """Maps a Prediction to a bool mask [N] of the images to run through the diffusion model."""
+
+
+@dataclass(frozen=True)
+class PathGate:
+    """Decides which images are reconstructed, after a few inversion steps.
+
+    Attributes:
+        decide: Maps the paths of N images to a bool mask [N] of those to reconstruct.
+        steps: Number of inversion steps after which it decides.
+    """
+
+    decide: Callable[[Path], Tensor]
+    steps: int
+
+
+class Gates(NamedTuple):
+    """Decisions on the way of an image; None where there is none.
+
+    Attributes:
+        diffuses: Decides which images are diffused.
+        reconstructs: Decides which of these are reconstructed.
+    """
+
+    diffuses: Gate | None = None
+    reconstructs: PathGate | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,8 @@ class Detection:
     """Result of stage 4, compare, with all that led to it.
 
     Where a gate has kept an image from the diffusion model, its reconstructions, discrepancies and
-    path scores are NaN, its stop index is -1 and its NFE 0.
+    path scores are NaN, its stop index is -1 and its NFE 0. Where one has kept it from being
+    reconstructed, it has path scores and NFE.
 
     Attributes:
         labels: [N] classes that the images were reconstructed under.

@@ -26,7 +26,7 @@ from ..errors import InputError, choose
 from ..runs.record import package_versions, timestamp, weights_hashes
 from ..scores.combination import CASCADE, Cascade, Combination, Fusion
 from ..scores.conformal import Threshold, check_tpr, lowest_for_nan, p_values, threshold
-from ..stages import Detection, Gate, as_batch
+from ..stages import Detection, Gates, as_batch
 from .decisions import Decisions
 from .detector_file import (
     DetectorFile,
@@ -92,7 +92,11 @@ class Detector:
             # one rule to every image, including those of the calibration.
             cascade = replace(cascade, skip=False)
         self.combination = Combination.checked(
-            fusion, cascade, model.diffusion_score_names, model.baselines.names
+            fusion,
+            cascade,
+            model.diffusion_score_names,
+            model.baselines.names,
+            model.path_scores.early_names,
         )
         names = [*model.score_names, *self.combination.names]
         self.score = score or (self.combination.names[-1] if self.combination else names[0])
@@ -270,7 +274,7 @@ class Detector:
             The batch as a dict, and its decisions; None if it has no images.
         """
         self._checked_threshold()
-        for batch, detection in self._detect(batches, self._gate()):
+        for batch, detection in self._detect(batches, self._gates()):
             if detection is None:
                 yield batch, None
                 continue
@@ -415,15 +419,15 @@ class Detector:
         self.model.check(prepared)  # before the split: errors give an image's number among all
         return prepared.split(CLASSIFIER_BATCH)
 
-    def _gate(self) -> Gate | None:
-        """Return which images to diffuse; None: all of them."""
+    def _gates(self) -> Gates | None:
+        """Return which images to diffuse and to reconstruct; None: all of them."""
         cascade = self.combination.cascade
         if cascade is None or self.score != CASCADE:
             return None
-        return cascade.gate(self.reference[cascade.baseline])
+        return self.model.gates(cascade, self.reference)
 
     def _detect(
-        self, batches: Iterable[Any], gate: Gate | None
+        self, batches: Iterable[Any], gates: Gates | None
     ) -> Iterator[tuple[Any, Detection | None]]:
         """Yield each batch with its detection; None if it has no images."""
         stream = self.model.stream()
@@ -432,7 +436,7 @@ class Detector:
             images = batch["image"]
             with self._computing():
                 if len(images):
-                    finished = stream.push(images.to(self.device), None, batch, gate)
+                    finished = stream.push(images.to(self.device), None, batch, gates)
                 else:
                     finished = stream.push_nothing(batch)
             # outside the context: the caller's code runs between two batches

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..diffusion.ddim import Level, step
 from ..diffusion.guidance import GuidanceInputs, GuidedNoise
-from ..diffusion.path import empty_path, step_statistics
+from ..diffusion.path import Path, empty_path, step_statistics
 from ..diffusion.sampling import GuidedSampler
+from ..stages import PathGate
 from .slots import AsyncFlags, SlotPool, to_device
 from .trajectory import Request, StepTable, Trajectory
 
@@ -89,8 +90,9 @@ class Engine:
         self.waiting: deque[Trajectory] = deque()
         self.active: list[Trajectory] = []
 
-        # Stop checks whose flags have not been read, the oldest first.
-        self.stop_checks: deque[tuple[AsyncFlags, list[Trajectory]]] = deque()
+        # Checks whose flags have not been read, the oldest first, and what to do where one is set.
+        self.checks: deque[tuple[AsyncFlags, list[Trajectory], Callable[[Trajectory], None]]]
+        self.checks = deque()
 
         # States of active trajectories (see _load), and what early stop compares them to.
         self.states, self.references = SlotPool(slots), SlotPool(slots)
@@ -151,8 +153,8 @@ class Engine:
         """Advance as many trajectories as fit in the batch by one step."""
         forking, guided, others = self._choose(longest_first)
         if not (forking or guided or others):
-            # All trajectories await a stop check.
-            self._collect_stop_flags()
+            # All trajectories await a check.
+            self._collect_flags()
             return
         self.before_pass()
 
@@ -162,11 +164,12 @@ class Engine:
         self._scatter(batch, x)
 
         # Flags of earlier passes have arrived by now; those of this pass may not have.
-        arrived = len(self.stop_checks)
+        arrived = len(self.checks)
+        self._request_gate_flags(batch.trajectories)
         self._request_stop_flags(batch.trajectories, x)
         self._advance(batch)
-        for _ in range(arrived if self.defer_stop_check else len(self.stop_checks)):
-            self._collect_stop_flags()
+        for _ in range(arrived if self.defer_stop_check else len(self.checks)):
+            self._collect_flags()
 
     def _num_pending(self) -> int:
         """Return the number of images in all requests but the last."""
@@ -180,7 +183,7 @@ class Engine:
         Returns:
             The network evaluations that are ready.
         """
-        ready = sum(self._nfe_of_next_step(t) for t in self.active if not t.awaiting_stop_check)
+        ready = sum(self._nfe_of_next_step(t) for t in self.active if not t.pending_checks)
 
         # Images in order of arrival, until they fill the batch.
         admitted: dict[int, list[Trajectory]] = {}
@@ -249,7 +252,7 @@ class Engine:
         for trajectory in candidates:
             # A guided step may need more room than is left; an unguided one may still fit.
             nfe = self._nfe_of_next_step(trajectory)
-            if trajectory.awaiting_stop_check or nfe > room:
+            if trajectory.pending_checks or nfe > room:
                 continue
 
             # The first guided step of a trajectory that yields both reconstructions forks it.
@@ -384,17 +387,45 @@ class Engine:
         plan = [(i, trajectories[i].reference_slot) for i in rows]
         index, reference_slots = to_device(plan, x.device).T
         reference = [tensor[reference_slots] for tensor in self.references.tensors.values()]
-        self.stop_checks.append((AsyncFlags(early_stop.should_stop(x[index], reference)), checked))
-        for trajectory in checked:
-            trajectory.awaiting_stop_check = True
+        self._check(early_stop.should_stop(x[index], reference), checked, self._start_denoising)
 
-    def _collect_stop_flags(self) -> None:
-        """Wait for the oldest stop check, and start denoising where inversion has stopped."""
-        flags, trajectories = self.stop_checks.popleft()
-        for trajectory, stopped in zip(trajectories, flags.wait(), strict=True):
-            trajectory.awaiting_stop_check = False
-            if stopped:
-                self._start_denoising(trajectory)
+    def _request_gate_flags(self, trajectories: list[Trajectory]) -> None:
+        """Start to ask the gates which trajectories leave once their path scores are known."""
+        asked: dict[PathGate, list[Trajectory]] = {}
+        for trajectory in trajectories:
+            gate = trajectory.request.path_gate
+            if gate and trajectory.inverting and trajectory.index == gate.steps - 1:
+                asked.setdefault(gate, []).append(trajectory)
+        for gate, of_gate in asked.items():
+            slots = to_device([t.slot for t in of_gate], self.states.tensors["x"].device)
+            path = Path(self.states.tensors["path"][slots], self.states.tensors["x"][0].numel())
+            self._check(~gate.decide(path), of_gate, self._leave)
+
+    def _check(
+        self, flags: Tensor, trajectories: list[Trajectory], act: Callable[[Trajectory], None]
+    ) -> None:
+        """Act on those trajectories whose flag is set, once the flags have arrived on the CPU.
+
+        Until then, they take no step.
+        """
+        self.checks.append((AsyncFlags(flags), trajectories, act))
+        for trajectory in trajectories:
+            trajectory.pending_checks += 1
+
+    def _collect_flags(self) -> None:
+        """Wait for the oldest check, and act where its flags are set."""
+        flags, trajectories, act = self.checks.popleft()
+        for trajectory, is_set in zip(trajectories, flags.wait(), strict=True):
+            trajectory.pending_checks -= 1
+            if is_set and not trajectory.left:
+                act(trajectory)
+        # All at once: one copy for each request.
+        self._finish([t for t in trajectories if t.left and t.slot >= 0])
+
+    def _leave(self, trajectory: Trajectory) -> None:
+        """End a trajectory without a reconstruction."""
+        trajectory.left = True
+        trajectory.request.stop_index[trajectory.image] = -1
 
     def _advance(self, batch: Batch) -> None:
         """Move the trajectories of a pass to their next step, and finish those at their end."""
@@ -403,7 +434,7 @@ class Engine:
             trajectory.steps_taken += 1
             trajectory.index += 1 if trajectory.inverting else -1
             if trajectory.inverting:
-                # Early stop may turn it before this; see _collect_stop_flags.
+                # Early stop may turn it before this; see _collect_flags.
                 if trajectory.index < self.settings.inversion_steps:
                     continue
                 if self.settings.reconstructs:
@@ -413,8 +444,7 @@ class Engine:
             elif trajectory.index < self.settings.skip_last_steps:
                 done.append(trajectory)
         self._insert_forks(batch)
-        if done:
-            self._finish(done)
+        self._finish(done)
 
     def _insert_forks(self, batch: Batch) -> None:
         """Put each fork behind the trajectory that it comes from, as if equally old."""
@@ -434,6 +464,7 @@ class Engine:
         trajectory.request.stop_index[trajectory.image] = stop_index
         if trajectory.reference_slot >= 0:
             self.references.give_back([trajectory.reference_slot])
+            trajectory.reference_slot = -1
 
         # Both reconstructions start as one trajectory.
         trajectory.inverting, trajectory.steps_taken = False, 0
@@ -442,6 +473,9 @@ class Engine:
 
     def _finish(self, trajectories: list[Trajectory]) -> None:
         """Copy results to their requests and free the slots."""
+        if not trajectories:
+            return
+
         # One copy for each request and kind of result; without a guided step, one trajectory
         # yields both reconstructions.
         requests = {id(t.request): t.request for t in trajectories}
@@ -449,13 +483,19 @@ class Engine:
             own = [t for t in trajectories if t.request is request]
             guided = [t for t in own if t.yields_guided]
             unguided = [t for t in own if t.yields_unguided]
-            self._copy("x", guided, request.guided)
-            self._copy("x", unguided, request.unguided)
+            self._copy("x", [t for t in guided if not t.left], request.guided)
+            self._copy("x", [t for t in unguided if not t.left], request.unguided)
             self._copy("path", guided, request.path.values if request.path else None)
             request.missing -= len(guided) + len(unguided)
+            if self.settings.with_unguided:
+                # The second reconstruction of those that left before it could fork off.
+                request.missing -= sum(t.left and not t.yields_unguided for t in own)
 
         # Their slots are free for the next images.
         self.states.give_back([t.slot for t in trajectories])
+        self.references.give_back([t.reference_slot for t in trajectories if t.reference_slot >= 0])
+        for trajectory in trajectories:
+            trajectory.slot = trajectory.reference_slot = -1
         finished = {id(t) for t in trajectories}
         self.active = [t for t in self.active if id(t) not in finished]
 

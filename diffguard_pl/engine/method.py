@@ -46,12 +46,21 @@ class Method(Protocol):
     def latent_mask(self, prediction: Prediction, x: Tensor) -> Tensor | None:
         """Return where denoising of x is guided, bool [N, 1, h, w]. None: everywhere."""
 
+    def compare(
+        self,
+        images: Tensor,
+        prediction: Prediction,
+        reconstruction: Reconstruction,
+        latents: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run stage 4: return the discrepancies."""
+
     def detection(
         self,
         images: Tensor,
         prediction: Prediction,
         stop_index: Tensor,
-        reconstruction: Reconstruction | None,
+        reconstruction: Reconstruction | None = None,
         latents: Tensor | None = None,
         path: Path | None = None,
         measured: Mapping[str, Tensor] | None = None,

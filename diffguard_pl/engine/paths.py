@@ -14,7 +14,7 @@ from .trajectory import Request
 
 @torch.no_grad()
 def paths(
-    diffguard: Method, batches: Iterable[Tensor], denoise: bool
+    diffguard: Method, batches: Iterable[Tensor], denoise: bool, measure: bool = True
 ) -> Iterator[tuple[Path | None, dict[str, Tensor]]]:
     """Yield the path of each batch of images, under their predicted labels, and what is measured.
 
@@ -24,6 +24,7 @@ def paths(
         diffguard: DiffGuard.
         batches: Images [N, 3, H, W] in [0, 1].
         denoise: Whether to reconstruct the images, too.
+        measure: Whether to run the scores that have network evaluations of their own.
     """
     sampler = diffguard.sampler()
     if not denoise:
@@ -34,7 +35,7 @@ def paths(
     for images in batches:
         prediction = diffguard.classify(images)
         x = diffguard.encode(images)
-        measured = diffguard.measure(images, x, prediction.labels)
+        measured = diffguard.measure(images, x, prediction.labels) if measure else {}
         mask = diffguard.latent_mask(prediction, x)
         engine.submit(Request(x, prediction.labels, mask, payload=measured))
         yield from ((request.path, request.payload) for request in engine.run())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..stages import Detection, Gate, Prediction
+from ..stages import Detection, Gates, Prediction
 from .engine import Engine
 from .method import Method
 from .timing import Stopwatch
@@ -43,7 +43,7 @@ class Stream:
         images: Tensor,
         labels: Tensor | None = None,
         tag: Any = None,
-        gate: Gate | None = None,
+        gates: Gates | None = None,
     ) -> list[tuple[Any, Any]]:
         """Take a batch of images and return what is done of earlier ones.
 
@@ -51,7 +51,8 @@ class Stream:
             images: [N, 3, H, W] in [0, 1].
             labels: [N] oracle labels. Negative ones, or None, stand for the predicted class.
             tag: Whatever should come back with the detection.
-            gate: Decides which images are diffused. None: all.
+            gates: Decide which images are diffused, and which of these are reconstructed. None:
+                all are.
 
         Returns:
             The tag of each batch and its :class:`~diffguard_pl.Detection`.
@@ -60,7 +61,8 @@ class Stream:
         with self.stopwatch.timing("classify", images.device):
             # Stage 1, and the images that the gate lets pass.
             prediction = self.diffguard.classify(images, labels)
-            passed = None if gate is None else gate(prediction).cpu()
+            diffuses, reconstructs = gates or Gates()
+            passed = None if diffuses is None else diffuses(prediction).cpu()
             payload = Payload(tag, images, prediction, passed)
             if not self.keeps_maps:
                 payload.prediction = prediction.without_maps()
@@ -75,7 +77,7 @@ class Stream:
                 payload.measured = self.diffguard.measure(images, x, prediction.labels)
 
         # Stages 2 and 3 wait in the engine for a full batch.
-        self.engine.submit(Request(x, prediction.labels, mask, payload))
+        self.engine.submit(Request(x, prediction.labels, mask, payload, reconstructs))
         return self._run()
 
     def push_nothing(self, tag: Any) -> list[tuple[Any, Detection | None]]:
@@ -113,22 +115,54 @@ class Stream:
         return self._with_gaps(part, images, prediction, passed)
 
     def _compared(self, images: Tensor, prediction: Prediction, request: Request) -> Detection:
-        """Decode and compare the reconstructions of a request."""
-        reconstruction = None
-        if request.guided is not None:
-            both = [request.guided, request.unguided]
-            x = torch.cat([part for part in both if part is not None])
-            reconstruction = self.diffguard.decode(x)
+        """Return the detection of the diffused images of a request."""
         detection = self.diffguard.detection(
             images,
             prediction,
             request.stop_index,
-            reconstruction,
-            request.x,
-            request.path,
-            request.payload.measured,
+            path=request.path,
+            measured=request.payload.measured,
         )
+        if request.guided is not None:
+            detection = self._with_reconstructions(detection, images, request)
         return replace(detection, nfe=torch.tensor(request.nfe) + self.diffguard.own_nfe)
+
+    def _with_reconstructions(
+        self, detection: Detection, images: Tensor, request: Request
+    ) -> Detection:
+        """Decode the reconstructions of a request, compare them and add the results."""
+        x = [part for part in (request.guided, request.unguided) if part is not None]
+        prediction, kept = detection.prediction, request.stop_index >= 0
+        if kept.all():
+            reconstruction = self.diffguard.decode(torch.cat(x))
+            scores = self.diffguard.compare(images, prediction, reconstruction, request.x)
+            return replace(
+                detection,
+                reconstructions=reconstruction.guided,
+                unguided=reconstruction.unguided,
+                scores=scores | detection.scores,
+            )
+
+        # A gate has kept some from being reconstructed: they get NaN.
+        nan = float("nan")
+        names = [name for name in self.diffguard.score_names if name not in detection.scores]
+        scores = {name: images.new_full((len(images),), nan) for name in names}
+        guided = torch.full_like(images, nan)
+        unguided = torch.full_like(images, nan) if request.unguided is not None else None
+        if kept.any():
+            reconstruction = self.diffguard.decode(torch.cat([part[kept] for part in x]))
+            found = self.diffguard.compare(
+                images[kept], prediction.select(kept), reconstruction, request.x[kept]
+            )
+            guided[kept] = reconstruction.guided.to(guided)
+            if unguided is not None and reconstruction.unguided is not None:
+                unguided[kept] = reconstruction.unguided.to(guided)
+            for name, values in found.items():
+                scores[name] = scores[name].to(values)
+                scores[name][kept] = values
+        return replace(
+            detection, reconstructions=guided, unguided=unguided, scores=scores | detection.scores
+        )
 
     def _with_gaps(
         self, part: Detection | None, images: Tensor, prediction: Prediction, passed: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..diffusion.ddim import Level
 from ..diffusion.path import Path, empty_path
 from ..diffusion.sampling import GuidedSampler, SamplingSettings
+from ..stages import PathGate
 
 
 @dataclass(eq=False)
@@ -22,10 +23,13 @@ class Request:
         labels: [N] classes to reconstruct under.
         mask: bool [N, 1, h, w], True where denoising is guided. None: everywhere.
         payload: Whatever the caller wants back with the results.
-        guided: [N, C, h, w] reconstructions under the label. None if the settings ask for none.
+        path_gate: Decides which images are reconstructed. None: all.
+        guided: [N, C, h, w] reconstructions under the label, undefined where there is none. None
+            if the settings ask for none.
         unguided: [N, C, h, w] reconstructions without guidance. None if the settings ask for none.
         path: Statistics of the steps. None unless a score needs them.
-        stop_index: [N] schedule index at which inversion stopped, on the CPU.
+        stop_index: [N] schedule index at which inversion stopped, on the CPU; -1 where the gate
+            has kept an image from being reconstructed.
         nfe: [N] network evaluations of each image.
         missing: Number of trajectories that are not finished.
     """
@@ -34,6 +38,7 @@ class Request:
     labels: Tensor
     mask: Tensor | None = None
     payload: Any = None
+    path_gate: PathGate | None = None
     guided: Tensor | None = field(init=False, default=None)
     unguided: Tensor | None = field(init=False, default=None)
     path: Path | None = field(init=False, default=None)
@@ -72,14 +77,16 @@ class Trajectory:
         steps_taken: Number of steps taken in this direction.
         yields_guided: Whether it ends in the guided reconstruction.
         yields_unguided: Whether it ends in the unguided reconstruction.
-        awaiting_stop_check: Whether early stop has yet to say if it continues.
+        pending_checks: Number of checks (early stop, gate) that have yet to say if it continues.
+        left: Whether the gate has ended it.
     """
 
     __slots__ = (
-        "awaiting_stop_check",
         "image",
         "index",
         "inverting",
+        "left",
+        "pending_checks",
         "reference_slot",
         "request",
         "slot",
@@ -95,7 +102,7 @@ class Trajectory:
         # It begins with the first inversion step.
         self.inverting, self.index, self.steps_taken = True, 0, 0
         self.yields_guided, self.yields_unguided = True, False
-        self.awaiting_stop_check = False
+        self.pending_checks, self.left = 0, False
 
     def fork_unguided(self, slot: int) -> Trajectory:
         """Split off the unguided denoising as a trajectory with its state in ``slot``."""

@@ -1,38 +1,41 @@
-"""The gate of a cascade: images that the classifier is sure of skip the diffusion model."""
+"""The gates of a cascade: images that it is sure of skip the diffusion model, or a part of it."""
 
+import numpy as np
 import torch
 
 from ..datamodules.base import OODData
 from ..diffguard import DiffGuard
 from ..errors import InputError
 from ..scores.combination import Cascade
-from ..stages import Gate
+from ..stages import Gates
 
 
-def gate(
+def gates(
     cascade: Cascade | None, diffguard: DiffGuard, data: OODData, device: torch.device
-) -> Gate | None:
-    """Return the gate of a cascade that skips images; None for all others.
+) -> Gates | None:
+    """Return the gates of a cascade that skips images; None for all others.
 
-    Every rank computes it by itself, from all calibration images, so that all ranks have the same
-    one.
+    Every rank computes them by itself, from all calibration images, so that all ranks have the same
+    ones.
 
     Args:
         cascade: The cascade, if any.
-        diffguard: Method whose classifier scores the calibration images.
+        diffguard: Method that scores the calibration images.
         data: Data module that provides them.
-        device: Device of the classifier.
+        device: Device of the method.
 
     Raises:
         InputError: No calibration image is usable.
     """
     if cascade is None or not cascade.skip:
         return None
-    scores = []
-    for batch in data.calibration_dataloader():
-        if len(batch["image"]):
-            prediction = diffguard.classify(batch["image"].to(device))
-            scores.append(prediction.baselines[cascade.baseline].cpu())
-    if not scores:
+    loaded = (batch["image"].to(device) for batch in data.calibration_dataloader())
+    images = [batch for batch in loaded if len(batch)]
+    if not images:
         raise InputError("data.calibration: has no usable image to calibrate the cascade on")
-    return cascade.gate(torch.cat(scores).numpy())
+    scores = [diffguard.classify(batch).baselines[cascade.baseline].cpu() for batch in images]
+    reference = {cascade.baseline: torch.cat(scores).numpy()}
+    if cascade.middle is not None:
+        found = diffguard.early_scores(cascade.middle, images)
+        reference[cascade.middle] = found.cpu().numpy().astype(np.float64)
+    return diffguard.gates(cascade, reference)

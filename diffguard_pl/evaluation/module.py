@@ -23,7 +23,7 @@ from ..scores.combination import Cascade, Combination, Fusion
 from ..scores.training_features import fit_baselines
 from ..stages import Detection
 from .batches import BatchReader, dataset_names, is_in_distribution
-from .gate import gate
+from .gate import gates
 from .oracle import ORACLES, oracle_labels
 from .path_fit import fit_path_scores
 from .precision import NetworksInHalf
@@ -88,7 +88,8 @@ class DiffGuardModule(pl.LightningModule):
         self.oracle, self.tf32 = oracle, tf32
         self.diffguard = DiffGuard(**detector)
         names = self.diffguard.diffusion_score_names, self.diffguard.baselines.names
-        self.combination = Combination.checked(fusion, cascade, *names)
+        early = self.diffguard.path_scores.early_names
+        self.combination = Combination.checked(fusion, cascade, *names, early)
         self.calibrating = False
         self.earlier: pd.DataFrame | None = None
         self.done: dict[str, set[int]] = {}
@@ -171,7 +172,7 @@ class DiffGuardModule(pl.LightningModule):
         self.barrier = PatientBarrier(self.trainer.world_size)
         with allow_tf32(self.tf32), self.trainer.precision_plugin.test_step_context():
             self._fit_scores()
-            self.gate = gate(self.combination.cascade, self.diffguard, self.data, self.device)
+            self.gates = gates(self.combination.cascade, self.diffguard, self.data, self.device)
         self.reader = BatchReader(
             self.datasets, self.done, self.global_rank, self.trainer.world_size
         )
@@ -254,12 +255,12 @@ class DiffGuardModule(pl.LightningModule):
             self._transfer(self.stream.drain())
             self._transfer([(tag, self._detect_step_by_step(images, labels))])
         else:
-            no_gate = dataset == CALIBRATION
-            self._transfer(self.stream.push(images, labels, tag, None if no_gate else self.gate))
+            no_gates = dataset == CALIBRATION
+            self._transfer(self.stream.push(images, labels, tag, None if no_gates else self.gates))
 
     def _detect_step_by_step(self, images: Tensor, labels: Tensor | None) -> Detection:
         """Run the four stages one after the other, for callbacks that watch each step."""
-        if self.gate is not None:
+        if self.gates is not None:
             raise InputError(
                 "cascade.skip: cannot be combined with trajectory.count, which draws images that "
                 "it leaves out; turn one of the two off"
@@ -299,7 +300,7 @@ class DiffGuardModule(pl.LightningModule):
         # callbacks have written scores and results by now
         for score, datasets in self.metrics.never_finite.items():
             # images that the cascade left out have no discrepancy
-            if self.gate is not None and len(datasets) < len(self.datasets):
+            if self.gates is not None and len(datasets) < len(self.datasets):
                 continue
             raise InputError(
                 f"model: the score {score} is NaN or infinite for every image of "

@@ -82,6 +82,10 @@ class Cascade:
     scores, for example from a saturated softmax, are all diffused or none are; many of them make
     the fraction differ from the budget.
 
+    With ``middle`` there is a stage between the two: images are inverted a few steps, and a path
+    score decides where it is sure; only the rest is reconstructed. Its band is defined in the same
+    way, among the in-distribution images that come to it.
+
     Attributes:
         baseline: Name of the baseline.
         budget: Fraction of in-distribution images to diffuse, in [0, 1].
@@ -90,16 +94,22 @@ class Cascade:
         skip: Whether to skip the diffusion model outside the band. Their discrepancies are then
             unknown:
             the result table holds the cascade and the baselines, without a curve over the budget.
+        middle: Name of a path score that is known after some inversion steps. Defaults to none:
+            every diffused image is reconstructed.
+        middle_budget: Fraction of diffused in-distribution images to reconstruct, in [0, 1].
     """
 
     baseline: str = "msp"
     budget: float = 0.2
     then: str | None = None
     skip: bool = False
+    middle: str | None = None
+    middle_budget: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.budget <= 1:
-            raise InputError(f"cascade.budget: {self.budget} must be a fraction from 0 to 1")
+        for name in ("budget", "middle_budget"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"cascade.{name}: {value} must be a fraction from 0 to 1")
 
     def unsure(self, reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return which images [N] to diffuse, by baseline scores.
@@ -108,11 +118,23 @@ class Cascade:
             reference: Baseline scores of the validation images [n].
             scores: Baseline scores of the images [N].
         """
-        if self.budget in (0, 1):
-            return np.full(len(scores), self.budget == 1)
-        # The band of ranks where the baseline is unsure, budget wide.
-        rank, low = scale(reference, scores), SURE * (1 - self.budget)
-        return (rank >= low) & (rank <= low + self.budget)
+        return _in_band(reference, scores, self.budget)
+
+    def undecided(self, reference: Scores, scores: np.ndarray) -> np.ndarray:
+        """Return which diffused images [N] to reconstruct, by scores of ``middle``.
+
+        Those without one, because inversion has stopped before, are reconstructed.
+
+        Args:
+            reference: Scores of the validation images [n] by name.
+            scores: Path scores of the images.
+        """
+        assert self.middle is not None
+        baseline = reference[self.baseline]
+        diffused = reference[self.middle][self.unsure(baseline, baseline)]
+        if len(diffused) == 0:
+            return np.ones(len(scores), dtype=bool)
+        return _in_band(diffused, scores, self.middle_budget) | np.isnan(scores)
 
     def gate(self, reference: np.ndarray) -> Callable[[Any], "Tensor"]:
         """Return :meth:`unsure` of a Prediction, as a :data:`diffguard_pl.stages.Gate`.
@@ -128,22 +150,56 @@ class Cascade:
 
         return unsure
 
+    def path_gate(self, reference: Scores) -> Callable[["Tensor"], "Tensor"] | None:
+        """Return :meth:`undecided` of path scores [N], as a tensor; None without ``middle``.
+
+        Args:
+            reference: Scores of the validation images [n] by name.
+        """
+        if self.middle is None:
+            return None
+        from torch import from_numpy
+
+        def undecided(scores: "Tensor") -> "Tensor":
+            return from_numpy(self.undecided(reference, scores.cpu().double().numpy()))
+
+        return undecided
+
     def __call__(
-        self, reference: Scores, scores: Scores, diffused: np.ndarray | None = None
+        self,
+        reference: Scores,
+        scores: Scores,
+        diffused: np.ndarray | None = None,
+        reconstructed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute the cascade's score [N].
 
         Args:
-            reference: Scores of the validation images, of the baseline and of ``then``.
-            scores: Scores of the images; those of ``then`` may be NaN where not diffused.
+            reference: Scores of the validation images, of the baseline, ``middle`` and ``then``.
+            scores: Scores of the images; those of ``then`` may be NaN where not reconstructed.
             diffused: Which images [N] were diffused. Defaults to :meth:`unsure`.
+            reconstructed: Which of these were reconstructed. Defaults to :meth:`undecided`.
         """
         assert self.then is not None
         # Both on the scale of ranks, so that one threshold serves all images.
         sure = scale(reference[self.baseline], scores[self.baseline])
         if diffused is None:
             diffused = self.unsure(reference[self.baseline], scores[self.baseline])
-        return np.where(diffused, scale(reference[self.then], scores[self.then]), sure)
+        found = scale(reference[self.then], scores[self.then])
+        if self.middle is not None:
+            if reconstructed is None:
+                reconstructed = self.undecided(reference, scores[self.middle])
+            middle = scale(reference[self.middle], scores[self.middle])
+            found = np.where(reconstructed, found, middle)
+        return np.where(diffused, found, sure)
+
+
+def _in_band(reference: np.ndarray, scores: np.ndarray, budget: float) -> np.ndarray:
+    """Return which scores [N] have a rank in a band, budget wide, of the reference [n]."""
+    if budget in (0, 1):
+        return np.full(len(scores), budget == 1)
+    rank, low = scale(reference, scores), SURE * (1 - budget)
+    return (rank >= low) & (rank <= low + budget)
 
 
 @dataclass(frozen=True)
@@ -167,6 +223,7 @@ class Combination:
         cascade: Cascade | None,
         discrepancies: Sequence[str],
         baselines: Sequence[str],
+        path_scores: Sequence[str] = (),
     ) -> "Combination":
         """Build a combination, checking that its scores exist.
 
@@ -178,6 +235,8 @@ class Combination:
                 choose("score for model.fusion.scores", name, [*discrepancies, *baselines])
         if cascade:
             choose("baseline for model.cascade.baseline", cascade.baseline, list(baselines))
+            if cascade.middle is not None:
+                choose("path score for model.cascade.middle", cascade.middle, list(path_scores))
             then = cascade.then or discrepancies[0]
             known = [*discrepancies, FUSION] if fusion else list(discrepancies)
             choose("score for model.cascade.then", then, known)
@@ -244,18 +303,22 @@ class Combination:
             # The cascade may rank by the fusion, so the reference needs it too.
             reference = {**reference, FUSION: self.fusion(reference, reference)}
         if self.cascade:
-            diffused = self._diffused(scores) if self.cascade.skip else None
-            combined[CASCADE] = self.cascade(reference, {**scores, **combined}, diffused)
+            all_scores = {**scores, **combined}
+            decided = self._decided(all_scores) if self.cascade.skip else (None, None)
+            combined[CASCADE] = self.cascade(reference, all_scores, *decided)
         return combined
 
-    def _diffused(self, scores: Scores) -> np.ndarray:
-        """Return which images [N] have a discrepancy.
+    def _decided(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+        """Return which images [N] were diffused, and which were reconstructed: those with scores.
 
         This is what was decided during the run. Deciding again by the baseline could differ, as its
         scores may have been rounded differently.
         """
+        assert self.cascade is not None
+        assert self.cascade.then is not None
         of_model = [values for name, values in scores.items() if name not in self.baselines]
-        return np.asarray(~np.isnan(of_model).all(axis=0))
+        diffused = np.asarray(~np.isnan(of_model).all(axis=0))
+        return diffused, ~np.isnan(scores[self.cascade.then])
 
     def apply_to_table(self, table: ScoreTable) -> ScoreTable:
         """Return the table with the combined scores and without the calibration dataset; unchanged

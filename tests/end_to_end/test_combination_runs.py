@@ -18,6 +18,7 @@ from diffguard_pl.datamodules.digits import digits, held_out
 from diffguard_pl.report.results import read_results, with_combined_scores
 from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.combination import Fusion
+from diffguard_pl.stages import Gates
 
 QUICK = [
     "--data.batch_size",
@@ -60,7 +61,14 @@ def test_a_run_has_both_in_its_table_its_page_and_a_curve(whole):
     assert (frame["dataset"] == "calibration").sum() == 32
     assert header.combination == {
         "fusion": {"scores": ["maps", "msp"], "by": "rank", "weights": None},
-        "cascade": {"baseline": "msp", "budget": 0.4, "then": "fusion", "skip": False},
+        "cascade": {
+            "baseline": "msp",
+            "budget": 0.4,
+            "then": "fusion",
+            "skip": False,
+            "middle": None,
+            "middle_budget": 0.5,
+        },
         "baselines": ["msp", "max_logit", "energy"],
     }
     for row in results.results:  # what the run has written is what is read from its folder
@@ -116,6 +124,28 @@ def test_a_cascade_that_skips_diffuses_only_unsure_images_and_decides_the_same(w
     results = read_results(tmp_path / "skipped")
     assert results.header.scores == ["cascade", "msp", "max_logit", "energy"]
     assert results.cascade_curve == []
+
+
+def test_a_cascade_of_three_stages_spends_on_each_image_what_it_needs(tmp_path):
+    three_stages = [
+        *("--model.path_scores", "{label_pull: {times: [0.2]}}"),
+        *("--model.cascade", "{budget: 0.6, middle: label_pull, middle_budget: 0.4, skip: true}"),
+        *("--page.enabled", "false", "--trainer.default_root_dir", str(tmp_path)),
+    ]
+    main([*QUICK, *three_stages])
+    frame, _ = read_scores(tmp_path)
+    diffused, reconstructed = frame["label_pull"].notna(), frame["maps"].notna()
+    assert not (reconstructed & ~diffused).any()
+    calibration = frame["dataset"] == "calibration"
+    assert reconstructed[calibration].all()
+
+    # Two inversion steps, the second with an evaluation more; 5 steps back with two each.
+    stage = diffused.astype(int) + reconstructed
+    assert stage[~calibration].value_counts().min() >= 4
+    assert (frame["nfe"] == stage.map({0: 0, 1: 3, 2: 5 + 1 + 10})).all()
+    assert frame["stop_index"].notna().equals(reconstructed)
+    cascade = with_combined_scores(*read_scores(tmp_path))[0]["cascade"]
+    assert cascade[~calibration].notna().all()
 
 
 def test_the_nfe_of_images_add_up_to_the_run(whole):
@@ -183,8 +213,9 @@ def test_scores_of_a_skipped_image_are_nan_and_its_label_is_known(digits_ldm):
     images = torch.cat([digits("test").images[:6], held_out().images[:6]])
     stream = digits_ldm.stream()
     kept = torch.tensor([True, False] * 6)
-    stream.push(images, tag="mixed", gate=lambda prediction: kept)
-    stream.push(images[:2], tag="none", gate=lambda prediction: torch.zeros(2, dtype=torch.bool))
+    stream.push(images, tag="mixed", gates=Gates(lambda prediction: kept))
+    nothing = Gates(lambda prediction: torch.zeros(2, dtype=torch.bool))
+    stream.push(images[:2], tag="none", gates=nothing)
     found = dict(stream.drain())
     plain = digits_ldm(images)
     assert found["mixed"].scores["maps"].isnan().tolist() == (~kept).tolist()

@@ -63,6 +63,33 @@ def test_a_cascade_needs_the_other_score_only_where_the_baseline_is_unsure():
     np.testing.assert_array_equal(found[sent], scale(reference["maps"], scores["maps"])[sent])
 
 
+def test_a_path_score_decides_between_the_baseline_and_the_reconstruction():
+    reference, scores = some(0, 4000), some(1, 4000)
+    cascade = Cascade("msp", 0.4, "maps", middle="knn", middle_budget=0.3)
+    diffused = cascade.unsure(reference["msp"], scores["msp"])
+    reconstructed = diffused & cascade.undecided(reference, scores["knn"])
+    assert abs(reconstructed.sum() / diffused.sum() - 0.3) < 0.05
+
+    # Each stage needs its own score alone.
+    hidden = scores | {
+        "knn": np.where(diffused, scores["knn"], np.nan),
+        "maps": np.where(reconstructed, scores["maps"], np.nan),
+    }
+    found = cascade(reference, hidden)
+    assert not np.isnan(found).any()
+    np.testing.assert_array_equal(found, cascade(reference, scores))
+    ranks = {name: scale(reference[name], scores[name]) for name in scores}
+    np.testing.assert_array_equal(found[reconstructed], ranks["maps"][reconstructed])
+    middle = diffused & ~reconstructed
+    np.testing.assert_array_equal(found[middle], ranks["knn"][middle])
+    np.testing.assert_array_equal(found[~diffused], ranks["msp"][~diffused])
+
+
+def test_images_without_the_path_score_of_the_middle_stage_are_reconstructed():
+    cascade = Cascade("msp", 1.0, "maps", middle="knn", middle_budget=0.0)
+    assert cascade.undecided(some(0), np.array([np.nan, 0.0])).tolist() == [True, False]
+
+
 def test_a_budget_of_0_or_1_gives_one_of_the_two_scores():
     reference, scores = some(0), some(1)
     for budget, name in ((0.0, "msp"), (1.0, "maps")):

@@ -141,12 +141,28 @@ class PathScores(nn.Module):
                 f"path_scores: {', '.join(self.unfitted)} must be fitted to in-distribution "
                 "images; set data.train, or call DiffGuard.fit_path_scores"
             )
-        scores = {}
-        for name, features in self.features(path, measured).items():
-            score = self._scores[name]
-            fitted = {key: value.to(features) for key, value in self._fitted(score).items()}
-            scores[name] = score.score(features, fitted).float()
-        return scores
+        features = self.features(path, measured)
+        return {name: self._score(name, of_score) for name, of_score in features.items()}
+
+    @property
+    def early_names(self) -> list[str]:
+        """Names of the scores that are known after a few inversion steps."""
+        return [name for name, score in self._scores.items() if score.path_steps]
+
+    def path_steps_of(self, name: str) -> int:
+        """Return the number of first inversion steps that a score looks at."""
+        return self._scores[name].path_steps
+
+    @torch.no_grad()
+    def early_score(self, name: str, path: Path) -> Tensor:
+        """Compute one of the :attr:`early_names` alone, [N]."""
+        exact = Path(_in_float64(path.values), path.size)
+        return self._score(name, self._scores[name].features(exact))
+
+    def _score(self, name: str, features: Tensor) -> Tensor:
+        score = self._scores[name]
+        fitted = {key: value.to(features) for key, value in self._fitted(score).items()}
+        return score.score(features, fitted).float()
 
     @torch.no_grad()
     def fit_features(self, features: Mapping[str, Tensor]) -> None:
