@@ -27,7 +27,6 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
             "skip_last_steps": sampling.skip_last_steps,
         },
         "guidance": {"class": type(model.guidance).__qualname__} | _plain_settings(model.guidance),
-        "path_scores": model.path_scores.hyperparameters,
         "baselines": model.baselines.hyperparameters,
         "classifier": {
             "input_size": classifier.input_size,
@@ -44,6 +43,8 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
             backbone.null_label,
         ],
     }
+    if model.path_scores.names:
+        method["path_scores"] = model.path_scores.hyperparameters
     if model.class_map is not None:
         method["class_map"] = model.class_map.classes
     return json.loads(json.dumps(method))  # tuples become lists, as in a file

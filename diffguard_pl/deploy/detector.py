@@ -373,6 +373,8 @@ class Detector:
             raise InputError(
                 f"{', '.join(changes)}: cannot be changed together with model; set it there"
             )
+        with reporting_damage(path):
+            content.verify_method(path, model)
         with reporting_damage(path, "fitted"):
             content.load_fitted(path, model)
         with reporting_damage(path, "combination"):
@@ -390,7 +392,7 @@ class Detector:
                 content.tf32,
             )
             # only now have the weights the precision of the calibration
-            content.verify(path, model)
+            content.verify_weights(path, model)
             if detector.is_combined and set(content.reference) != set(model.score_names):
                 raise ValueError("the reference does not have the scores of the model")
         detector.calibrated = content.threshold

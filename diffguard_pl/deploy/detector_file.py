@@ -183,11 +183,11 @@ class DetectorFile:
             }
             model.get_submodule(part).load_state_dict(own)
 
-    def verify(self, path: Path, model: DiffGuard) -> None:
-        """Check that a model computes the scores that the detector was calibrated with.
+    def verify_weights(self, path: Path, model: DiffGuard) -> None:
+        """Check that a model has the weights that the detector was calibrated with.
 
         Raises:
-            InputError: Its weights or its method differ; names the first part that does.
+            InputError: They differ; names the first part that does.
         """
         weights = weights_hashes(model)
         for name in sorted(self.weights.keys() | weights.keys()):
@@ -196,6 +196,13 @@ class DetectorFile:
                     f"{path}: the weights of the {name} differ from those of the calibration; "
                     "restore their checkpoint, or calibrate again"
                 )
+
+    def verify_method(self, path: Path, model: DiffGuard) -> None:
+        """Check that a model computes the scores that the detector was calibrated with.
+
+        Raises:
+            InputError: Its settings differ; names the first part that does.
+        """
         method = describe_method(model)
         for name in sorted(self.method.keys() | method.keys()):
             then, now = self.method.get(name), method.get(name)
