@@ -192,6 +192,10 @@ def find(name: str) -> type[Baseline]:
         found: type[Baseline] = getattr(import_module(f"{__package__}.{module}"), of)
         return found
     other = import_object("baselines", name)
+    if isinstance(other, type) and _is_of_pytorch_ood(other):
+        from .from_pytorch_ood import adapter
+
+        return adapter(other)
     if not (isinstance(other, type) and issubclass(other, Baseline)):
         raise InputError(f"baselines: {name} must be a subclass of {Baseline.__module__}.Baseline")
     if not isinstance(getattr(other, "name", None), str) or not hasattr(other, "needs"):
@@ -199,6 +203,12 @@ def find(name: str) -> type[Baseline]:
     if other.name in (*BASELINES, *RESERVED):
         raise InputError(f"baselines: {name}: the name {other.name!r} is reserved; rename it")
     return other
+
+
+def _is_of_pytorch_ood(found: type) -> bool:
+    """Return whether a class is a detector of pytorch-ood, without importing it."""
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+    return "pytorch_ood.api.Detector" in bases
 
 
 def check_linear_head(classifier: Classifier, names: Sequence[str]) -> int:
