@@ -24,7 +24,11 @@ from diffguard_pl.commands import calibrate, score
 from diffguard_pl.config import config_names, load_data
 from diffguard_pl.deploy.decision_log import COLUMNS
 from diffguard_pl.scores.baselines.collection import find
+from diffguard_pl.scores.baselines.from_pytorch_ood import REFUSED
 from diffguard_pl.scores.baselines.names import BASELINES
+from diffguard_pl.scores.path.base import MeasuredScore
+from diffguard_pl.scores.path.collection import find as find_path_score
+from diffguard_pl.scores.path.names import PATH_SCORES
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -204,12 +208,30 @@ def test_the_fields_of_a_decision_are_listed():
 
 
 def test_baselines_are_listed_with_their_settings():
-    page = (DOCS / "how-to" / "baselines.md").read_text()
+    page = (DOCS / "how-to" / "baselines.md").read_text().partition("\n## ")[0]
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert list(rows) == list(BASELINES)
     for baseline in BASELINES:
         for setting in fields(find(baseline)):
             assert f"`{setting.name}`" in rows[baseline]
+
+
+def test_what_pytorch_ood_has_and_is_not_supported_is_listed_with_the_reason():
+    page = (DOCS / "how-to" / "baselines.md").read_text()
+    for name in REFUSED:
+        assert f"`{name}`" in page
+
+
+def test_path_scores_are_listed_with_their_evaluations():
+    page = (DOCS / "how-to" / "path-scores.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(PATH_SCORES)
+    for name, row in zip(PATH_SCORES, rows, strict=True):
+        score = find_path_score(name)()
+        _, _, _, evaluations, fitted, _, _ = (cell.strip() for cell in row.split("|"))
+        if isinstance(score, MeasuredScore):
+            assert int(evaluations) == score.nfe
+        assert fitted == ("yes" if score.tensors else "no")
 
 
 def test_the_faq_quotes_its_errors():
