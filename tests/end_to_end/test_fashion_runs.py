@@ -38,6 +38,13 @@ def test_strange_images_are_detected_at_the_stated_cost(run, config, nfe):
     assert auroc["ankle_boot", "msp"] > 0.65
 
 
+def test_the_pixel_model_runs_with_its_shipped_weights(run):
+    scores, auroc = run("fashion_gdm", "--data.limit", "8")
+    assert list(scores["dataset"].unique()) == DATASETS
+    assert scores["nfe"].between(8, 30).all()
+    assert auroc.between(0, 1).all()
+
+
 def test_scores_are_combined(run):
     # baselines that need no training images, which are not in the package
     scores, auroc = run(
