@@ -25,11 +25,13 @@ class ReportPage(pl.Callback):
             return
         from diffguard_pl.report.build import build
         from diffguard_pl.report.results import read_results
-        from diffguard_pl.report.tables import cascade_table, terminal
+        from diffguard_pl.report.tables import cascade_table, cost_table, terminal
 
         try:
             results = read_results(folder, pl_module.results)
             written = build(results)
+            if results.costs:
+                terminal().print(cost_table(results.costs))
             if results.cascade_curve:
                 terminal().print(cascade_table(results.cascade_curve, results.budget))
         except (InputError, OSError) as error:
@@ -42,6 +44,7 @@ class ReportPage(pl.Callback):
         names = {
             "pictures.png": "pictures",
             "cascade.png": "cascade",
+            "costs.png": "costs",
             "plots.png": "plots",
             "report.html": "report",
         }

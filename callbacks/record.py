@@ -63,6 +63,8 @@ class RunRecord(SaveConfigCallback):
             run_record |= {"config": yaml.safe_load(settings), "weights": weights, "data": data}
             run_record["not_default"] = names_not_default(self.parser, self.config)
             run_record["class_names"] = pl_module.class_names()
+            run_record["score_costs"] = pl_module.diffguard.score_costs()
+            run_record["nfe_of_path_scores"] = pl_module.diffguard.nfe_of_path_scores
         session: dict[str, Any] = {
             "began": record.timestamp(),
             "command": record.launch_command(),

@@ -490,6 +490,31 @@ class DiffGuard(nn.Module):
         """Names of discrepancies and path scores, which the diffusion model gives."""
         return self.discrepancies.names + self.path_scores.names
 
+    def score_costs(self) -> dict[str, dict[str, Any]]:
+        """Return what each score costs, by name.
+
+        Returns:
+            ``family`` (discrepancy, path score, baseline), ``nfe`` (network evaluations of an image
+            if it were computed alone; None where it needs the whole reconstruction) and ``fitted``
+            (whether it is fitted to in-distribution images).
+        """
+        costs: dict[str, dict[str, Any]] = {}
+        for name in self.discrepancies.names:
+            costs[name] = {"family": "discrepancy", "nfe": None, "fitted": False}
+        per_pull = self.guidance.nfe_per_step - 1
+        for name, fitted in self.path_scores.fits.items():
+            nfe = self.path_scores.nfe_of(name, per_pull)
+            costs[name] = {"family": "path score", "nfe": nfe, "fitted": fitted}
+        for name, fitted in self.baselines.fits.items():
+            costs[name] = {"family": "baseline", "nfe": 0, "fitted": fitted}
+        return costs
+
+    @property
+    def nfe_of_path_scores(self) -> int:
+        """Network evaluations of each image that only path scores need."""
+        per_pull = self.guidance.nfe_per_step - 1
+        return self.path_scores.nfe + per_pull * len(self.path_scores.pull_steps)
+
     @property
     def input_size(self) -> int:
         """Side of the images that the model takes, in pixels."""

@@ -9,9 +9,9 @@ from .gallery import random_key, read_picture
 from .page.run_page import write_run_page
 from .paper_comparison import PaperComparison
 from .pictures import Picture, draw_grid
-from .plots import draw_cascade_curve, draw_plots
+from .plots import draw_cascade_curve, draw_costs, draw_plots
 from .results import RunResults
-from .tables import write_cascade_csv, write_metrics_csv
+from .tables import write_cascade_csv, write_costs_csv, write_metrics_csv
 
 IMAGES_PER_STRIP = 6
 """Images of each kind and dataset in ``pictures.png``."""
@@ -22,8 +22,8 @@ LONGEST_NAME = 24
 def build(run: RunResults, paper: PaperComparison | None = None) -> list[Path]:
     """Write ``metrics.csv``, ``plots.png``, ``report.html`` and, if the run has them, more.
 
-    A run with kept pictures also gets ``pictures.png``; a run with a cascade also gets
-    ``cascade.csv`` and ``cascade.png``.
+    A run with kept pictures also gets ``pictures.png``, one with a cascade ``cascade.csv`` and
+    ``cascade.png``, and one with path scores ``costs.csv`` and ``costs.png``.
 
     Args:
         run: Results of the run.
@@ -50,6 +50,10 @@ def build(run: RunResults, paper: PaperComparison | None = None) -> list[Path]:
         cascade_title = f"{run.name}: cascade"
         draw_cascade_curve(run.cascade_curve, cascade_title, run.budget, folder / "cascade.png")
         written += [folder / "cascade.csv", folder / "cascade.png"]
+    if run.costs:
+        write_costs_csv(run.costs, folder / "costs.csv")
+        draw_costs(run.costs, f"{run.name}: scores by cost", folder / "costs.png")
+        written += [folder / "costs.csv", folder / "costs.png"]
     draw_plots(run.table, title, folder / "plots.png")
     write_run_page(run, folder / "report.html", paper)
     return [*written, folder / "plots.png", folder / "report.html"]

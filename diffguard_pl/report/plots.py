@@ -11,6 +11,7 @@ import numpy as np
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.table import ScoreTable
 from .cascade_curve import CascadePoint
+from .costs import ScoreCost
 from .curves import histograms, roc
 from .figure import saved_figure, simplify
 from .style import COLOURS, colour_of, line_style_of
@@ -75,6 +76,47 @@ def draw_cascade_curve(
             axes.set(xlabel="images diffused (%)", ylabel=f"{label} (%)", xlim=(-2, 102))
             simplify(axes)
         both[0].legend(frameon=False, fontsize=8)
+
+
+def draw_costs(costs: Sequence[ScoreCost], title: str, path: Path) -> None:
+    """Draw AUROC against network evaluations, with the best scores for each cost, as a PNG.
+
+    Args:
+        costs: Costs of the scores, the cheapest first.
+        title: Title of the figure.
+        path: Path of the PNG.
+
+    Raises:
+        InputError: The file could not be written.
+    """
+    groups = list(costs[0].results)
+    families = list(dict.fromkeys(cost.family for cost in costs))
+    with saved_figure(title, path, height=4.6) as figure:
+        for axes, group in zip(
+            figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
+        ):
+            for number, family in enumerate(families):
+                of_family = [cost for cost in costs if cost.family == family]
+                axes.scatter(
+                    [cost.nfe for cost in of_family],
+                    [100 * cost.results[group].metrics.auroc for cost in of_family],
+                    color=colour_of(number),
+                    s=18,
+                    label=family,
+                )
+
+            # The front: the best score up to each number of evaluations.
+            best = [cost for cost in costs if group in cost.best]
+            front = [(cost.nfe, 100 * cost.results[group].metrics.auroc) for cost in best]
+            axes.step(*zip(*front, strict=True), where="post", color="#999999", linewidth=0.8)
+            for cost, point in zip(best, front, strict=True):
+                axes.annotate(
+                    cost.score, point, xytext=(3, 4), textcoords="offset points", fontsize=7
+                )
+            axes.set_xscale("symlog", linthresh=1)
+            axes.set(xlabel="network evaluations per image", ylabel=f"AUROC, {group} (%)")
+            simplify(axes)
+        figure.axes[0].legend(frameon=False, fontsize=8)
 
 
 def _metric_over_points(

@@ -16,6 +16,7 @@ from ..runs.record import read_record_as_it_is
 from ..runs.store import Header, read_scores, score_table
 from ..scores.combination import Combination
 from .cascade_curve import CascadePoint, cascade_curve
+from .costs import ScoreCost, score_costs
 from .gallery import kept_pictures
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class RunResults:
         record: Content of ``run.json``; empty without one.
         cascade_curve: Results at other budgets of the cascade; empty without a cascade.
         budget: Budget of the run's cascade; None without a cascade.
+        costs: Costs of the scores, the cheapest first; empty without path scores.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class RunResults:
     full_spectrum_accuracy: float = math.nan
     cascade_curve: list[CascadePoint] = field(default_factory=list)
     budget: float | None = None
+    costs: list[ScoreCost] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -200,6 +203,7 @@ def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None)
         results = with_intervals(result_rows(scores), scores)
     # Images with an error have a line, but no scores.
     left_out_counts = frame[frame["error"].notna()]["dataset"].value_counts()
+    record = _read_record(folder)
     return RunResults(
         folder=folder,
         frame=frame,
@@ -209,10 +213,11 @@ def read_results(folder: str | Path, results: Sequence[ResultRow] | None = None)
         sizes=sizes(scores),
         left_out={name: int(left_out_counts.get(name, 0)) for name in header.datasets},
         accuracy=_accuracy(frame, [header.datasets[0]]),
-        record=_read_record(folder),
+        record=record,
         full_spectrum_accuracy=_full_spectrum_accuracy(frame, scores),
         cascade_curve=cascade_curve(raw_frame, raw_header),
         budget=combination.cascade.budget if combination.cascade else None,
+        costs=score_costs(results, record, frame[frame["error"].isna()]),
     )
 
 

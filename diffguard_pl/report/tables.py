@@ -18,6 +18,7 @@ from ..runs.csv_files import write_csv
 from ..scores.baselines.names import BASELINES
 from .cascade_curve import CascadePoint
 from .comparison import ComparedScore, run_letter
+from .costs import ScoreCost
 from .paper_comparison import PaperComparison, PaperRow
 from .results import RunResults
 
@@ -122,6 +123,58 @@ def cascade_table(points: Sequence[CascadePoint], budget: float | None) -> Table
             cells.append(f"{100 * result.metrics.auroc:.2f} / {100 * result.metrics.fpr95:.2f}")
         table.add_row(*cells, style="bold" if point.budget == budget else "")
     return table
+
+
+def cost_table(costs: Sequence[ScoreCost]) -> Table:
+    """Build the table of what scores cost and reach, in percent; bold: the best for its cost."""
+    table = _table(
+        "Scores by cost",
+        "NFE of an image for the score alone; seconds are estimated from them; fitted to "
+        "in-distribution images; AUROC in percent with 95 % intervals; bold: no score is better "
+        "for as many NFE or fewer",
+    )
+    table.add_column("score", overflow="fold")
+    table.add_column("family")
+    for name in ("NFE", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("fitted")
+    groups = list(costs[0].results)
+    for group in groups:
+        table.add_column(group, justify="right")
+    for cost in costs:
+        cells = [Text(cost.score), Text(cost.family), Text(f"{cost.nfe:.4g}")]
+        cells += [Text(f"{cost.seconds:.3g}"), Text("yes" if cost.fitted else "")]
+        for group in groups:
+            result = cost.results[group]
+            cell = _value_and_interval(
+                f"{100 * result.metrics.auroc:.2f}", result.intervals.get("auroc")
+            )
+            if group in cost.best:
+                cell.stylize("bold")
+            cells.append(cell)
+        table.add_row(*cells)
+    return table
+
+
+def write_costs_csv(costs: Sequence[ScoreCost], path: Path) -> None:
+    """Write ``costs.csv``: a line for each score, with its AUROC in [0, 1] by group.
+
+    Raises:
+        InputError: The file could not be written.
+    """
+    groups = list(costs[0].results)
+    header = ["score", "family", "nfe", "seconds", "fitted"]
+    for group in groups:
+        header += [f"{group}_{name}" for name in ("auroc", "auroc_low", "auroc_high", "best")]
+    lines = []
+    for cost in costs:
+        line: list[Any] = [cost.score, cost.family, cost.nfe, cost.seconds, cost.fitted]
+        for group in groups:
+            result = cost.results[group]
+            line += [result.metrics.auroc, *result.intervals.get("auroc", UNKNOWN)]
+            line.append(group in cost.best)
+        lines.append(line)
+    write_csv(header, lines, path)
 
 
 def comparison_table(runs: Sequence[RunResults], compared: Sequence[ComparedScore]) -> Table:

@@ -85,6 +85,7 @@ def _context(run: RunResults, data: Mapping[str, Any]) -> dict[str, Any]:
         "scales": metric_scales(run.results),
         "cascade_curve": run.cascade_curve,
         "budget": run.budget,
+        "costs": run.costs,
         "dataset_counts": [
             (name, run.group_of(name), run.sizes[name], run.left_out[name])
             for name in header.datasets

@@ -83,6 +83,11 @@ class Baselines(nn.Module):
             self.register_buffer(tensor, None)
 
     @property
+    def fits(self) -> dict[str, bool]:
+        """Whether each score is fitted to training images, by name."""
+        return {name: bool(baseline.tensors) for name, baseline in self._baselines.items()}
+
+    @property
     def unfitted(self) -> list[str]:
         """Names of the scores that have yet to be fitted to training images."""
         return [

@@ -80,7 +80,9 @@ class _FromPytorchOOD(Baseline):
         key = tuple(id(tensor) for tensor in fitted.values()), id(classifier)
         known = vars(self).get("_known")
         if known is None or known[0] != key:
-            known = key, self._build(classifier, fitted)
+            # A run is in inference mode, whose tensors could never have gradients.
+            with torch.inference_mode(False):
+                known = key, self._build(classifier, fitted)
             object.__setattr__(self, "_known", known)
         return known[1]
 

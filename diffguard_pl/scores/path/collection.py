@@ -145,6 +145,25 @@ class PathScores(nn.Module):
         return {name: self._score(name, of_score) for name, of_score in features.items()}
 
     @property
+    def fits(self) -> dict[str, bool]:
+        """Whether each score is fitted, by name."""
+        return {name: bool(score.tensors) for name, score in self._scores.items()}
+
+    def nfe_of(self, name: str, per_pull: int) -> int | None:
+        """Return the network evaluations of an image for a score alone; None: all that there are.
+
+        Args:
+            name: Name of the score.
+            per_pull: Evaluations more of a step at which the pull is measured.
+        """
+        score = self._scores[name]
+        if isinstance(score, MeasuredScore):
+            return score.nfe
+        if score.looks_at_denoising:
+            return None
+        return score.path_steps + per_pull * len(score.pull_steps)
+
+    @property
     def early_names(self) -> list[str]:
         """Names of the scores that are known after a few inversion steps."""
         return [name for name, score in self._scores.items() if score.path_steps]

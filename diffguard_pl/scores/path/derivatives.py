@@ -35,7 +35,7 @@ def eps_and_trace(denoiser: Denoiser, x: Tensor, t: int, draw: int) -> tuple[Ten
         with torch.inference_mode(False), torch.enable_grad():
             x_in = part.clone().requires_grad_()
             eps = denoiser.eps(x_in, t)
-            (of_v,) = torch.autograd.grad((eps * v).sum(), x_in)
+            (of_v,) = torch.autograd.grad((eps * v.clone()).sum(), x_in)
         found.append(eps.detach())
         traces.append((of_v * v).flatten(1).sum(dim=1))
     return torch.cat(found), torch.cat(traces)

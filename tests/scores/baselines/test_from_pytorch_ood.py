@@ -90,6 +90,10 @@ def test_a_score_is_finite_and_does_not_depend_on_the_batch(classifier, training
     assert score.isfinite().all()
     parts = [module(classifier.view(part), part)[module.names[0]] for part in images.split(5)]
     torch.testing.assert_close(torch.cat(parts), score, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():  # which runs are in
+        again = baseline(classifier, training, name)
+        (found,) = again(classifier.view(images), images).values()
+    torch.testing.assert_close(found, score, rtol=1e-4, atol=1e-4)
     is_gradient = issubclass(getattr(pytorch_ood.detector, name), GradientDetector)
     assert module.needs_fit == getattr(pytorch_ood.detector, name).requires_fit
     assert not is_gradient or not any(p.requires_grad for p in classifier.parameters())

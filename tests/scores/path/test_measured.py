@@ -323,6 +323,15 @@ def test_cfs_needs_a_unet():
     assert CFS().log_snr == 5
 
 
+@pytest.mark.parametrize("name", ["scoped", "nll"])
+def test_derivatives_are_the_same_in_inference_mode_which_runs_are_in(name):
+    model = model_with(name)
+    expected = model(IMAGES).scores[name]
+    with torch.inference_mode():
+        found = model(IMAGES).scores[name]
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     "name", ["ddpm_ood", "diffnb", "lmd", "gepc", "scoped", "eigenscore", "nll"]
 )

@@ -1,0 +1,109 @@
+"""What each score of a run costs, beside its AUROC: which one to take for which budget."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..metrics.table import ResultRow
+from ..names import ALL, MEAN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PATH = "path score"
+"""Family of the scores for which a run shows costs."""
+
+
+@dataclass(frozen=True)
+class ScoreCost:
+    """Cost and results of one score.
+
+    Attributes:
+        score: Name of the score.
+        family: ``baseline``, ``path score`` or ``discrepancy``.
+        nfe: Network evaluations of an image, if the score were computed alone.
+        seconds: Seconds of an image, estimated: the run's seconds for an evaluation times ``nfe``;
+            for a baseline, those of the classifier. NaN if unknown.
+        fitted: Whether it is fitted to in-distribution images.
+        results: Results by group: means, or those of a group's only dataset.
+        best: Groups in which no score has a higher AUROC for as many evaluations or fewer.
+    """
+
+    score: str
+    family: str
+    nfe: float
+    seconds: float
+    fitted: bool
+    results: dict[str, ResultRow]
+    best: frozenset[str]
+
+
+def score_costs(
+    results: Iterable[ResultRow], record: Mapping[str, Any], scored: "pd.DataFrame"
+) -> list[ScoreCost]:
+    """Return the costs of a run's scores, the cheapest first.
+
+    Args:
+        results: Result table.
+        record: Content of ``run.json``.
+        scored: Lines of the images that have scores.
+
+    Returns:
+        Costs; empty where the run has no path score, or its record no costs.
+    """
+    known = record.get("score_costs")
+    if not isinstance(known, dict) or not any(of["family"] == PATH for of in known.values()):
+        return []
+
+    # Evaluations of a discrepancy: those of an image less those that only path scores need.
+    whole = float(scored["nfe"].mean()) - float(record.get("nfe_of_path_scores", 0))
+    per_evaluation, per_classification = _seconds(record)
+    groups = _by_group(results)
+    costs = []
+    for name, of in known.items():
+        if name not in groups:
+            continue
+        nfe = whole if of["nfe"] is None else float(of["nfe"])
+        seconds = per_classification + nfe * per_evaluation
+        costs.append((name, of["family"], nfe, seconds, bool(of["fitted"]), groups[name]))
+    costs.sort(key=lambda cost: cost[2])
+    return [ScoreCost(*cost, best=_best(cost, costs)) for cost in costs]
+
+
+def _by_group(results: Iterable[ResultRow]) -> dict[str, dict[str, ResultRow]]:
+    """Return the mean of each group by score and group; that of all datasets is not one."""
+    found: dict[str, dict[str, ResultRow]] = {}
+    for result in results:
+        if result.is_full_spectrum or result.group == ALL:
+            continue
+        of_score = found.setdefault(result.score, {})
+        # The mean comes after the datasets, and only where there are several.
+        if result.dataset == MEAN or result.group not in of_score:
+            of_score[result.group] = result
+    return found
+
+
+def _best(cost: Any, costs: list[Any]) -> frozenset[str]:
+    """Return the groups in which no score is better and as cheap."""
+    _, _, nfe, _, _, results = cost
+    best = []
+    for group, result in results.items():
+        auroc = result.metrics.auroc
+        rivals = [other[5][group].metrics.auroc for other in costs if other[2] <= nfe]
+        if auroc >= max(rivals):
+            best.append(group)
+    return frozenset(best)
+
+
+def _seconds(record: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the seconds of a network evaluation and of a classification; NaN if unknown."""
+    totals = {"nfe": 0.0, "images": 0.0, "diffuse": 0.0, "classify": 0.0}
+    for session in record.get("sessions", []):
+        throughput = session.get("throughput", {}) if isinstance(session, dict) else {}
+        stages = throughput.get("stages", {})
+        for name in totals:
+            totals[name] += float(throughput.get(name, stages.get(name, 0.0)) or 0.0)
+    per_evaluation = totals["diffuse"] / totals["nfe"] if totals["nfe"] else math.nan
+    per_image = totals["classify"] / totals["images"] if totals["images"] else math.nan
+    return per_evaluation, per_image
