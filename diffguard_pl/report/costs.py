@@ -27,7 +27,8 @@ class ScoreCost:
             for a baseline, those of the classifier. NaN if unknown.
         fitted: Whether it is fitted to in-distribution images.
         results: Results by group: means, or those of a group's only dataset.
-        best: Groups in which no score has a higher AUROC for as many evaluations or fewer.
+        best: Groups in which it is on the front: all scores with as many evaluations or fewer have
+            a lower AUROC. Of equal ones, the first is.
     """
 
     score: str
@@ -68,7 +69,12 @@ def score_costs(
         seconds = per_classification + nfe * per_evaluation
         costs.append((name, of["family"], nfe, seconds, bool(of["fitted"]), groups[name]))
     costs.sort(key=lambda cost: cost[2])
-    return [ScoreCost(*cost, best=_best(cost, costs)) for cost in costs]
+    fronts = {group: _front(costs, group) for group in costs[0][5]} if costs else {}
+    found = []
+    for cost in costs:
+        best = [group for group, front in fronts.items() if cost[0] in front]
+        found.append(ScoreCost(*cost, best=frozenset(best)))
+    return found
 
 
 def _by_group(results: Iterable[ResultRow]) -> dict[str, dict[str, ResultRow]]:
@@ -84,16 +90,18 @@ def _by_group(results: Iterable[ResultRow]) -> dict[str, dict[str, ResultRow]]:
     return found
 
 
-def _best(cost: Any, costs: list[Any]) -> frozenset[str]:
-    """Return the groups in which no score is better and as cheap."""
-    _, _, nfe, _, _, results = cost
-    best = []
-    for group, result in results.items():
-        auroc = result.metrics.auroc
-        rivals = [other[5][group].metrics.auroc for other in costs if other[2] <= nfe]
-        if auroc >= max(rivals):
-            best.append(group)
-    return frozenset(best)
+def _front(costs: list[Any], group: str) -> set[str]:
+    """Return the names of the scores that are better than all that cost as much or less."""
+
+    def auroc(cost: Any) -> float:
+        return float(cost[5][group].metrics.auroc)
+
+    front, highest = set(), -math.inf
+    for cost in sorted(costs, key=lambda cost: (cost[2], -auroc(cost))):
+        if auroc(cost) > highest:
+            front.add(cost[0])
+            highest = auroc(cost)
+    return front
 
 
 def _seconds(record: Mapping[str, Any]) -> tuple[float, float]:

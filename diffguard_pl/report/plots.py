@@ -1,4 +1,4 @@
-"""Plots of a run as PNG files: ROC curves and histograms, and the curve of a cascade."""
+"""Plots of a run as PNG files: ROC curves and histograms, costs, and the curve of a cascade."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..metrics.bootstrap import METRIC_NAMES
 from ..metrics.table import ScoreTable
 from .cascade_curve import CascadePoint
-from .costs import ScoreCost
+from .costs import PATH, ScoreCost
 from .curves import histograms, roc
 from .figure import saved_figure, simplify
 from .style import COLOURS, colour_of, line_style_of
@@ -106,14 +106,28 @@ def draw_costs(costs: Sequence[ScoreCost], title: str, path: Path) -> None:
                 )
 
             # The front: the best score up to each number of evaluations.
-            best = [cost for cost in costs if group in cost.best]
-            front = [(cost.nfe, 100 * cost.results[group].metrics.auroc) for cost in best]
+            front = [
+                (cost.nfe, 100 * cost.results[group].metrics.auroc)
+                for cost in costs
+                if group in cost.best
+            ]
+            front.append((max(cost.nfe for cost in costs), front[-1][1]))
             axes.step(*zip(*front, strict=True), where="post", color="#999999", linewidth=0.8)
-            for cost, point in zip(best, front, strict=True):
-                axes.annotate(
-                    cost.score, point, xytext=(3, 4), textcoords="offset points", fontsize=7
-                )
-            axes.set_xscale("symlog", linthresh=1)
+
+            # Baselines stand above each other, and so do discrepancies: only their best are named.
+            for cost in costs:
+                if cost.family == PATH or group in cost.best:
+                    point = (cost.nfe, 100 * cost.results[group].metrics.auroc)
+                    weight = "bold" if group in cost.best else "normal"
+                    place = {"xytext": (4, 3), "textcoords": "offset points"}
+                    axes.annotate(cost.score, point, fontsize=7, fontweight=weight, **place)
+            axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+            ticks = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000]
+            highest = max(cost.nfe for cost in costs)
+            axes.set_xticks([tick for tick in ticks if tick <= 3 * highest])
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+            axes.set_xlim(-0.2, 2 * highest)
             axes.set(xlabel="network evaluations per image", ylabel=f"AUROC, {group} (%)")
             simplify(axes)
         figure.axes[0].legend(frameon=False, fontsize=8)
