@@ -14,7 +14,7 @@ adaptive early stop (section 3.2.1), and classifier-free guidance with distinct 
     detection.labels, detection.reconstructions, detection.scores["features"]
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ from .errors import InputError
 from .layout import keep_contiguous
 from .scores.baselines.collection import Baselines
 from .scores.baselines.names import DEFAULT_BASELINES
+from .scores.baselines.second_network import SecondNetwork
+from .scores.baselines.zero_shot import ZeroShot
 from .scores.combination import Cascade
 from .scores.discrepancies import Discrepancies, Seen
 from .scores.path.base import Subject
@@ -92,6 +94,9 @@ class DiffGuard(nn.Module):
             :data:`~diffguard_pl.scores.path.names.PATH_SCORES`, or settings by name, such as
             ``{label_pull: {steps: [0, 1]}}``. Some are fitted, see :meth:`fit_path_scores`.
         path_fit_images: Number of training images, evenly spaced, that path scores are fitted to.
+        second_network: Network beside the classifier whose features are scored, such as a
+            self-supervised vision transformer. Defaults to none.
+        zero_shot: Text-image model that knows the names of the classes (CLIP). Defaults to none.
         class_map: Class of the diffusion model for each class of the classifier, where they differ:
             a list, or ``imagenet200`` for OpenOOD's ImageNet-200 and a model of ImageNet's 1,000
             classes. Defaults to none: equal classes. An unconditional model needs none, because
@@ -123,6 +128,8 @@ class DiffGuard(nn.Module):
         path_scores: Sequence[str]
         | Mapping[str, Mapping[str, float | str | list[float]] | None] = (),
         path_fit_images: int = 1000,
+        second_network: SecondNetwork | None = None,
+        zero_shot: ZeroShot | None = None,
         class_map: list[int] | str | None = None,
     ):
         super().__init__()
@@ -172,6 +179,11 @@ class DiffGuard(nn.Module):
         vgg16 = SharedVGG16()
         self.discrepancies = Discrepancies(discrepancies, vgg16)
         self.baselines = Baselines(baselines, classifier)
+        self.second_network, self.zero_shot = second_network, zero_shot
+        if zero_shot is not None:
+            zero_shot.use_classes(classifier.class_names, classifier.num_classes)
+        if second_network is not None:
+            second_network.use_classes(classifier.num_classes)
         self._check_scores()
         self.stop_metrics = nn.ModuleDict()
         for name in self.sampling.early_stop:
@@ -263,7 +275,12 @@ class DiffGuard(nn.Module):
         # Oracle labels replace predicted ones.
         predicted = view.logits.argmax(dim=1)
         chosen = predicted if labels is None else torch.where(labels < 0, predicted, labels)
-        return Prediction(view, predicted, chosen, cam, self.baselines(view, images))
+        scores = self.baselines(view, images)
+        if self.second_network is not None:
+            scores |= self.second_network(images)
+        if self.zero_shot is not None:
+            scores |= self.zero_shot(images)
+        return Prediction(view, predicted, chosen, cam, scores)
 
     def invert(
         self, images: Tensor, prediction: Prediction, callback: StepCallback | None = None
@@ -483,7 +500,13 @@ class DiffGuard(nn.Module):
     @property
     def score_names(self) -> list[str]:
         """Names of discrepancies, path scores and baselines; the primary score is the first."""
-        return self.diffusion_score_names + self.baselines.names
+        return self.diffusion_score_names + self.baseline_names
+
+    @property
+    def baseline_names(self) -> list[str]:
+        """Names of the scores without the diffusion model: of the classifier, and of others."""
+        others = [part.names for part in (self.second_network, self.zero_shot) if part is not None]
+        return [*self.baselines.names, *(name for names in others for name in names)]
 
     @property
     def diffusion_score_names(self) -> list[str]:
@@ -505,7 +528,12 @@ class DiffGuard(nn.Module):
         for name, fitted in self.path_scores.fits.items():
             nfe = self.path_scores.nfe_of(name, per_pull)
             costs[name] = {"family": "path score", "nfe": nfe, "fitted": fitted}
-        for name, fitted in self.baselines.fits.items():
+        fits = self.baselines.fits
+        if self.second_network is not None:
+            fits |= self.second_network.fits
+        if self.zero_shot is not None:
+            fits |= dict.fromkeys(self.zero_shot.names, False)
+        for name, fitted in fits.items():
             costs[name] = {"family": "baseline", "nfe": 0, "fitted": fitted}
         return costs
 
@@ -543,8 +571,13 @@ class DiffGuard(nn.Module):
                 [0, 1].
         """
         self.eval()
+        if self.second_network is not None and isinstance(loader, Iterator):
+            loader = list(loader)  # it is read twice
         if self.baselines.needs_fit:
             self.baselines.fit_features(*training_features(self.classifier, loader))
+        if self.second_network is not None and self.second_network.baselines.needs_fit:
+            stand_in = self.second_network.as_classifier
+            self.second_network.baselines.fit_features(*training_features(stand_in, loader))
 
     def fit_path_scores(self, loader: Iterable[Any]) -> None:
         """Fit the path scores that need it to the paths of in-distribution images.
@@ -609,6 +642,8 @@ class DiffGuard(nn.Module):
         ``torch.autocast``, for float64 from end to end :meth:`double` and float64 images.
         """
         self.classifier.networks_to(dtype)
+        if self.second_network is not None:
+            self.second_network.networks_to(dtype)
         self.backbone.networks_to(dtype)
 
     def check(self, images: Tensor) -> None:

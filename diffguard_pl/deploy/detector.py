@@ -95,7 +95,7 @@ class Detector:
             fusion,
             cascade,
             model.diffusion_score_names,
-            model.baselines.names,
+            model.baseline_names,
             model.path_scores.early_names,
         )
         names = [*model.score_names, *self.combination.names]

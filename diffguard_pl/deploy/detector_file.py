@@ -27,8 +27,6 @@ from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 CHECKSUM = "sha256_of_contents"
 """Entry with the SHA-256 of all other entries."""
-FITTED_PARTS = ("baselines", "path_scores")
-"""Parts of a model that are fitted to training images."""
 SUFFIX = "_detector.json"
 """Ending of the names of the detector files that come with the package."""
 MOVED_CLASSES = {
@@ -174,14 +172,14 @@ class DetectorFile:
                 f"{beside}: does not belong to the detector file (another hash); calibrate again"
             )
         state = load_file(beside)
-        for part in FITTED_PARTS:
+        for part, module in _fitted_parts(model).items():
             prefix = f"{part}."
             own = {
                 name.removeprefix(prefix): tensor
                 for name, tensor in state.items()
                 if name.startswith(prefix)
             }
-            model.get_submodule(part).load_state_dict(own)
+            module.load_state_dict(own)
 
     def verify_weights(self, path: Path, model: DiffGuard) -> None:
         """Check that a model has the weights that the detector was calibrated with.
@@ -219,20 +217,28 @@ def write_fitted(path: Path, model: DiffGuard) -> dict[str, str] | None:
     Returns:
         The entry ``fitted`` of the detector file: None if no score needs fitting.
     """
-    if not (model.baselines.needs_fit or model.path_scores.needs_fit):
+    if not any(part.needs_fit for part in _fitted_parts(model).values()):
         return None
     import pooch
     from safetensors.torch import save_file
 
     beside = path.with_name(f"{path.name}.fitted.safetensors")
     state = {
-        f"{part}.{name}": tensor.cpu().contiguous()
-        for part in FITTED_PARTS
-        for name, tensor in model.get_submodule(part).state_dict().items()
+        f"{name}.{key}": tensor.cpu().contiguous()
+        for name, part in _fitted_parts(model).items()
+        for key, tensor in part.state_dict().items()
     }
     with atomic_write(beside) as temporary:
         save_file(state, temporary)
     return {"file": beside.name, "sha256": pooch.file_hash(beside)}
+
+
+def _fitted_parts(model: DiffGuard) -> dict[str, Any]:
+    """Return the parts of a model that may be fitted to training images, by name."""
+    parts: dict[str, Any] = {"baselines": model.baselines, "path_scores": model.path_scores}
+    if model.second_network is not None:
+        parts["second_network"] = model.second_network.baselines
+    return parts
 
 
 def shipped_detector(name: str | Path) -> Path | None:

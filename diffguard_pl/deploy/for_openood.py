@@ -71,7 +71,9 @@ class DiffGuardPostprocessor:
         """
         self._check_same_classifier(net, next(iter(id_loader_dict["val"]))["data"])
         baselines = self.detector.model.baselines
-        if baselines.needs_fit and not baselines.fitted:
+        second = self.detector.model.second_network
+        is_fitted = baselines.fitted and (second is None or second.baselines.fitted)
+        if not is_fitted:
             self.detector.fit_baselines(self._batches(id_loader_dict["train"]))
         path_scores = self.detector.model.path_scores
         if path_scores.needs_fit and not path_scores.fitted:

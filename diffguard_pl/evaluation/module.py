@@ -19,6 +19,7 @@ from ..errors import InputError, choose
 from ..metrics.table import ResultRow
 from ..metrics.torchmetric import OODMetrics
 from ..names import CALIBRATION
+from ..scores.baselines.collection import Baselines
 from ..scores.combination import Cascade, Combination, Fusion
 from ..scores.training_features import fit_baselines
 from ..stages import Detection
@@ -87,7 +88,7 @@ class DiffGuardModule(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than devices
         self.oracle, self.tf32 = oracle, tf32
         self.diffguard = DiffGuard(**detector)
-        names = self.diffguard.diffusion_score_names, self.diffguard.baselines.names
+        names = self.diffguard.diffusion_score_names, self.diffguard.baseline_names
         early = self.diffguard.path_scores.early_names
         self.combination = Combination.checked(fusion, cascade, *names, early)
         self.calibrating = False
@@ -189,17 +190,24 @@ class DiffGuardModule(pl.LightningModule):
 
     def _fit_scores(self) -> None:
         """Fit baselines and path scores to training images, where that has not been done."""
-        baselines, path_scores = self.diffguard.baselines, self.diffguard.path_scores
-        if baselines.needs_fit and not baselines.fitted:
-            fit_baselines(
-                baselines,
-                self.diffguard.classifier,
-                self.data.train_dataloader(),
-                self.data.train_contents(),
-                str(self.trainer.precision),
-                self.global_rank == 0,
-                self.wait_for_others,
-            )
+        path_scores, second = self.diffguard.path_scores, self.diffguard.second_network
+        networks: list[tuple[Baselines, Any]] = [
+            (self.diffguard.baselines, self.diffguard.classifier)
+        ]
+        if second is not None:
+            networks.append((second.baselines, second.as_classifier))
+        for baselines, network in networks:
+            if baselines.needs_fit and not baselines.fitted:
+                fit_baselines(
+                    baselines,
+                    network,
+                    self.data.train_dataloader(),
+                    self.data.train_contents(),
+                    str(self.trainer.precision),
+                    self.global_rank == 0,
+                    self.wait_for_others,
+                    gives_labels=network is self.diffguard.classifier,
+                )
         if path_scores.needs_fit and not path_scores.fitted:
             fit_path_scores(
                 self.diffguard,

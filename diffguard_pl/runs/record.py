@@ -199,8 +199,13 @@ def weights_hash(module: "nn.Module") -> str | None:
 def weights_hashes(diffguard: "nn.Module") -> dict[str, str]:
     """Return the hash of each part of a DiffGuard that has weights, by the name of the part."""
     hashes = {}
-    for name in ("classifier", "backbone", "discrepancies"):
-        found = weights_hash(diffguard.get_submodule(name))
+    parts = {name: diffguard.get_submodule(name) for name in ("classifier", "backbone")}
+    parts["discrepancies"] = diffguard.get_submodule("discrepancies")
+    for name in ("second_network", "zero_shot"):
+        if getattr(diffguard, name, None) is not None:
+            parts[name] = diffguard.get_submodule(f"{name}.network")
+    for name, part in parts.items():
+        found = weights_hash(part)
         if found:
             hashes[name] = found
     return hashes

@@ -75,6 +75,7 @@ def fit_baselines(
     precision: str,
     first_rank: bool,
     wait_for_others: Callable[[], None],
+    gives_labels: bool = True,
 ) -> None:
     """Fit baselines on training images.
 
@@ -89,6 +90,7 @@ def fit_baselines(
         precision: Precision of the networks, part of the key of the cache.
         first_rank: Whether this process is the first rank.
         wait_for_others: Barrier of all ranks.
+        gives_labels: Whether the classifier predicts labels, so that wrong ones are noticed.
 
     Raises:
         InputError: Training images are missing or do not suffice.
@@ -100,7 +102,7 @@ def fit_baselines(
         )
     if contents is None:
         features, logits, labels = training_features(classifier, loader)
-        _warn_of_labels(logits, labels, first_rank)
+        _warn_of_labels(logits, labels, first_rank and gives_labels)
         baselines.fit_features(features, logits, labels)
         return
 
@@ -111,7 +113,8 @@ def fit_baselines(
         features, logits, labels = training_features(classifier, shown)
         return {"features": features, "logits": logits, "labels": labels}
 
-    path = cached_file(classifier_key(classifier, contents, precision))
+    key = classifier_key(classifier, contents, precision)
+    path = cached_file(key if gives_labels else {"second_network": key})
     kept = computed_once(path, compute, first_rank, wait_for_others)
     total = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
     missing = total - len(kept["labels"])
@@ -121,7 +124,7 @@ def fit_baselines(
             "it once they can be",
             stacklevel=2,
         )
-    _warn_of_labels(kept["logits"], kept["labels"], first_rank)
+    _warn_of_labels(kept["logits"], kept["labels"], first_rank and gives_labels)
     baselines.fit_features(kept["features"], kept["logits"], kept["labels"])
 
 
