@@ -15,7 +15,7 @@ adaptive early stop (section 3.2.1), and classifier-free guidance with distinct 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -576,7 +576,7 @@ class DiffGuard(nn.Module):
         if self.baselines.needs_fit:
             self.baselines.fit_features(*training_features(self.classifier, loader))
         if self.second_network is not None and self.second_network.baselines.needs_fit:
-            stand_in = self.second_network.as_classifier
+            stand_in = cast(Classifier, self.second_network.as_classifier)
             self.second_network.baselines.fit_features(*training_features(stand_in, loader))
 
     def fit_path_scores(self, loader: Iterable[Any]) -> None:

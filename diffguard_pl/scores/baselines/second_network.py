@@ -5,7 +5,7 @@ They know nothing of the classifier but its classes, and are fitted to the same 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,8 @@ class SecondNetwork(nn.Module):
                     f"second_network.scores: {name} looks at {', '.join(sorted(more))}, not at "
                     "features alone; leave it out"
                 )
-        self.as_classifier: Any = AsClassifier(self.network)
-        self.baselines = Baselines(scores, self.as_classifier)
+        self.as_classifier = AsClassifier(self.network)
+        self.baselines = Baselines(scores, cast(Classifier, self.as_classifier))
         self.names = [f"{name}_{self.suffix}" for name in self.baselines.names]
 
     def use_classes(self, num_classes: int) -> None:

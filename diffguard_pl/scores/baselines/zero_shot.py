@@ -231,14 +231,19 @@ def _transformers(name: str, weights: str | None) -> TextImageModel:
     def encode_texts(texts: Sequence[str]) -> Tensor:
         device = next(model.parameters()).device
         tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        return model.get_text_features(**tokens.to(device))
+        return _projected(model.get_text_features(**tokens.to(device)))
 
     def encode_images(images: Tensor) -> Tensor:
-        return model.get_image_features(pixel_values=images)
+        return _projected(model.get_image_features(pixel_values=images))
 
     size = model.config.vision_config.image_size
     mean, std = preparation.image_mean, preparation.image_std
     return TextImageModel(model, encode_images, encode_texts, size, mean, std)
+
+
+def _projected(found: Any) -> Tensor:
+    """Return the projected embeddings, which transformers 5 wraps in an output."""
+    return found if isinstance(found, Tensor) else found.pooler_output
 
 
 def _read_words(file: str) -> list[str]:
