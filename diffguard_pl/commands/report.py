@@ -121,6 +121,7 @@ def report(
     from ..report.tables import (
         cascade_table,
         comparison_table,
+        cost_table,
         paper_table,
         result_table,
         terminal,
@@ -150,6 +151,8 @@ def report(
         console.print(table)
         if line := describe_repeats(run.frame, run.header.datasets):
             warnings.warn(line, stacklevel=2)
+        if run.costs:
+            console.print(cost_table(run.costs))
         if run.cascade_curve:
             console.print(cascade_table(run.cascade_curve, run.budget))
         if paper:

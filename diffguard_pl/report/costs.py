@@ -54,13 +54,16 @@ def score_costs(
         Costs; empty where the run has no path score, or its record no costs.
     """
     known = record.get("score_costs")
-    if not isinstance(known, dict) or not any(of["family"] == PATH for of in known.values()):
+    if not isinstance(known, dict):
+        return []
+    groups = _by_group(results)
+    # A cascade that skips images leaves no path score that all images have.
+    if not any(known[name]["family"] == PATH for name in known.keys() & groups.keys()):
         return []
 
     # Evaluations of a discrepancy: those of an image less those that only path scores need.
     whole = float(scored["nfe"].mean()) - float(record.get("nfe_of_path_scores", 0))
     per_evaluation, per_classification = _seconds(record)
-    groups = _by_group(results)
     costs = []
     for name, of in known.items():
         if name not in groups:
