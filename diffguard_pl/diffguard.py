@@ -15,6 +15,7 @@ adaptive early stop (section 3.2.1), and classifier-free guidance with distinct 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +47,7 @@ from .scores.discrepancies import Discrepancies, Seen
 from .scores.path.base import Subject
 from .scores.path.collection import PathScores
 from .scores.piq_scores import FeatureScore, SharedVGG16
-from .scores.training_features import training_features
+from .scores.training_features import features_of_networks
 from .stages import (
     Detection,
     Gates,
@@ -92,7 +93,7 @@ class DiffGuard(nn.Module):
             such as ``{knn: {K: 50}}``.
         path_scores: Scores of the noise that the diffusion model predicts on the way: names of
             :data:`~diffguard_pl.scores.path.names.PATH_SCORES`, or settings by name, such as
-            ``{label_pull: {steps: [0, 1]}}``. Some are fitted, see :meth:`fit_path_scores`.
+            ``{label_pull: {times: [0.1, 0.3]}}``. Some are fitted, see :meth:`fit_path_scores`.
         path_fit_images: Number of training images, evenly spaced, that path scores are fitted to.
         second_network: Network beside the classifier whose features are scored, such as a
             self-supervised vision transformer. Defaults to none.
@@ -144,14 +145,7 @@ class DiffGuard(nn.Module):
             schedule = backbone.schedule(steps)
         else:
             schedule = backbone.respaced_schedule(timestep_respacing)
-        self.path_scores = PathScores(
-            path_scores,
-            schedule.timesteps,
-            len(schedule) - early_stop_steps,
-            len(backbone.alpha_bar),
-        )
-        self.path_fit_images = path_fit_images
-        self.sampling = SamplingSettings(
+        sampling = SamplingSettings(
             schedule=schedule,
             compare_to=compare_to,
             early_stop_steps=early_stop_steps,
@@ -159,6 +153,20 @@ class DiffGuard(nn.Module):
             skip_last_steps=skip_last_steps,
             early_stop=early_stop or {},
             forback_skip_diff=forback_skip_diff,
+        )
+        self.path_scores = PathScores(
+            path_scores,
+            schedule.timesteps,
+            len(schedule) - early_stop_steps,
+            len(backbone.alpha_bar),
+        )
+        null_label = (self.class_map or backbone).null_label
+        self.path_scores.check_labels(null_label, backbone.num_classes is not None)
+        if path_fit_images < 1:
+            raise InputError(f"path_fit_images={path_fit_images}: must be at least 1 image")
+        self.path_fit_images = path_fit_images
+        self.sampling = replace(
+            sampling,
             path_steps=self.path_scores.path_steps,
             pull_steps=self.path_scores.pull_steps,
         )
@@ -571,16 +579,20 @@ class DiffGuard(nn.Module):
                 [0, 1].
         """
         self.eval()
-        if self.second_network is not None and isinstance(loader, Iterator):
-            loader = list(loader)  # it is read twice
-        if self.baselines.needs_fit:
-            self.baselines.fit_features(*training_features(self.classifier, loader))
-        if self.second_network is not None and self.second_network.baselines.needs_fit:
-            stand_in = cast(Classifier, self.second_network.as_classifier)
-            self.second_network.baselines.fit_features(*training_features(stand_in, loader))
+        parts = [(self.baselines, self.classifier)]
+        if (second := self.second_network) is not None:
+            parts.append((second.baselines, cast(Classifier, second.as_classifier)))
+        parts = [part for part in parts if part[0].needs_fit]
+        if not parts:
+            return
+        found = features_of_networks([network for _, network in parts], loader)
+        for (baselines, _), features in zip(parts, found, strict=True):
+            baselines.fit_features(*features)
 
     def fit_path_scores(self, loader: Iterable[Any]) -> None:
         """Fit the path scores that need it to the paths of in-distribution images.
+
+        The first ``path_fit_images`` of them are used, in whole batches.
 
         Args:
             loader: Batches of images [N, 3, H, W] in [0, 1], pairs (image, label), or dicts with
@@ -621,10 +633,19 @@ class DiffGuard(nn.Module):
         """Return the features [N, F] of each path score by name; see :meth:`fit_path_scores`."""
         self.eval()
         device = self.classifier.mean.device
-        images = (as_batch(given, "image")["image"].to(device) for given in loader)
+
+        def images() -> Iterator[Tensor]:
+            count = 0
+            for given in loader:
+                batch = as_batch(given, "image")["image"]
+                if len(batch):
+                    yield batch.to(device)
+                count += len(batch)
+                if count >= self.path_fit_images:
+                    return
+
         found: dict[str, list[Tensor]] = {name: [] for name in self.path_scores.names}
-        usable = (batch for batch in images if len(batch))
-        for path, measured in paths(self, usable, self.path_scores.look_at_denoising):
+        for path, measured in paths(self, images(), self.path_scores.look_at_denoising):
             for name, features in self.path_scores.features(path, measured).items():
                 found[name].append(features.cpu())
         if not all(found.values()):

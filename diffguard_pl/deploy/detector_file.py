@@ -27,6 +27,8 @@ from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 CHECKSUM = "sha256_of_contents"
 """Entry with the SHA-256 of all other entries."""
+FILES = ("checkpoint", "weights", "negatives")
+"""Settings of a model that may be paths; names of the registry and of libraries are kept."""
 SUFFIX = "_detector.json"
 """Ending of the names of the detector files that come with the package."""
 MOVED_CLASSES = {
@@ -414,7 +416,7 @@ def _map_checkpoints(settings: Any, change: Callable[[Path], str]) -> Any:
         return settings
     changed: dict[str, Any] = {}
     for name, value in settings.items():
-        if name == "checkpoint" and isinstance(value, str):
+        if name in FILES and isinstance(value, str):
             changed[name] = _map_checkpoint(value, change)
         elif name == "checkpoint" and isinstance(value, list):
             changed[name] = [_map_checkpoint(str(file), change) for file in value]

@@ -51,7 +51,7 @@ class Request:
         count = len(self.x)
         self.guided = torch.empty_like(self.x) if settings.reconstructs else None
         self.unguided = torch.empty_like(self.x) if settings.with_unguided else None
-        if settings.path_steps:
+        if settings.path_steps and count:
             values = empty_path(count, len(settings.schedule), self.x)
             self.path = Path(values, self.x[:1].numel())
         self.stop_index = torch.full((count,), max(0, settings.inversion_steps - 1))

@@ -1,7 +1,10 @@
 """The gates of a cascade: images that it is sure of skip the diffusion model, or a part of it."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..datamodules.base import OODData
 from ..diffguard import DiffGuard
@@ -29,13 +32,17 @@ def gates(
     """
     if cascade is None or not cascade.skip:
         return None
-    loaded = (batch["image"].to(device) for batch in data.calibration_dataloader())
-    images = [batch for batch in loaded if len(batch)]
-    if not images:
+
+    def images() -> Iterator[Tensor]:
+        for batch in data.calibration_dataloader():
+            if len(batch["image"]):
+                yield batch["image"].to(device)
+
+    scores = [diffguard.classify(batch).baselines[cascade.baseline].cpu() for batch in images()]
+    if not scores:
         raise InputError("data.calibration: has no usable image to calibrate the cascade on")
-    scores = [diffguard.classify(batch).baselines[cascade.baseline].cpu() for batch in images]
     reference = {cascade.baseline: torch.cat(scores).numpy()}
     if cascade.middle is not None:
-        found = diffguard.early_scores(cascade.middle, images)
+        found = diffguard.early_scores(cascade.middle, images())
         reference[cascade.middle] = found.cpu().numpy().astype(np.float64)
     return diffguard.gates(cascade, reference)

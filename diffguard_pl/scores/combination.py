@@ -235,10 +235,17 @@ class Combination:
                 choose("score for model.fusion.scores", name, [*discrepancies, *baselines])
         if cascade:
             choose("baseline for model.cascade.baseline", cascade.baseline, list(baselines))
-            if cascade.middle is not None:
-                choose("path score for model.cascade.middle", cascade.middle, list(path_scores))
             then = cascade.then or discrepancies[0]
             known = [*discrepancies, FUSION] if fusion else list(discrepancies)
+            if cascade.middle is not None:
+                if not path_scores:
+                    raise InputError(
+                        "model.cascade.middle: needs a path score that is known after a few "
+                        "inversion steps; set model.path_scores, for example to [label_pull]"
+                    )
+                choose("path score for model.cascade.middle", cascade.middle, list(path_scores))
+                # The last stage is the reconstruction.
+                known = [name for name in known if name not in path_scores]
             choose("score for model.cascade.then", then, known)
             cascade = replace(cascade, then=then)
         return cls(fusion, cascade, list(baselines))
@@ -304,21 +311,21 @@ class Combination:
             reference = {**reference, FUSION: self.fusion(reference, reference)}
         if self.cascade:
             all_scores = {**scores, **combined}
-            decided = self._decided(all_scores) if self.cascade.skip else (None, None)
+            decided = (None, None)
+            if self.cascade.skip:
+                decided = self._decided(scores, all_scores[str(self.cascade.then)])
             combined[CASCADE] = self.cascade(reference, all_scores, *decided)
         return combined
 
-    def _decided(self, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    def _decided(self, scores: Scores, then: np.ndarray) -> tuple[Any, Any]:
         """Return which images [N] were diffused, and which were reconstructed: those with scores.
 
         This is what was decided during the run. Deciding again by the baseline could differ, as its
         scores may have been rounded differently.
         """
-        assert self.cascade is not None
-        assert self.cascade.then is not None
         of_model = [values for name, values in scores.items() if name not in self.baselines]
         diffused = np.asarray(~np.isnan(of_model).all(axis=0))
-        return diffused, ~np.isnan(scores[self.cascade.then])
+        return diffused, ~np.isnan(then)
 
     def apply_to_table(self, table: ScoreTable) -> ScoreTable:
         """Return the table with the combined scores and without the calibration dataset; unchanged

@@ -6,7 +6,7 @@ They are computed once and kept in the cache for later runs with this classifier
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -43,28 +43,43 @@ def training_features(
     Raises:
         InputError: The loader has no readable images.
     """
-    classifier.eval()  # a user's own may have been set to train
-    device = classifier.mean.device
-    features, logits, labels = [], [], []
+    return features_of_networks([classifier], loader)[0]
+
+
+def features_of_networks(
+    networks: Sequence[Classifier], loader: Iterable[Any]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Compute :func:`training_features` of several networks, in one pass over the images."""
+    for network in networks:
+        network.eval()  # a user's own may have been set to train
+    features: list[list[Tensor]] = [[] for _ in networks]
+    logits: list[list[Tensor]] = [[] for _ in networks]
+    labels: list[Tensor] = []
     broken: list[Mapping[str, Any]] = []
     for given in loader:
         batch = as_batch(given, "image", "label")
         broken += batch.get("unreadable", ())
         image, label = batch["image"], batch["label"]
-        if len(image):
-            view = classifier.view(image.to(device))
-            features.append(view.features.cpu())
-            logits.append(view.logits.cpu())
-            labels.append(torch.as_tensor(label))
+        if len(image) == 0:
+            continue
+        for number, network in enumerate(networks):
+            view = network.view(image.to(network.mean.device))
+            features[number].append(view.features.cpu())
+            logits[number].append(view.logits.cpu())
+        labels.append(torch.as_tensor(label))
     why = ""
     if broken:
         example = f"{broken[0]['path']}: {broken[0]['error']}"
         why = f" ({len(broken)} could not be read, e.g. {example})"
-    if not features:
+    if not labels:
         raise InputError(f"baselines: no training images to fit to{why}; set data.train to some")
     if broken:
         warnings.warn(f"baselines are fitted without some training images{why}", stacklevel=2)
-    return torch.cat(features), torch.cat(logits), torch.cat(labels)
+    of_all = torch.cat(labels)
+    return [
+        (torch.cat(features[number]), torch.cat(logits[number]), of_all)
+        for number in range(len(networks))
+    ]
 
 
 def fit_baselines(

@@ -85,6 +85,18 @@ def test_a_path_score_decides_between_the_baseline_and_the_reconstruction():
     np.testing.assert_array_equal(found[~diffused], ranks["msp"][~diffused])
 
 
+def test_skipped_images_are_known_by_the_scores_of_the_model_alone():
+    """A fusion of baselines alone is never NaN."""
+    fusion = Fusion(["msp", "knn"])
+    combination = Combination.checked(
+        fusion, Cascade("msp", 0.3, skip=True), ["maps"], ["msp", "knn"]
+    )
+    reference, scores = some(0), some(1)
+    diffused = combination.cascade.unsure(reference["msp"], scores["msp"])
+    hidden = scores | {"maps": np.where(diffused, scores["maps"], np.nan)}
+    assert not np.isnan(combination(reference, hidden)["cascade"]).any()
+
+
 def test_images_without_the_path_score_of_the_middle_stage_are_reconstructed():
     cascade = Cascade("msp", 1.0, "maps", middle="knn", middle_budget=0.0)
     assert cascade.undecided(some(0), np.array([np.nan, 0.0])).tolist() == [True, False]

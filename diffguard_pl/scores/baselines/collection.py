@@ -131,7 +131,7 @@ class Baselines(nn.Module):
             for name, baseline in self._baselines.items():
                 # TF32 is off for the arithmetic of a score, not for passes of the classifier.
                 passes = "gradients" in baseline.needs
-                with nullcontext() if passes else _without_tf32():
+                with nullcontext() if passes else without_tf32():
                     scores[name] = baseline.score(inputs, self._fitted(baseline)).float()
         return scores
 
@@ -313,7 +313,7 @@ def _check_labels(labels: Tensor, classes: int, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """Compute matrix products in full float32: after whitening, TF32's rounding would outweigh
     the smallest directions."""
     matmul = torch.backends.cuda.matmul

@@ -77,9 +77,10 @@ class _FromPytorchOOD(Baseline):
 
     def _fitted_detector(self, classifier: Classifier, fitted: Mapping[str, Tensor]) -> "Detector":
         """Return the detector, built and fitted when it is first used."""
-        key = tuple(id(tensor) for tensor in fitted.values()), id(classifier)
+        weight = next(classifier.model.parameters(), classifier.mean)
+        key = (classifier, classifier.mean.device, weight.dtype, *fitted.values())
         known = vars(self).get("_known")
-        if known is None or known[0] != key:
+        if known is None or not all(map(_is_same, known[0], key)):
             # A run is in inference mode, whose tensors could never have gradients.
             with torch.inference_mode(False):
                 known = key, self._build(classifier, fitted)
@@ -106,6 +107,10 @@ class _FromPytorchOOD(Baseline):
                 "or leave it out"
             ) from error
         return detector
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, torch.device) and a == b)
 
 
 class _Logits(nn.Module):

@@ -113,6 +113,8 @@ class AsClassifier:
         self.network, self.num_classes = network, 0
 
     def __getattr__(self, name: str) -> Any:
+        if name == "network" or name.startswith("__"):  # while it is copied
+            raise AttributeError(name)
         return getattr(self.network, name)
 
     def linear_head(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from ...errors import InputError, choose
+from .collection import without_tf32
 
 SCORES = ("mcm", "neglabel")
 TEXTS_PER_PASS = 256
@@ -131,9 +132,13 @@ class ZeroShot(nn.Module):
                 torch.tensor(values, device=images.device).view(1, 3, 1, 1)
                 for values in (self._model.mean, self._model.std)
             )
-            embedded = normalize(self._model.encode_images((resized - mean) / std).float(), dim=1)
+            dtype = next(self.network.parameters()).dtype
+            embedded = self._model.encode_images(((resized - mean) / std).to(dtype))
+        # The arithmetic of a score is in float32, whatever the precision of the network.
         found = {"mcm": self._mcm, "neglabel": self._neglabel}
-        return {f"{name}_{self.suffix}": found[name](embedded) for name in self.scores}
+        with torch.autocast(images.device.type, enabled=False), without_tf32():
+            unit = normalize(embedded.float(), dim=1)
+            return {f"{name}_{self.suffix}": found[name](unit) for name in self.scores}
 
     def description(self) -> dict[str, Any]:
         """Return what the scores depend on besides the weights."""
@@ -171,6 +176,8 @@ class ZeroShot(nn.Module):
 
     def _farthest(self, classes: Tensor, words: Sequence[str]) -> Tensor:
         """Return the embeddings of the words that are the farthest from the classes [C, D]."""
+        if not words:
+            raise InputError("zero_shot.negatives: has no word that is not a class; give others")
         embedded = self._embed(NEGLABEL_TEMPLATE, words)
         nearness = (embedded @ classes.T).quantile(ROBUST_MINIMUM, dim=1)
         kept = nearness.argsort(stable=True)[: max(1, round(self.fraction * len(words)))]

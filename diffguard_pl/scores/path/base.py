@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...classifiers.classifier import Classifier
 from ...diffusion.denoiser import Denoiser
 from ...diffusion.path import Path
+from ...errors import InputError
 from ..hyperparameters import WithHyperparameters
 
 
@@ -107,6 +108,19 @@ class MeasuredScore(PathScore):
     def nfe(self) -> int:
         """Number of its network evaluations of each image."""
         raise NotImplementedError
+
+    def check_labels(self, null_label: int | None, is_conditional: bool) -> None:
+        """Raise an `InputError` if the model cannot be evaluated as the score needs.
+
+        Args:
+            null_label: Label that means "no class" to the model, if it has one.
+            is_conditional: Whether the model takes labels.
+        """
+        if is_conditional and null_label is None:
+            raise InputError(
+                f"path_scores: {self.name}: evaluates the model without a class, and the "
+                "class-conditional model has no label for that; leave it out"
+            )
 
     def measure(self, subject: Subject) -> Tensor:
         """Compute what the score is a function of, [N, F], for any number of images."""

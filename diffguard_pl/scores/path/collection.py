@@ -142,7 +142,15 @@ class PathScores(nn.Module):
                 "images; set data.train, or call DiffGuard.fit_path_scores"
             )
         features = self.features(path, measured)
-        return {name: self._score(name, of_score) for name, of_score in features.items()}
+        given = [*measured.values()] if path is None else [path.values]
+        device = given[0].device
+        return {name: self._score(name, of).to(device) for name, of in features.items()}
+
+    def check_labels(self, null_label: int | None, is_conditional: bool) -> None:
+        """Raise an `InputError` if a score cannot evaluate the model as it needs."""
+        for score in self._scores.values():
+            if isinstance(score, MeasuredScore):
+                score.check_labels(null_label, is_conditional)
 
     @property
     def fits(self) -> dict[str, bool]:

@@ -31,14 +31,28 @@ def eps_and_trace(denoiser: Denoiser, x: Tensor, t: int, draw: int) -> tuple[Ten
     """
     v = denoiser.noise(x, draw).sign()
     found, traces = [], []
-    for part in x.split(denoiser.batch):
-        with torch.inference_mode(False), torch.enable_grad():
-            x_in = part.clone().requires_grad_()
-            eps = denoiser.eps(x_in, t)
-            (of_v,) = torch.autograd.grad((eps * v.clone()).sum(), x_in)
-        found.append(eps.detach())
-        traces.append((of_v * v).flatten(1).sum(dim=1))
+    parts = list(x.split(denoiser.batch))
+    while parts:
+        part = parts.pop(0)
+        try:
+            eps, trace = _eps_and_trace(denoiser, part, t, v)
+        except torch.OutOfMemoryError:
+            # A derivative keeps what the network has computed on the way.
+            if len(part) == 1:
+                raise
+            parts = [*part.chunk(2), *parts]
+            continue
+        found.append(eps)
+        traces.append(trace)
     return torch.cat(found), torch.cat(traces)
+
+
+def _eps_and_trace(denoiser: Denoiser, x: Tensor, t: int, v: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False), torch.enable_grad():
+        x_in = x.clone().requires_grad_()
+        eps = denoiser.eps(x_in, t)
+        (of_v,) = torch.autograd.grad((eps * v.clone()).sum(), x_in)
+    return eps.detach(), (of_v * v).flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True)

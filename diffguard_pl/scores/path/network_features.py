@@ -46,7 +46,11 @@ class CFS(MeasuredScore):
             for block, kept in zip((unet.down_blocks[-1], unet.up_blocks[0]), maps, strict=True)
         ]
         try:
-            subject.denoiser.eps(subject.denoiser.noised(subject.x, t, 0), t)
+            for part in subject.denoiser.noised(subject.x, t, 0).split(subject.denoiser.batch):
+                subject.denoiser.eps(part, t)
+                # A compiled network sees the batch filled up with copies.
+                for kept in maps:
+                    kept[-1] = kept[-1][: len(part)]
         finally:
             for hook in hooks:
                 hook.remove()

@@ -102,12 +102,14 @@ class DiffNB(MeasuredScore):
         per_step = 1 if self.scale == 1 else 2
         return self.repeats * per_step * steps_from(self.times, self.steps)
 
-    def measure(self, subject: Subject) -> Tensor:
-        if subject.denoiser.null_label is None:
+    def check_labels(self, null_label: int | None, is_conditional: bool) -> None:
+        if null_label is None:
             raise InputError(
                 "path_scores: diffnb: needs a class-conditional model with a label for 'no class'; "
                 "leave it out"
             )
+
+    def measure(self, subject: Subject) -> Tensor:
         before = self._seen(subject, subject.images)
         distances = []
         for time in self.times:

@@ -106,6 +106,15 @@ def test_those_that_cannot_be_are_named_with_the_reason(classifier, name):
         Baselines([f"pytorch_ood.detector.{name}"], classifier)
 
 
+def test_a_detector_follows_the_classifier_to_another_precision(training):
+    classifier = digits_classifier()
+    module = baseline(classifier, training, "GradNorm")
+    (before,) = module(classifier.view(IMAGES[:4]), IMAGES[:4]).values()
+    classifier.networks_to(torch.bfloat16)
+    (after,) = module(classifier.view(IMAGES[:4]), IMAGES[:4]).values()
+    assert not torch.equal(before, after)
+
+
 def test_names_do_not_collide(classifier):
     module = Baselines(["knn", "pytorch_ood.detector.KNN", "pytorch_ood.detector.SHE"], classifier)
     assert module.names == ["knn", "knn_pytorch_ood", "she"]

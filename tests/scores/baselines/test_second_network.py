@@ -1,5 +1,7 @@
 """Baselines of a second network's features, beside those of the classifier."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,13 @@ def test_of_a_network_without_a_head_the_output_is_the_features():
     assert view.logits.shape == (5, 8)
     torch.testing.assert_close(view.features, network.network(images))
     assert model(images).scores["rmds_own"].isfinite().all()
+
+
+def test_it_can_be_copied():
+    network = SecondNetwork(Encoder(), ["rmds"], input_size=16)
+    images = IMAGES[:2]
+    copied = deepcopy(network).as_classifier.view(images).features
+    torch.testing.assert_close(copied, network.as_classifier.view(images).features)
 
 
 def test_scores_that_need_more_than_features_are_refused():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers.dense import SIDE, dense_diffguard
+from helpers.dense import SIDE, DenseBackbone, dense_diffguard
 from torch.utils.data import DataLoader
 
 import diffguard_pl
@@ -12,11 +12,14 @@ from diffguard_pl import Detector, DiffGuardModule, InputError
 from diffguard_pl.commands.evaluate import main
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out
+from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.path import Path
 from diffguard_pl.runs.store import read_scores
+from diffguard_pl.scores.combination import Cascade, Combination
 from diffguard_pl.scores.path.base import PathScore
 from diffguard_pl.scores.path.collection import PathScores
 from diffguard_pl.scores.path.names import PATH_SCORES
+from diffguard_pl.stages import Gates
 
 TIMESTEPS = torch.arange(1, 1000, 100)
 
@@ -80,6 +83,51 @@ def test_without_reconstruction_nothing_else_is_computed():
     assert [*detection.scores] == ["label_pull", *model.baselines.names]
     assert detection.nfe.tolist() == [3] * 3
     assert detection.stop_index.tolist() == [1] * 3
+
+
+def test_batches_without_images_and_images_that_the_gate_stops_are_no_trouble():
+    model = dense_diffguard(path_scores=["msma"], slots=4)
+    model.fit_path_scores([torch.rand(40, 3, SIDE, SIDE, dtype=torch.double)])
+    stream = model.stream()
+    found = stream.push_nothing("empty")
+    images = torch.rand(3, 3, SIDE, SIDE, dtype=torch.double)
+    found += stream.push(images, tag="none", gates=Gates(lambda _: torch.zeros(3, dtype=bool)))
+    found += stream.push_nothing("empty")
+    found += stream.drain()
+    assert [tag for tag, _ in found] == ["empty", "none", "empty"]
+    assert found[1][1].scores["msma"].isnan().all()
+    assert found[1][1].nfe.tolist() == [0] * 3
+
+
+def test_a_fit_takes_as_many_images_as_it_is_told():
+    model = dense_diffguard(path_scores=["msma"], path_fit_images=40)
+    batches = [torch.rand(16, 3, SIDE, SIDE, dtype=torch.double) for _ in range(9)]
+    assert len(model.path_features(iter(batches))["msma"]) == 48  # in whole batches
+    with pytest.raises(InputError, match="path_fit_images=0: must be at least 1"):
+        dense_diffguard(path_scores=["msma"], path_fit_images=0)
+
+
+def test_a_conditional_model_without_a_label_for_no_class_has_no_measured_scores():
+    backbone = DenseBackbone()
+    backbone.null_label = None
+    settings = {"backbone": backbone, "guidance": ClassifierGuidance(cutouts=0)}
+    for name in ("gepc", "diffnb"):
+        with pytest.raises(InputError, match=f"path_scores: {name}: .*leave it out"):
+            dense_diffguard(path_scores=[name], **settings)
+    dense_diffguard(path_scores=["msma"], **settings)
+
+
+def test_a_middle_stage_needs_an_early_path_score():
+    for path_scores, middle, message in (
+        ([], "label_pull", "needs a path score .* set model.path_scores"),
+        (["label_pull"], "msma", "path score for model.cascade.middle 'msma'"),
+    ):
+        cascade = Cascade("msp", middle=middle)
+        with pytest.raises(InputError, match=message):
+            Combination.checked(None, cascade, ["maps", *path_scores], ["msp"], path_scores)
+    cascade = Cascade("msp", then="label_pull", middle="label_pull")
+    with pytest.raises(InputError, match=r"score for model.cascade.then 'label_pull'"):
+        Combination.checked(None, cascade, ["maps", "label_pull"], ["msp"], ["label_pull"])
 
 
 def test_a_score_of_your_own_by_its_import_path():

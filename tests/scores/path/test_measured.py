@@ -317,6 +317,20 @@ def test_cfs(monkeypatch):
     assert detection.nfe.tolist() == [1] * TESTED
 
 
+def test_copies_that_fill_up_the_batch_of_a_compiled_network_are_not_seen(monkeypatch):
+    model = dense_diffguard(path_scores=["cfs"], slots=4)
+    model.backbone.unet = BlocksOfAUNet()
+
+    def eps(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        model.backbone.unet.down_blocks[0](x)
+        return model.backbone.unet.up_blocks[0](x)
+
+    monkeypatch.setattr(model.backbone, "eps", eps)
+    expected = model.path_features([FIT_IMAGES[:6]])["cfs"]
+    model.compiled = True
+    assert torch.equal(model.path_features([FIT_IMAGES[:6]])["cfs"], expected)
+
+
 def test_cfs_needs_a_unet():
     with pytest.raises(InputError, match="cfs: DenseBackbone has no UNet"):
         dense_diffguard(path_scores=["cfs"]).fit_path_scores([FIT_IMAGES])
