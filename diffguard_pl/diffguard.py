@@ -14,7 +14,7 @@ adaptive early stop (section 3.2.1), and classifier-free guidance with distinct 
     detection.labels, detection.reconstructions, detection.scores["features"]
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -396,13 +396,20 @@ class DiffGuard(nn.Module):
             path=path,
         )
 
-    def measure(self, images: Tensor, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def measure(
+        self,
+        images: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        names: Collection[str] | None = None,
+    ) -> dict[str, Tensor]:
         """Run the path scores that evaluate the diffusion model on their own.
 
         Args:
             images: [N, 3, H, W] in [0, 1].
             x: [N, C, h, w] the encoded images.
             labels: [N] classes to reconstruct under.
+            names: Names of the scores. Defaults to all.
 
         Returns:
             Features [N, F] by name of the score.
@@ -417,7 +424,7 @@ class DiffGuard(nn.Module):
         subject = Subject(
             images, x, labels, denoiser, self.backbone, self.classifier, self.decode_images
         )
-        return self.path_scores.measure(subject)
+        return self.path_scores.measure(subject, self.path_scores.names if names is None else names)
 
     # ------------------------------------------------------------------- what the stages need
 
@@ -608,7 +615,7 @@ class DiffGuard(nn.Module):
             name: Name of a path score that is known after a few inversion steps.
             batches: Images [n, 3, H, W] in [0, 1].
         """
-        found = paths(self, batches, denoise=False, measure=False)
+        found = paths(self, batches, denoise=False, measured=())
         scores = [self.path_scores.early_score(name, path) for path, _ in found if path is not None]
         return torch.cat(scores)
 
@@ -630,7 +637,10 @@ class DiffGuard(nn.Module):
         return Gates(diffuses, PathGate(reconstructs, self.path_scores.path_steps_of(middle)))
 
     def path_features(self, loader: Iterable[Any]) -> dict[str, Tensor]:
-        """Return the features [N, F] of each path score by name; see :meth:`fit_path_scores`."""
+        """Return the features [N, F] of each path score that is fitted, by name.
+
+        See :meth:`fit_path_scores`.
+        """
         self.eval()
         device = self.classifier.mean.device
 
@@ -644,9 +654,11 @@ class DiffGuard(nn.Module):
                 if count >= self.path_fit_images:
                     return
 
-        found: dict[str, list[Tensor]] = {name: [] for name in self.path_scores.names}
-        for path, measured in paths(self, images(), self.path_scores.look_at_denoising):
-            for name, features in self.path_scores.features(path, measured).items():
+        scores = self.path_scores
+        names = [name for name, fitted in scores.fits.items() if fitted]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for path, measured in paths(self, images(), scores.fit_looks_at_denoising, names):
+            for name, features in scores.features(path, measured, names).items():
                 found[name].append(features.cpu())
         if not all(found.values()):
             raise InputError("path_scores: no images to fit to; set data.train to some")

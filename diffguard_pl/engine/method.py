@@ -1,6 +1,6 @@
 """Interface between DiffGuard and the loops that run it: :class:`.Stream` and :mod:`.reference`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -34,7 +34,13 @@ class Method(Protocol):
     def classify(self, images: Tensor, labels: Tensor | None = None) -> Prediction:
         """Run stage 1 on images [N, 3, H, W] in [0, 1]."""
 
-    def measure(self, images: Tensor, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def measure(
+        self,
+        images: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        names: Collection[str] | None = None,
+    ) -> dict[str, Tensor]:
         """Run the path scores that have network evaluations of their own."""
 
     def encode(self, images: Tensor) -> Tensor:

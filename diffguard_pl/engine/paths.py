@@ -1,6 +1,6 @@
 """Paths of many images, for scores that are fitted to them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from .trajectory import Request
 
 @torch.no_grad()
 def paths(
-    diffguard: Method, batches: Iterable[Tensor], denoise: bool, measure: bool = True
+    diffguard: Method, batches: Iterable[Tensor], denoise: bool, measured: Collection[str]
 ) -> Iterator[tuple[Path | None, dict[str, Tensor]]]:
     """Yield the path of each batch of images, under their predicted labels, and what is measured.
 
@@ -24,7 +24,7 @@ def paths(
         diffguard: DiffGuard.
         batches: Images [N, 3, H, W] in [0, 1].
         denoise: Whether to reconstruct the images, too.
-        measure: Whether to run the scores that have network evaluations of their own.
+        measured: Names of the scores with network evaluations of their own to run.
     """
     sampler = diffguard.sampler()
     if not denoise:
@@ -35,8 +35,8 @@ def paths(
     for images in batches:
         prediction = diffguard.classify(images)
         x = diffguard.encode(images)
-        measured = diffguard.measure(images, x, prediction.labels) if measure else {}
+        found = diffguard.measure(images, x, prediction.labels, measured)
         mask = diffguard.latent_mask(prediction, x)
-        engine.submit(Request(x, prediction.labels, mask, payload=measured))
+        engine.submit(Request(x, prediction.labels, mask, payload=found))
         yield from ((request.path, request.payload) for request in engine.run())
     yield from ((request.path, request.payload) for request in engine.run(drain=True))

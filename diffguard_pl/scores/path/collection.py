@@ -1,6 +1,6 @@
 """Any number of path scores in one module, computed from what the engine keeps of each image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -33,6 +33,7 @@ class PathScores(nn.Module):
         path_steps: Number of first inversion steps that they look at.
         pull_steps: Inversion steps at which they need the label's pull, ascending.
         look_at_denoising: Whether any looks at denoising steps.
+        fit_looks_at_denoising: Whether any of those that are fitted does.
 
     Raises:
         InputError: A name or a hyper-parameter is unknown, or a score looks at steps that no image
@@ -68,6 +69,9 @@ class PathScores(nn.Module):
         pull_steps = {step for score in scores for step in score.pull_steps}
         self.pull_steps = sorted(pull_steps)
         self.look_at_denoising = any(score.looks_at_denoising for score in scores)
+        self.fit_looks_at_denoising = any(
+            score.looks_at_denoising for score in scores if score.tensors
+        )
         if self.look_at_denoising and not self.path_steps:
             # The statistics of denoising are kept with those of inversion.
             self.path_steps = 1
@@ -100,26 +104,35 @@ class PathScores(nn.Module):
         return sum(score.nfe for score in self._scores.values() if isinstance(score, MeasuredScore))
 
     @torch.no_grad()
-    def measure(self, subject: Subject) -> dict[str, Tensor]:
-        """Compute the features [N, F] of the scores with evaluations of their own, by name."""
+    def measure(self, subject: Subject, names: Collection[str]) -> dict[str, Tensor]:
+        """Compute the features [N, F] of the scores with evaluations of their own, by name.
+
+        Args:
+            subject: The images.
+            names: Names of the scores to compute; those without evaluations are left out.
+        """
         with torch.autocast(subject.x.device.type, enabled=False):
             return {
                 name: score.measure(subject)
                 for name, score in self._scores.items()
-                if isinstance(score, MeasuredScore)
+                if isinstance(score, MeasuredScore) and name in names
             }
 
     @torch.no_grad()
-    def features(self, path: Path | None, measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the features [N, F] of each score by name, in float64.
+    def features(
+        self, path: Path | None, measured: Mapping[str, Tensor], names: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """Compute the features [N, F] of scores by name, in float64.
 
         Args:
             path: Statistics of the steps. None if no score looks at them.
             measured: See :meth:`measure`.
+            names: Names of the scores.
         """
         exact = None if path is None else Path(_in_float64(path.values), path.size)
         features = {}
-        for name, score in self._scores.items():
+        for name in names:
+            score = self._scores[name]
             if isinstance(score, MeasuredScore):
                 features[name] = _in_float64(measured[name])
             else:
@@ -141,7 +154,7 @@ class PathScores(nn.Module):
                 f"path_scores: {', '.join(self.unfitted)} must be fitted to in-distribution "
                 "images; set data.train, or call DiffGuard.fit_path_scores"
             )
-        features = self.features(path, measured)
+        features = self.features(path, measured, self.names)
         given = [*measured.values()] if path is None else [path.values]
         device = given[0].device
         return {name: self._score(name, of).to(device) for name, of in features.items()}

@@ -107,6 +107,17 @@ def test_a_fit_takes_as_many_images_as_it_is_told():
         dense_diffguard(path_scores=["msma"], path_fit_images=0)
 
 
+def test_a_fit_evaluates_only_what_is_fitted():
+    settings = {"msma": {"steps": 3}, "lmd": None, "gepc": None}
+    model = dense_diffguard(path_scores=settings)
+    images = torch.rand(40, 3, SIDE, SIDE, dtype=torch.double)
+    features = model.path_features([images])
+    assert [*features] == ["msma", "gepc"]
+    assert model.nfe == 40 * (3 + 8)
+    model.path_scores.fit_features(features)
+    assert [*model(images[:1]).scores][:3] == ["msma", "lmd", "gepc"]
+
+
 def test_a_conditional_model_without_a_label_for_no_class_has_no_measured_scores():
     backbone = DenseBackbone()
     backbone.null_label = None
