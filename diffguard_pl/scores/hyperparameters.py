@@ -24,6 +24,11 @@ class WithHyperparameters:
     kind: ClassVar[str]
     name: ClassVar[str]
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that the score is fitted to; empty if it is not fitted."""
+        return ()
+
     @classmethod
     def from_settings(cls: type[Score], settings: Mapping[str, Any] | None) -> Score:
         """Build the score from hyper-parameters by name; those absent or None are the defaults.

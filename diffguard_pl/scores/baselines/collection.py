@@ -8,24 +8,22 @@ images, those of training.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from ...classifiers.classifier import Classifier, View
-from ...errors import InputError, choose
-from ...names import RESERVED
+from ...errors import InputError
 from ..import_path import import_object
+from ..named_scores import NamedScores, find_imported, find_registered, settings_by_name
 from .base import Baseline, Inputs, TrainingFeatures
 from .names import BASELINES
 from .statistics import chunks
 
 
-class Baselines(nn.Module):
+class Baselines(NamedScores[Baseline]):
     """Any number of baselines of one classifier.
 
     Args:
@@ -44,21 +42,15 @@ class Baselines(nn.Module):
         InputError: A name or a hyper-parameter is unknown, or a score does not suit the classifier.
     """
 
+    setting = "baselines"
+
     def __init__(
         self,
         names: Sequence[str] | Mapping[str, Mapping[str, Any] | None],
         classifier: Classifier,
     ):
-        super().__init__()
-        if isinstance(names, str) or len(set(names)) < len(names):
-            raise InputError(
-                f"baselines: {names!r} must be a list of names, each once; choose from: "
-                f"{', '.join(BASELINES)}"
-            )
-        settings = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        settings = settings_by_name("baselines", names, BASELINES)
         baselines = [find(name).from_settings(of) for name, of in settings.items()]
-        # In a tuple, so that the classifier's weights are not part of this module's state.
-        self._classifier = (classifier,)
         if classifier.members == 1 and (names_of := _needing("ensemble", baselines)):
             raise InputError(
                 f"baselines: {', '.join(names_of)} needs an ensemble; set classifier.checkpoint to "
@@ -70,36 +62,10 @@ class Baselines(nn.Module):
                 baseline.for_width(width) if "head" in baseline.needs else baseline
                 for baseline in baselines
             ]
-        self._baselines = {baseline.name: baseline for baseline in baselines}
-        if len(self._baselines) < len(baselines):
-            raise InputError(f"baselines: two of {[*settings]} have the same name; rename one")
-        self.names = list(self._baselines)
-        self.hyperparameters = {
-            given: asdict(baseline) for given, baseline in zip(settings, baselines, strict=True)
-        }
+        super().__init__(settings, baselines)
+        # In a tuple, so that the classifier's weights are not part of this module's state.
+        self._classifier = (classifier,)
         self.needs_fit = bool(_needing("training features", baselines))
-        # Fitted tensors in one flat namespace: baselines may share one, and files stay valid.
-        for tensor in self._tensors():
-            self.register_buffer(tensor, None)
-
-    @property
-    def fits(self) -> dict[str, bool]:
-        """Whether each score is fitted to training images, by name."""
-        return {name: bool(baseline.tensors) for name, baseline in self._baselines.items()}
-
-    @property
-    def unfitted(self) -> list[str]:
-        """Names of the scores that have yet to be fitted to training images."""
-        return [
-            name
-            for name, baseline in self._baselines.items()
-            if any(tensor is None for tensor in self._fitted(baseline).values())
-        ]
-
-    @property
-    def fitted(self) -> bool:
-        """Whether every score that is fitted to training images has been."""
-        return not self.unfitted
 
     @torch.no_grad()
     def forward(self, view: View, images: Tensor) -> dict[str, Tensor]:
@@ -128,7 +94,7 @@ class Baselines(nn.Module):
         )
         scores = {}
         with torch.autocast(view.logits.device.type, enabled=False):
-            for name, baseline in self._baselines.items():
+            for name, baseline in self._scores.items():
                 # TF32 is off for the arithmetic of a score, not for passes of the classifier.
                 passes = "gradients" in baseline.needs
                 with nullcontext() if passes else without_tf32():
@@ -147,7 +113,7 @@ class Baselines(nn.Module):
         Raises:
             InputError: The tensors do not fit together, or the images do not suffice.
         """
-        baselines, classifier = list(self._baselines.values()), self._classifier[0]
+        baselines, classifier = list(self._scores.values()), self._classifier[0]
         _check_features(classifier, features, logits, labels)
         if names := _needing("head", baselines):
             _check_width(classifier, features, names)
@@ -163,24 +129,17 @@ class Baselines(nn.Module):
             for tensor, value in fitted.items():
                 setattr(self, tensor, value.to(classifier.mean.device).contiguous())
 
-    def _tensors(self) -> list[str]:
-        """List the names of all fitted tensors; two baselines may share one."""
-        names = [name for baseline in self._baselines.values() for name in baseline.tensors]
-        return list(dict.fromkeys(names))
+    def _key(self, score: Baseline, tensor: str) -> str:
+        # One flat namespace: baselines may share a tensor, and files stay valid.
+        return tensor
 
-    def _fitted(self, baseline: Baseline) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in baseline.tensors}
+    def _device_of_fitted(self) -> torch.device:
+        return self._classifier[0].mean.device
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load fitted tensors, whose shapes only the state knows."""
-        # Make room first: strict loading copies into tensors of equal shape.
-        device = self._classifier[0].mean.device
-        for name in self._tensors():
-            value = state_dict.get(prefix + name)
-            if value is not None:
-                setattr(self, name, torch.empty_like(value, device=device))
+        """Load fitted tensors, and check that they belong to these hyper-parameters."""
         super()._load_from_state_dict(state_dict, prefix, *args)
-        for name, baseline in self._baselines.items():
+        for name, baseline in self._scores.items():
             if name not in self.unfitted:
                 baseline.check_fitted(self._fitted(baseline))
 
@@ -192,22 +151,13 @@ def find(name: str) -> type[Baseline]:
         InputError: The name is unknown, or the path does not lead to a subclass of `Baseline`.
     """
     if "." not in name:
-        choose("baseline", name, list(BASELINES))
-        module, _, of = BASELINES[name].partition(".")
-        found: type[Baseline] = getattr(import_module(f"{__package__}.{module}"), of)
-        return found
+        return find_registered(Baseline, name, BASELINES, str(__package__))
     other = import_object("baselines", name)
     if isinstance(other, type) and _is_of_pytorch_ood(other):
         from .from_pytorch_ood import adapter
 
         return adapter(other)
-    if not (isinstance(other, type) and issubclass(other, Baseline)):
-        raise InputError(f"baselines: {name} must be a subclass of {Baseline.__module__}.Baseline")
-    if not isinstance(getattr(other, "name", None), str) or not hasattr(other, "needs"):
-        raise InputError(f"baselines: {name} must have the class attributes name and needs")
-    if other.name in (*BASELINES, *RESERVED):
-        raise InputError(f"baselines: {name}: the name {other.name!r} is reserved; rename it")
-    return other
+    return find_imported(Baseline, name, BASELINES, ["name", "needs"])
 
 
 def _is_of_pytorch_ood(found: type) -> bool:

@@ -54,11 +54,6 @@ class PathScore(WithHyperparameters):
         """Whether it looks at denoising steps, so that images have to be reconstructed."""
         return False
 
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the tensors that :meth:`fit` returns; empty if it is not fitted."""
-        return ()
-
     def features(self, path: Path) -> Tensor:
         """Compute what the score is a function of, [N, F]; NaN where a step was not taken."""
         raise NotImplementedError(f"{type(self).__name__} has no features of the path")

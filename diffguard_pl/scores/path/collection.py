@@ -1,22 +1,19 @@
 """Any number of path scores in one module, computed from what the engine keeps of each image."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...diffusion.path import Path
-from ...errors import InputError, choose
-from ...names import RESERVED
-from ..import_path import import_object
+from ...errors import InputError
+from ..named_scores import NamedScores, find_imported, find_registered, settings_by_name
 from .base import MeasuredScore, PathScore, Subject
 from .names import PATH_SCORES
 
 
-class PathScores(nn.Module):
+class PathScores(NamedScores[PathScore]):
     """Any number of path scores.
 
     Args:
@@ -40,6 +37,8 @@ class PathScores(nn.Module):
             takes.
     """
 
+    setting = "path_scores"
+
     def __init__(
         self,
         names: Sequence[str] | Mapping[str, Mapping[str, Any] | None],
@@ -47,24 +46,12 @@ class PathScores(nn.Module):
         inversion_steps: int,
         train_steps: int,
     ):
-        super().__init__()
-        if isinstance(names, str) or len(set(names)) < len(names):
-            raise InputError(
-                f"path_scores: {names!r} must be a list of names, each once; choose from: "
-                f"{', '.join(PATH_SCORES)}"
-            )
-        settings = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        settings = settings_by_name("path_scores", names, PATH_SCORES)
         scores = [
             find(name).from_settings(of).for_schedule(timesteps, inversion_steps, train_steps)
             for name, of in settings.items()
         ]
-        self._scores = {score.name: score for score in scores}
-        if len(self._scores) < len(scores):
-            raise InputError(f"path_scores: two of {[*settings]} have the same name; rename one")
-        self.names = list(self._scores)
-        self.hyperparameters = {
-            given: asdict(score) for given, score in zip(settings, scores, strict=True)
-        }
+        super().__init__(settings, scores)
         self.path_steps = max((score.path_steps for score in scores), default=0)
         pull_steps = {step for score in scores for step in score.pull_steps}
         self.pull_steps = sorted(pull_steps)
@@ -75,28 +62,11 @@ class PathScores(nn.Module):
         if self.look_at_denoising and not self.path_steps:
             # The statistics of denoising are kept with those of inversion.
             self.path_steps = 1
-        for name, score in self._scores.items():
-            for tensor in score.tensors:
-                self.register_buffer(f"{name}_{tensor}", None)
 
     @property
     def needs_fit(self) -> bool:
         """Whether any score is fitted to in-distribution images."""
         return any(score.tensors for score in self._scores.values())
-
-    @property
-    def unfitted(self) -> list[str]:
-        """Names of the scores that have yet to be fitted."""
-        return [
-            name
-            for name, score in self._scores.items()
-            if any(tensor is None for tensor in self._fitted(score).values())
-        ]
-
-    @property
-    def fitted(self) -> bool:
-        """Whether every score that is fitted has been."""
-        return not self.unfitted
 
     @property
     def nfe(self) -> int:
@@ -165,11 +135,6 @@ class PathScores(nn.Module):
             if isinstance(score, MeasuredScore):
                 score.check_labels(null_label, is_conditional)
 
-    @property
-    def fits(self) -> dict[str, bool]:
-        """Whether each score is fitted, by name."""
-        return {name: bool(score.tensors) for name, score in self._scores.items()}
-
     def nfe_of(self, name: str, per_pull: int) -> int | None:
         """Return the network evaluations of an image for a score alone; None: all that there are.
 
@@ -216,20 +181,12 @@ class PathScores(nn.Module):
         for name, score in self._scores.items():
             if score.tensors:
                 found = score.fit(features[name].double())
-                fitted |= {f"{name}_{tensor}": value for tensor, value in found.items()}
+                fitted |= {self._key(score, tensor): value for tensor, value in found.items()}
         for tensor, value in fitted.items():
             setattr(self, tensor, value.double().contiguous())
 
-    def _fitted(self, score: PathScore) -> dict[str, Any]:
-        return {tensor: getattr(self, f"{score.name}_{tensor}") for tensor in score.tensors}
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load fitted tensors, whose shapes only the state knows."""
-        for name, _ in list(self._buffers.items()):
-            value = state_dict.get(prefix + name)
-            if value is not None:
-                setattr(self, name, torch.empty_like(value))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _key(self, score: PathScore, tensor: str) -> str:
+        return f"{score.name}_{tensor}"
 
 
 def _in_float64(values: Tensor) -> Tensor:
@@ -244,17 +201,5 @@ def find(name: str) -> type[PathScore]:
         InputError: The name is unknown, or the path does not lead to a subclass of `PathScore`.
     """
     if "." not in name:
-        choose("path score", name, list(PATH_SCORES))
-        module, _, of = PATH_SCORES[name].partition(".")
-        found: type[PathScore] = getattr(import_module(f"{__package__}.{module}"), of)
-        return found
-    other = import_object("path_scores", name)
-    if not (isinstance(other, type) and issubclass(other, PathScore)):
-        raise InputError(
-            f"path_scores: {name} must be a subclass of {PathScore.__module__}.PathScore"
-        )
-    if not isinstance(getattr(other, "name", None), str):
-        raise InputError(f"path_scores: {name} must have the class attribute name")
-    if other.name in (*PATH_SCORES, *RESERVED):
-        raise InputError(f"path_scores: {name}: the name {other.name!r} is reserved; rename it")
-    return other
+        return find_registered(PathScore, name, PATH_SCORES, str(__package__))
+    return find_imported(PathScore, name, PATH_SCORES, ["name"])
