@@ -89,6 +89,7 @@ class RunRecord(SaveConfigCallback):
 def names_not_default(parser: LightningArgumentParser, config: Namespace) -> list[str]:
     """Return the names of the settings that scores depend on and that are not at their defaults."""
     given = yaml.safe_load(parser.dump(config, skip_none=False, skip_default=True))
+    _drop_defaults_of_arguments(DiffGuardModule, given.get("model") or {})
     _drop_defaults(given)
     return record.setting_names(given)
 
@@ -102,17 +103,21 @@ def _drop_defaults(settings: dict[str, Any]) -> None:
     arguments = settings.get("init_args")
     if isinstance(arguments, dict):
         module, _, name = str(settings["class_path"]).rpartition(".")
-        kind = getattr(import_module(module), name)
-        hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
-        for argument, value in list(arguments.items()):
-            if argument in parameters and _is_tuple(parameters[argument].default, value):
-                del arguments[argument]
-            for alternative in get_args(hints.get(argument)):
-                if is_dataclass(alternative) and isinstance(value, dict):
-                    _drop_defaults_of_fields(alternative, value)
+        _drop_defaults_of_arguments(getattr(import_module(module), name), arguments)
     for value in settings.values():
         if isinstance(value, dict):
             _drop_defaults(value)
+
+
+def _drop_defaults_of_arguments(kind: Any, arguments: dict[str, Any]) -> None:
+    """Remove defaults among the arguments of a class."""
+    hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
+    for argument, value in list(arguments.items()):
+        if argument in parameters and _is_tuple(parameters[argument].default, value):
+            del arguments[argument]
+        for alternative in get_args(hints.get(argument)):
+            if is_dataclass(alternative) and isinstance(value, dict):
+                _drop_defaults_of_fields(alternative, value)
 
 
 def _drop_defaults_of_fields(kind: Any, settings: dict[str, Any]) -> None:

@@ -45,10 +45,8 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
     }
     if model.path_scores.names:
         method["path_scores"] = model.path_scores.hyperparameters
-    if model.second_network is not None:
-        method["second_network"] = model.second_network.description()
-    if model.zero_shot is not None:
-        method["zero_shot"] = model.zero_shot.description()
+    for name, network in model.other_networks.items():
+        method[name] = network.description()
     if model.class_map is not None:
         method["class_map"] = model.class_map.classes
     return json.loads(json.dumps(method))  # tuples become lists, as in a file

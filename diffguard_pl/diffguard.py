@@ -160,8 +160,7 @@ class DiffGuard(nn.Module):
             len(schedule) - early_stop_steps,
             len(backbone.alpha_bar),
         )
-        null_label = (self.class_map or backbone).null_label
-        self.path_scores.check_labels(null_label, backbone.num_classes is not None)
+        self.path_scores.check_labels(self._null_label, backbone.num_classes is not None)
         if path_fit_images < 1:
             raise InputError(f"path_fit_images={path_fit_images}: must be at least 1 image")
         self.path_fit_images = path_fit_images
@@ -284,10 +283,8 @@ class DiffGuard(nn.Module):
         predicted = view.logits.argmax(dim=1)
         chosen = predicted if labels is None else torch.where(labels < 0, predicted, labels)
         scores = self.baselines(view, images)
-        if self.second_network is not None:
-            scores |= self.second_network(images)
-        if self.zero_shot is not None:
-            scores |= self.zero_shot(images)
+        for network in self.other_networks.values():
+            scores |= network(images)
         return Prediction(view, predicted, chosen, cam, scores)
 
     def invert(
@@ -364,7 +361,6 @@ class DiffGuard(nn.Module):
         prediction: Prediction,
         stop_index: Tensor,
         reconstruction: Reconstruction | None = None,
-        latents: Tensor | None = None,
         path: Path | None = None,
         measured: Mapping[str, Tensor] | None = None,
     ) -> Detection:
@@ -375,13 +371,12 @@ class DiffGuard(nn.Module):
             prediction: Result of stage 1.
             stop_index: [N] schedule index at which inversion stopped.
             reconstruction: Result of stage 3. None: without discrepancies.
-            latents: [N, C, h, w] the encoded images. Computed if a discrepancy needs them.
             path: Statistics of the steps. None if no path score looks at them.
             measured: Result of :meth:`measure`. Computed if it is not given.
         """
         scores: dict[str, Tensor] = {}
         if reconstruction is not None:
-            scores |= self.compare(images, prediction, reconstruction, latents)
+            scores |= self.compare(images, prediction, reconstruction)
         if self.path_scores.names:
             if measured is None:
                 measured = self.measure(images, self.encode(images), prediction.labels)
@@ -417,7 +412,7 @@ class DiffGuard(nn.Module):
         denoiser = Denoiser(
             network=self._evaluate_network,
             alpha_bar=self.backbone.alpha_bar,
-            null_label=(self.class_map or self.backbone).null_label,
+            null_label=self._null_label,
             clip_denoised=self.backbone.clip_denoised,
             batch=self.slots,
         )
@@ -474,10 +469,15 @@ class DiffGuard(nn.Module):
             ),
             settings=self.sampling,
             train_steps=len(self.backbone.alpha_bar),
-            null_label=(self.class_map or self.backbone).null_label,
+            null_label=self._null_label,
             clip_denoised=self.backbone.clip_denoised,
             early_stop=self._early_stop(),
         )
+
+    @property
+    def _null_label(self) -> int | None:
+        """Label of the classifier that means "no class" to the diffusion model, if it has one."""
+        return (self.class_map or self.backbone).null_label
 
     def _early_stop(self) -> EarlyStop | None:
         if not (self.sampling.early_stop and self.sampling.reconstructs):
@@ -520,8 +520,16 @@ class DiffGuard(nn.Module):
     @property
     def baseline_names(self) -> list[str]:
         """Names of the scores without the diffusion model: of the classifier, and of others."""
-        others = [part.names for part in (self.second_network, self.zero_shot) if part is not None]
-        return [*self.baselines.names, *(name for names in others for name in names)]
+        names = list(self.baselines.names)
+        for network in self.other_networks.values():
+            names += network.names
+        return names
+
+    @property
+    def other_networks(self) -> dict[str, SecondNetwork | ZeroShot]:
+        """Networks beside the classifier that give scores, by the setting that names them."""
+        networks = {"second_network": self.second_network, "zero_shot": self.zero_shot}
+        return {name: network for name, network in networks.items() if network is not None}
 
     @property
     def diffusion_score_names(self) -> list[str]:
@@ -539,15 +547,12 @@ class DiffGuard(nn.Module):
         costs: dict[str, dict[str, Any]] = {}
         for name in self.discrepancies.names:
             costs[name] = {"family": "discrepancy", "nfe": None, "fitted": False}
-        per_pull = self.guidance.nfe_per_step - 1
         for name, fitted in self.path_scores.fits.items():
-            nfe = self.path_scores.nfe_of(name, per_pull)
+            nfe = self.path_scores.nfe_of(name, self._nfe_per_pull)
             costs[name] = {"family": "path score", "nfe": nfe, "fitted": fitted}
         fits = self.baselines.fits
-        if self.second_network is not None:
-            fits |= self.second_network.fits
-        if self.zero_shot is not None:
-            fits |= dict.fromkeys(self.zero_shot.names, False)
+        for network in self.other_networks.values():
+            fits |= network.fits
         for name, fitted in fits.items():
             costs[name] = {"family": "baseline", "nfe": 0, "fitted": fitted}
         return costs
@@ -555,8 +560,12 @@ class DiffGuard(nn.Module):
     @property
     def nfe_of_path_scores(self) -> int:
         """Network evaluations of each image that only path scores need."""
-        per_pull = self.guidance.nfe_per_step - 1
-        return self.path_scores.nfe + per_pull * len(self.path_scores.pull_steps)
+        return self.path_scores.nfe + self._nfe_per_pull * len(self.path_scores.pull_steps)
+
+    @property
+    def _nfe_per_pull(self) -> int:
+        """Network evaluations more of an inversion step at which the label's pull is measured."""
+        return self.guidance.nfe_per_step - 1
 
     @property
     def input_size(self) -> int:

@@ -50,6 +50,17 @@ class Path:
     values: Tensor
     size: int
 
+    @classmethod
+    def empty(cls, x: Tensor, steps: int) -> "Path":
+        """Return the path of images that have taken no step.
+
+        Args:
+            x: [N, C, h, w] states.
+            steps: Number S of steps of the schedule.
+        """
+        values = x.new_full((len(x), 2 * steps, len(STATISTICS)), torch.nan)
+        return cls(values, x[:1].numel())
+
     def inversion(self, name: str) -> Tensor:
         """Return a statistic at each inversion step, [N, S]."""
         return self._at(name, 0)
@@ -61,11 +72,6 @@ class Path:
     def _at(self, name: str, start: int) -> Tensor:
         steps = self.values.shape[1] // 2
         return self.values[:, start : start + steps, STATISTICS.index(name)]
-
-
-def empty_path(count: int, steps: int, like: Tensor) -> Tensor:
-    """Return the statistics of N images that have taken no step, [N, 2S, 9] of NaN."""
-    return like.new_full((count, 2 * steps, len(STATISTICS)), float("nan"))
 
 
 def step_statistics(eps: Tensor, previous: Tensor, predicted: GuidedNoise) -> Tensor:

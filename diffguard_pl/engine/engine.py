@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..diffusion.ddim import Level, step
 from ..diffusion.guidance import GuidanceInputs, GuidedNoise
-from ..diffusion.path import Path, empty_path, step_statistics
+from ..diffusion.path import Path, step_statistics
 from ..diffusion.sampling import GuidedSampler
 from ..stages import PathGate
 from .slots import AsyncFlags, SlotPool, to_device
@@ -208,7 +208,7 @@ class Engine:
             state["mask"] = request.mask[images]
         if self.settings.path_steps:
             state["eps"] = torch.zeros_like(x)
-            state["path"] = empty_path(len(x), len(self.settings.schedule), x)
+            state["path"] = Path.empty(x, len(self.settings.schedule)).values
         for trajectory, slot in zip(trajectories, self.states.put(state), strict=True):
             trajectory.slot = slot
 

@@ -67,7 +67,6 @@ class Method(Protocol):
         prediction: Prediction,
         stop_index: Tensor,
         reconstruction: Reconstruction | None = None,
-        latents: Tensor | None = None,
         path: Path | None = None,
         measured: Mapping[str, Tensor] | None = None,
     ) -> Detection:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..diffusion import ddim
 from ..diffusion.ddim import Level, NoiseModel, StepCallback
 from ..diffusion.guidance import GuidanceInputs, GuidedNoise
-from ..diffusion.path import Path, empty_path, step_statistics
+from ..diffusion.path import Path, step_statistics
 from ..diffusion.sampling import GuidedSampler
 from ..stages import Detection, Inversion, Prediction, Reconstruction
 from .method import Method
@@ -76,7 +76,7 @@ def invert(
 
     path = None
     if sampler.settings.path_steps:
-        path = Path(empty_path(len(x), len(sampler.settings.schedule), x), x[:1].numel())
+        path = Path.empty(x, len(sampler.settings.schedule))
     noise, stop_index = ddim.invert(
         _noise_model(sampler, prediction.labels, x, inverting=True, path=path),
         x,

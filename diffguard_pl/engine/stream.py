@@ -144,24 +144,24 @@ class Stream:
             )
 
         # A gate has kept some from being reconstructed: they get NaN.
-        nan = float("nan")
-        names = [name for name in self.diffguard.score_names if name not in detection.scores]
-        scores = {name: images.new_full((len(images),), nan) for name in names}
-        guided = torch.full_like(images, nan)
-        unguided = torch.full_like(images, nan) if request.unguided is not None else None
+        guided, unguided, found = None, None, {}
         if kept.any():
             reconstruction = self.diffguard.decode(torch.cat([part[kept] for part in x]))
+            guided, unguided = reconstruction.guided, reconstruction.unguided
             found = self.diffguard.compare(
                 images[kept], prediction.select(kept), reconstruction, request.x[kept]
             )
-            guided[kept] = reconstruction.guided.to(guided)
-            if unguided is not None and reconstruction.unguided is not None:
-                unguided[kept] = reconstruction.unguided.to(guided)
-            for name, values in found.items():
-                scores[name] = scores[name].to(values)
-                scores[name][kept] = values
+        one_per_image = prediction.view.logits[:, 0]
+        scores = {
+            name: _spread(found.get(name), kept, one_per_image)
+            for name in self.diffguard.score_names
+            if name not in detection.scores
+        }
         return replace(
-            detection, reconstructions=guided, unguided=unguided, scores=scores | detection.scores
+            detection,
+            reconstructions=_spread(guided, kept, images),
+            unguided=_spread(unguided, kept, images) if len(x) == 2 else None,
+            scores=scores | detection.scores,
         )
 
     def _with_gaps(
@@ -178,34 +178,45 @@ class Stream:
             passed: bool [N], True where the gate let an image pass.
         """
 
-        def spread(values: Tensor | None, like: Tensor, fill: float) -> Tensor:
-            whole = torch.full_like(like, fill)
-            if values is not None:
-                whole[passed] = values.to(whole)
-            return whole
-
         # Baselines come from the classifier alone, so all images have them.
-        nan, integers = float("nan"), torch.zeros(len(images), dtype=torch.long)
+        integers = torch.zeros(len(images), dtype=torch.long)
         one_per_image = prediction.view.logits[:, 0]
         scores = {
-            name: spread(part.scores[name] if part else None, one_per_image, nan)
+            name: _spread(part.scores[name] if part else None, passed, one_per_image)
             for name in self.diffguard.score_names
             if name not in prediction.baselines
         }
         reconstructions = unguided = None
         if self.diffguard.sampling.reconstructs:
-            reconstructions = spread(part.reconstructions if part else None, images, nan)
+            reconstructions = _spread(part.reconstructions if part else None, passed, images)
         if self.diffguard.sampling.with_unguided:
-            unguided = spread(part.unguided if part else None, images, nan)
+            unguided = _spread(part.unguided if part else None, passed, images)
         return Detection(
             prediction.labels,
             reconstructions,
             scores | prediction.baselines,
             prediction,
-            spread(part.stop_index if part else None, integers, -1),
+            _spread(part.stop_index if part else None, passed, integers, -1),
             unguided,
-            spread(part.nfe if part else None, integers, 0),
+            _spread(part.nfe if part else None, passed, integers, 0),
         )
+
+
+def _spread(
+    values: Tensor | None, passed: Tensor, like: Tensor, fill: float = float("nan")
+) -> Tensor:
+    """Return a tensor like another one, with values where images passed and a filling elsewhere.
+
+    Args:
+        values: One for each image that passed. None if none did.
+        passed: bool [N].
+        like: [N, ...].
+        fill: The filling.
+    """
+    whole = torch.full_like(like, fill)
+    if values is not None:
+        whole[passed] = values.to(whole)
+    return whole
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.ddim import Level
-from ..diffusion.path import Path, empty_path
+from ..diffusion.path import Path
 from ..diffusion.sampling import GuidedSampler, SamplingSettings
 from ..stages import PathGate
 
@@ -52,8 +52,7 @@ class Request:
         self.guided = torch.empty_like(self.x) if settings.reconstructs else None
         self.unguided = torch.empty_like(self.x) if settings.with_unguided else None
         if settings.path_steps and count:
-            values = empty_path(count, len(settings.schedule), self.x)
-            self.path = Path(values, self.x[:1].numel())
+            self.path = Path.empty(self.x, len(settings.schedule))
         self.stop_index = torch.full((count,), max(0, settings.inversion_steps - 1))
         self.nfe = [0] * count
         self.missing = 2 * count if settings.with_unguided else count

@@ -5,12 +5,11 @@ the paper's ablations.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..runs.changed_settings import Change, changes, flat_settings
 from ..runs.record import CONFIG_FILE
-from ..scores.combination import Cascade
 from ..yaml_file import read_yaml
 from .published import METHODS, Kind, Method, results_of
 from .results import RunResults
@@ -41,8 +40,6 @@ NOT_NEEDED = {
 """Exceptions among these."""
 IRRELEVANT = ("data.root", "data.follow_links", "data.only", "model.discrepancies")
 """Settings that no result on a dataset depends on."""
-CASCADE_DEFAULTS = {f"model.cascade.{field.name}": field.default for field in fields(Cascade)}
-"""A record holds all settings of a cascade, also those that a config leaves at their defaults."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +153,6 @@ def _needed(kind: Kind, baseline: str, settings: Mapping[str, Any]) -> dict[str,
             is_needed = name.startswith(f"model.baselines.{baseline}.")
         else:
             is_needed = name.startswith(NEEDED[kind]) and not name.startswith(NOT_NEEDED[kind])
-        if name in CASCADE_DEFAULTS and value == CASCADE_DEFAULTS[name]:
-            continue
         if is_needed and name not in IRRELEVANT:
             needed[name] = value
     # A cascade ends in the first discrepancy, unless it names another score.

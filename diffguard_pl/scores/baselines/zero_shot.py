@@ -140,6 +140,11 @@ class ZeroShot(nn.Module):
             unit = normalize(embedded.float(), dim=1)
             return {f"{name}_{self.suffix}": found[name](unit) for name in self.scores}
 
+    @property
+    def fits(self) -> dict[str, bool]:
+        """Whether each score is fitted to training images, by name: none is."""
+        return dict.fromkeys(self.names, False)
+
     def description(self) -> dict[str, Any]:
         """Return what the scores depend on besides the weights."""
         embeddings = torch.cat([self.classes.flatten(), self.negatives.flatten()])

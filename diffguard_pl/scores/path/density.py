@@ -1,7 +1,7 @@
-"""Densities of the features of in-distribution images: a Gaussian mixture, and a kernel density.
+"""Fits to the features of in-distribution images: z-scores, a Gaussian mixture, kernel densities.
 
-They are fitted by scikit-learn, and evaluated in float64 from a few tensors, which a detector file
-keeps. Features are standardised by the mean and standard deviation of the fitted ones.
+They are evaluated in float64 from a few tensors, which a detector file keeps. Features are
+standardised by the mean and standard deviation of the fitted ones.
 """
 
 import math
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from ...errors import InputError
 
-MIXTURE = ("centre", "spread", "log_weights", "means", "precisions")
+Z_SCORE = ("centre", "spread")
+"""Names of the tensors of a z-score."""
+MIXTURE = (*Z_SCORE, "log_weights", "means", "precisions")
 """Names of the tensors of a mixture."""
+KERNELS = (*Z_SCORE, "points")
+"""Names of the tensors of kernel densities."""
 COMPONENTS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of components that cross-validation chooses from."""
 IMAGES_PER_COMPONENT = 20
@@ -22,6 +26,18 @@ IMAGES_PER_COMPONENT = 20
 FOLDS = 3
 MIN_IMAGES = 30
 """Number of images that a density is fitted to at least."""
+
+
+def fit_z_score(features: Tensor, name: str) -> dict[str, Tensor]:
+    """Return mean and standard deviation of features [N, F]."""
+    complete = complete_rows(features, name)
+    spread = complete.std(dim=0, correction=0)
+    return {"centre": complete.mean(dim=0), "spread": torch.where(spread > 0, spread, 1.0)}
+
+
+def z_score(features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+    """Return features [N, F] less their mean, over their standard deviation."""
+    return (features - fitted["centre"]) / fitted["spread"]
 
 
 def fit_mixture(
@@ -44,7 +60,8 @@ def fit_mixture(
     """
     from sklearn.mixture import GaussianMixture
 
-    values, centre, spread = _standardised(features, name)
+    standard = fit_z_score(features.double().cpu(), name)
+    values = z_score(complete_rows(features.double().cpu(), name), standard).numpy()
     if components is None:
         components = _choose_components(values)
     elif components * IMAGES_PER_COMPONENT > len(values):
@@ -55,18 +72,16 @@ def fit_mixture(
     kind = "diag" if diagonal else "full"
     mixture = GaussianMixture(components, covariance_type=kind, random_state=0).fit(values)
     found = {
-        "centre": centre,
-        "spread": spread,
         "log_weights": np.log(mixture.weights_),
         "means": mixture.means_,
         "precisions": mixture.precisions_cholesky_,
     }
-    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in found.items()}
+    return standard | {key: torch.from_numpy(value) for key, value in found.items()}
 
 
 def mixture_log_density(features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
     """Compute the log-density [N] of features [N, F], of which each is standardised."""
-    z = (features - fitted["centre"]) / fitted["spread"]
+    z = z_score(features, fitted)
     # |(z - m_k) P_k|^2 with P_k P_k^T the inverse covariance of component k.
     roots, deviation = fitted["precisions"], z[:, None] - fitted["means"]
     if roots.ndim == 2:  # diagonal
@@ -87,6 +102,26 @@ def kernel_log_density(features: Tensor, points: Tensor, bandwidth: float) -> Te
     return (-squared / 2).logsumexp(dim=1) - constant
 
 
+def fit_kernels(features: Tensor, name: str) -> dict[str, Tensor]:
+    """Return the points of a kernel density of each feature, standardised."""
+    fitted = fit_z_score(features, name)
+    return fitted | {"points": z_score(complete_rows(features, name), fitted)}
+
+
+def kernel_log_densities(features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+    """Return the log kernel density [N, F] of each feature on its own.
+
+    The bandwidth is Scott's, n^(-1/5), of standardised features.
+    """
+    z, points = z_score(features, fitted), fitted["points"]
+    bandwidth = len(points) ** -0.2
+    of_each = [
+        kernel_log_density(z[:, i : i + 1], points[:, i : i + 1], bandwidth)
+        for i in range(z.shape[1])
+    ]
+    return torch.stack(of_each, dim=1)
+
+
 def complete_rows(features: Tensor, name: str) -> Tensor:
     """Return the features [n, F] of images that took all the steps.
 
@@ -100,14 +135,6 @@ def complete_rows(features: Tensor, name: str) -> Tensor:
             f"its steps; must be at least {MIN_IMAGES}; lower its steps, or give more images"
         )
     return complete
-
-
-def _standardised(features: Tensor, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features with mean 0 and standard deviation 1, and what they had before."""
-    values = complete_rows(features, name).double().cpu().numpy()
-    centre, spread = values.mean(axis=0), values.std(axis=0)
-    spread = np.where(spread > 0, spread, 1)
-    return (values - centre) / spread, centre, spread
 
 
 def _choose_components(values: np.ndarray) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...diffusion.denoiser import Denoiser
 from ..hyperparameters import count, fractions, positive
 from .base import MeasuredScore, Subject
-from .fitted import KERNELS, Z_SCORE, fit_kernels, fit_z_score, kernel_log_densities, z_score
+from .density import KERNELS, Z_SCORE, fit_kernels, fit_z_score, kernel_log_densities, z_score
 from .reconstructions import timesteps_from
 
 

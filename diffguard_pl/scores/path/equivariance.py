@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hyperparameters import parameter
 from .base import MeasuredScore, Subject
-from .fitted import KERNELS, fit_kernels, kernel_log_densities
+from .density import KERNELS, fit_kernels, kernel_log_densities
 
 FLIPS = ((-1,), (-2,), (-2, -1))
 """Axes of the horizontal flip, the vertical flip, and the rotation by 180 degrees."""

@@ -16,7 +16,7 @@ from ...diffusion.denoiser import Denoiser
 from ...errors import InputError
 from ..hyperparameters import choice, count, fractions, parameter
 from .base import MeasuredScore, Subject
-from .fitted import Z_SCORE, fit_z_score, z_score
+from .density import Z_SCORE, fit_z_score, z_score
 
 
 def timesteps_from(denoiser: Denoiser, time: float, steps: int) -> list[int]:

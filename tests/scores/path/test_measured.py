@@ -287,7 +287,8 @@ class BlocksOfAUNet(nn.Module):
         self.up_blocks = nn.ModuleList([self.Up()])
 
 
-def test_cfs(monkeypatch):
+def with_blocks(monkeypatch) -> DiffGuard:
+    """Return a model whose network is the two blocks, with the score of their outputs."""
     model = dense_diffguard(path_scores=["cfs"], slots=4)
     model.backbone.unet = BlocksOfAUNet()
 
@@ -296,6 +297,11 @@ def test_cfs(monkeypatch):
         return model.backbone.unet.up_blocks[0](x)
 
     monkeypatch.setattr(model.backbone, "eps", eps)
+    return model
+
+
+def test_cfs(monkeypatch):
+    model = with_blocks(monkeypatch)
     model.fit_path_scores(FIT_IMAGES.split(7))
     log_snr = [2 * np.log(levels(t)[0] / levels(t)[1]) for t in range(1000)]
     t = int(np.abs(np.array(log_snr) - 5).argmin())
@@ -318,14 +324,7 @@ def test_cfs(monkeypatch):
 
 
 def test_copies_that_fill_up_the_batch_of_a_compiled_network_are_not_seen(monkeypatch):
-    model = dense_diffguard(path_scores=["cfs"], slots=4)
-    model.backbone.unet = BlocksOfAUNet()
-
-    def eps(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        model.backbone.unet.down_blocks[0](x)
-        return model.backbone.unet.up_blocks[0](x)
-
-    monkeypatch.setattr(model.backbone, "eps", eps)
+    model = with_blocks(monkeypatch)
     expected = model.path_features([FIT_IMAGES[:6]])["cfs"]
     model.compiled = True
     assert torch.equal(model.path_features([FIT_IMAGES[:6]])["cfs"], expected)
