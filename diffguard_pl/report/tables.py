@@ -131,7 +131,7 @@ def cost_table(costs: Sequence[ScoreCost]) -> Table:
         "Scores by cost",
         "NFE of an image for the score alone; seconds are estimated from them; fitted to "
         "in-distribution images; AUROC in percent with 95 % intervals; bold: no score is better "
-        "for as many NFE or fewer",
+        "for as many NFE or fewer (of equal ones, the first)",
     )
     table.add_column("score", overflow="fold")
     table.add_column("family")

@@ -35,11 +35,14 @@ def import_object(setting: str, path: str) -> Any:
             f"{setting}: {path}: cannot import {where} ({type(error).__name__}: {reason})"
         ) from error
     if not hasattr(module, name):
-        defined = [
-            key
+        origin = {
+            key: str(getattr(value, "__module__", None))
             for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
+            if callable(value)
+        }
+        defined = [key for key, of in origin.items() if of == where]
+        if not defined:  # a package lists what its modules define
+            defined = [key for key, of in origin.items() if of.startswith(f"{where}.")]
         raise InputError(
             f"{setting}: {path}: unknown name {name!r} in {where}; choose from: "
             f"{', '.join(defined) or 'nothing, it defines no functions'}"

@@ -60,14 +60,19 @@ class SecondNetwork(nn.Module):
         crop: float | None = None,
     ):
         super().__init__()
-        self.network = Classifier(model, checkpoint, weights, input_size, mean, std, crop)
-        self.suffix = suffix or _short_name(model)
+        # Before weights are downloaded.
         for name in scores:
             if more := find(name).needs - ALLOWED:
                 raise InputError(
                     f"second_network.scores: {name} looks at {', '.join(sorted(more))}, not at "
                     "features alone; leave it out"
                 )
+        try:
+            self.network = Classifier(model, checkpoint, weights, input_size, mean, std, crop)
+        except InputError as error:
+            # Its settings have the classifier's names.
+            raise InputError(re.sub("^classifier", "second_network", str(error))) from error
+        self.suffix = suffix or _short_name(model)
         self.as_classifier = AsClassifier(self.network)
         self.baselines = Baselines(scores, cast(Classifier, self.as_classifier))
         self.names = [f"{name}_{self.suffix}" for name in self.baselines.names]

@@ -115,6 +115,11 @@ def test_a_detector_follows_the_classifier_to_another_precision(training):
     assert not torch.equal(before, after)
 
 
+def test_an_unknown_name_lists_the_detectors(classifier):
+    with pytest.raises(InputError, match=r"unknown name 'NoSuch' in pytorch_ood.detector.*NNGuide"):
+        Baselines(["pytorch_ood.detector.NoSuch"], classifier)
+
+
 def test_names_do_not_collide(classifier):
     module = Baselines(["knn", "pytorch_ood.detector.KNN", "pytorch_ood.detector.SHE"], classifier)
     assert module.names == ["knn", "knn_pytorch_ood", "she"]

@@ -93,6 +93,13 @@ def test_scores_that_need_more_than_features_are_refused():
             SecondNetwork(Encoder(), [name], input_size=16)
 
 
+def test_errors_name_the_setting_and_come_before_weights_are_loaded():
+    with pytest.raises(InputError, match=r"^second_network.model: .*no_such_model"):
+        SecondNetwork("no_such_model")
+    with pytest.raises(InputError, match=r"^second_network.scores: vim"):
+        SecondNetwork("no_such_model", ["vim"])
+
+
 def test_a_timm_model_by_name_with_images_resized_to_its_size():
     pytest.importorskip("timm")
     network = SecondNetwork("timm/vit_tiny_patch16_224.augreg_in21k", ["knn"], weights="random")
