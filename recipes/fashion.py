@@ -1,9 +1,11 @@
 """Train the weights of the Fashion-MNIST benchmark: ``python recipes/fashion.py [PARTS]``.
 
 Trains on the training images of the eight known classes of a split. Parts: classifier, gdm, vq,
-ldm (which needs vq); all by default. Minutes on a GPU, two hours a split on two CPU cores; a
+ldm (which needs vq), by default; besides, edm and flow: ldm's network on the objectives of EDM and
+of flow matching, for docs/fashion.md. Minutes on a GPU, two hours a split on two CPU cores; a
 training that was interrupted goes on from its last checkpoint. Weights are stored in half
-precision: those of the first split in the package, those of the others in ``--out``.
+precision: those of the first split in the package; those of the others, and of edm and flow, in
+``--out``.
 """
 
 from argparse import Namespace
@@ -16,6 +18,8 @@ from training import (
     WEIGHTS,
     Benchmark,
     ClassifierTraining,
+    EDMTraining,
+    FlowTraining,
     PixelTraining,
     VQTraining,
     first_stage,
@@ -60,7 +64,16 @@ def train_ldm(benchmark: Benchmark) -> None:
     benchmark.train_ldm(CLASSES, 6000)
 
 
+def train_edm(benchmark: Benchmark) -> None:
+    benchmark.train_parametrised(EDMTraining, "edm", CLASSES, 6000)
+
+
+def train_flow(benchmark: Benchmark) -> None:
+    benchmark.train_parametrised(FlowTraining, "flow", CLASSES, 6000)
+
+
 PARTS = {"classifier": train_classifier, "gdm": train_gdm, "vq": train_vq, "ldm": train_ldm}
+OTHER_PARTS = {"edm": train_edm, "flow": train_flow}
 
 
 def benchmark_of(given: Namespace) -> Benchmark:
@@ -94,7 +107,7 @@ def main() -> None:
         help="folder of checkpoints, and of the other splits' weights (default: runs/fashion)",
     )
     parser.add_argument("--precision", default="bf16-mixed", help="(default: bf16-mixed)")
-    run_recipe(parser, PARTS, benchmark_of)
+    run_recipe(parser, PARTS | OTHER_PARTS, benchmark_of)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """What the recipes of the embedded benchmarks share: networks, objectives, resumable training."""
 
 import argparse
+import json
+import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +21,14 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from diffguard_pl.backbones.load import block_types
 from diffguard_pl.datamodules.base import ImageSet
+from diffguard_pl.diffusion.ddim import Level
+from diffguard_pl.diffusion.parametrisation import (
+    EDM,
+    Parametrisation,
+    RectifiedFlow,
+    alpha_bar_of_flow,
+    alpha_bar_of_sigma,
+)
 from diffguard_pl.diffusion.schedule import linear_alpha_bar, scaled_linear_alpha_bar
 from diffguard_pl.errors import InputError
 
@@ -201,8 +212,51 @@ class LatentTraining(Training):
             latents = first_stage.encode(images * 2 - 1).latents.float()
         dropped = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
         context = embedding(labels.masked_fill(dropped, embedding.num_embeddings - 1))[:, None]
-        x, t, noise = noisy(latents * first_stage.config.scaling_factor, scaled_linear_alpha_bar())
-        return F.mse_loss(self.network["unet"](x, t, context).sample.float(), noise)
+        x, t, target = self.objective(latents * first_stage.config.scaling_factor)
+        return F.mse_loss(self.network["unet"](x, t, context).sample.float(), target)
+
+    def objective(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents [N, C, H, W] with noise, their timesteps [N], and what to predict."""
+        return noisy(x, scaled_linear_alpha_bar())
+
+
+class EDMTraining(LatentTraining):
+    """EDM's objective with its distribution of noise levels (Karras et al. 2022, table 1)."""
+
+    parametrisation: Parametrisation = EDM(sigma_data=1.0)
+    scheduler: ClassVar[dict[str, Any]] = {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0}
+
+    def objective(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # EDM has a mean of -1.2 for data of standard deviation 0.5; here it is 1.
+        sigma = torch.exp(math.log(2) - 1.2 + 1.2 * torch.randn(len(x), device=x.device))
+        return parametrised(x, alpha_bar_of_sigma(sigma.double()), self.parametrisation)
+
+
+class FlowTraining(LatentTraining):
+    """Flow matching at uniform times (Lipman et al. 2023)."""
+
+    parametrisation: Parametrisation = RectifiedFlow()
+    scheduler: ClassVar[dict[str, Any]] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+    def objective(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = torch.rand(len(x), device=x.device)
+        return parametrised(x, alpha_bar_of_flow(s.double()), self.parametrisation)
+
+
+def parametrised(
+    x: Tensor, alpha_bar: Tensor, parametrisation: Parametrisation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x [N, C, H, W] with noise as a network takes it, its times [N], and its target.
+
+    Args:
+        x: Latents.
+        alpha_bar: Signal level [N] of each, in float64.
+        parametrisation: What the network takes and predicts.
+    """
+    level, noise = Level.of(alpha_bar, x), torch.randn_like(x)
+    noisy_x = level.signal * x + level.noise * noise
+    inputs, times = parametrisation.inputs(noisy_x, alpha_bar, level)
+    return inputs, times, parametrisation.target(x, noise, level)
 
 
 def noisy(x: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,16 +396,50 @@ class Benchmark:
         network.half().save_pretrained(self.weights / f"{self.name}_ldm" / "vqvae")
 
     def train_ldm(self, classes: int, steps: int, augment: Augment = unchanged) -> None:
-        folder = self.weights / f"{self.name}_ldm"
-        if not (folder / "vqvae").is_dir():
-            raise InputError(f"ldm: needs the first stage {folder / 'vqvae'}; train vq before")
-        vq = VQModel.from_pretrained(folder / "vqvae").float().eval().requires_grad_(False)
+        self._train_latent(LatentTraining, "ldm", classes, steps, augment)
+
+    def train_parametrised(
+        self, objective: type[EDMTraining] | type[FlowTraining], part: str, classes: int, steps: int
+    ) -> None:
+        """Train the latent UNet on another objective, and save it as a diffusers pipeline.
+
+        Args:
+            objective: The training.
+            part: Name of the part; the weights are saved beside the checkpoints.
+            classes: Number of classes.
+            steps: Number of steps.
+        """
+        folder = self._train_latent(objective, part, classes, steps)
+        shutil.copytree(self._first_stage, folder / "vqvae", dirs_exist_ok=True)
+        (folder / "scheduler").mkdir(exist_ok=True)
+        config = folder / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps(objective.scheduler, indent=2) + "\n")
+
+    def _train_latent(
+        self,
+        objective: type[LatentTraining],
+        part: str,
+        classes: int,
+        steps: int,
+        augment: Augment = unchanged,
+    ) -> Path:
+        """Train a latent UNet and its class embedding; return the folder of their weights."""
+        if not self._first_stage.is_dir():
+            raise InputError(f"{part}: needs the first stage {self._first_stage}; train vq before")
+        vq = VQModel.from_pretrained(self._first_stage).float().eval().requires_grad_(False)
         unet = latent_unet()
         parts = nn.ModuleDict({"unet": unet, "class_embedding": nn.Embedding(classes + 1, 64)})
-        module = LatentTraining(parts, vq, 1e-3, augment=augment)
-        parts = self._trained("ldm", module, steps)
+        module = objective(parts, vq, 1e-3, augment=augment)
+        parts = self._trained(part, module, steps)
+        weights = self.weights if part == "ldm" else self.checkpoints.parent
+        folder = weights / f"{self.name}_{part}"
         parts["unet"].half().save_pretrained(folder / "unet")
         save_half(parts["class_embedding"], folder / "class_embedding")
+        return folder
+
+    @property
+    def _first_stage(self) -> Path:
+        return self.weights / f"{self.name}_ldm" / "vqvae"
 
     def _trained(self, part: str, module: Training, steps: int, batch_size: int = 64) -> Any:
         images, labels = self.train.images, torch.tensor(self.train.labels)
