@@ -21,7 +21,6 @@ without a difference of nearly equal numbers wherever its definition permits.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..errors import choose
@@ -180,15 +179,3 @@ class EDM(Parametrisation):
     def _c_out_slope(self, sigma: Tensor) -> Tensor:
         """Return c_out / (sigma - sigma_min)."""
         return self.sign * self.sigma_data * (sigma**2 + self.sigma_data**2).rsqrt()
-
-
-def karras_sigmas(
-    steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Tensor:
-    """Return sigma [steps], ascending, at even distances of its rho-th root.
-
-    Karras et al. 2022, equation 5.
-    """
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    return (low + ramp * (high - low)) ** rho

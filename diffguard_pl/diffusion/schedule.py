@@ -107,6 +107,40 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
+def alpha_bar_at(alpha_bar: Tensor, timesteps: Tensor) -> Tensor:
+    """Return the signal level [n] at timesteps [n], which may lie between those of the training.
+
+    Between them ln(sigma) is linear, where sigma = noise / signal (as in diffusers' schedulers).
+
+    Args:
+        alpha_bar: [T] signal level of the training schedule, in float64.
+        timesteps: Integers, or floats, in [0, T - 1].
+    """
+    if not timesteps.is_floating_point():
+        return alpha_bar[timesteps]
+    log_sigma = _log_sigma(alpha_bar)
+    low = timesteps.floor().long().clamp(0, max(0, len(alpha_bar) - 2))
+    high = (low + 1).clamp(max=len(alpha_bar) - 1)
+    found = torch.lerp(log_sigma[low], log_sigma[high], (timesteps - low).to(log_sigma))
+    return 1 / (1 + torch.exp(2 * found))
+
+
+def timesteps_at(alpha_bar: Tensor, sigma: Tensor) -> Tensor:
+    """Return the timesteps [n], in float64, at which noise / signal is sigma [n].
+
+    The inverse of :func:`alpha_bar_at`; the first or the last timestep where sigma is out of range.
+    """
+    log_sigma, wanted = _log_sigma(alpha_bar), sigma.double().log()
+    high = torch.searchsorted(log_sigma, wanted).clamp(1, len(log_sigma) - 1)
+    low = high - 1
+    share = (wanted - log_sigma[low]) / (log_sigma[high] - log_sigma[low])
+    return low + share.clamp(0, 1)
+
+
+def _log_sigma(alpha_bar: Tensor) -> Tensor:
+    return ((1 - alpha_bar) / alpha_bar).log() / 2
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Timesteps and signal levels of DDIM at each index i = 0, ..., S-1, on the CPU.
@@ -116,7 +150,7 @@ class Schedule:
     ``timesteps[i]``.
 
     Attributes:
-        timesteps: [S] training timesteps, ascending.
+        timesteps: [S] training timesteps, ascending: integers, or floats in float64.
         inversion_from, inversion_to: [S] alpha-bar in float64.
         denoising_from, denoising_to: [S] alpha-bar in float64.
     """
@@ -282,10 +316,51 @@ def _check_steps(steps: int, total: int) -> None:
 def _between_timesteps(alpha_bar: Tensor, timesteps: Tensor) -> Schedule:
     """Return latent diffusion's schedule of timesteps [S], without those of T or later."""
     timesteps = timesteps[timesteps < len(alpha_bar)]
+    # the level below the first timestep is that of t = 0
+    return at_timesteps(alpha_bar, timesteps, float(alpha_bar[0]))
 
-    # Both ways visit the same levels; the one below the first timestep is that of t = 0.
-    level = alpha_bar[timesteps]
-    previous = torch.cat([alpha_bar[:1], level[:-1]])
+
+def karras(alpha_bar: Tensor, steps: int, rho: float = 7.0) -> Schedule:
+    """Return a schedule with even distances of sigma ** (1 / rho), from clean to the last timestep.
+
+    Karras et al. 2022, equation 5; sigma = noise / signal.
+
+    Args:
+        alpha_bar: [T] signal level of the training schedule.
+        steps: Number S of steps.
+        rho: The larger, the closer together near the image.
+
+    Raises:
+        InputError: S is not in 1..T.
+    """
+    _check_steps(steps, len(alpha_bar))
+    low, high = (((1 - level) / level).sqrt() for level in (alpha_bar[0], alpha_bar[-1]))
+    sigmas = karras_sigmas(steps, float(low), float(high), rho)
+    return at_timesteps(alpha_bar, timesteps_at(alpha_bar, sigmas))
+
+
+def karras_sigmas(
+    steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
+    """Return sigma [steps], ascending, at even distances of sigma ** (1 / rho).
+
+    Karras et al. 2022, equation 5. A single one is the largest.
+    """
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    ramp = torch.arange(steps - 1, -1, -1, dtype=torch.float64) / max(1, steps - 1)
+    return (high + ramp * (low - high)) ** rho
+
+
+def at_timesteps(alpha_bar: Tensor, timesteps: Tensor, lowest: float = 1.0) -> Schedule:
+    """Return a schedule that visits the same levels in both directions.
+
+    Args:
+        alpha_bar: [T] signal level of the training schedule.
+        timesteps: [S] timesteps, ascending.
+        lowest: Alpha-bar below the first timestep. Defaults to 1: a clean image.
+    """
+    level = alpha_bar_at(alpha_bar, timesteps)
+    previous = torch.cat([level.new_tensor([lowest]), level[:-1]])
     return Schedule(
         timesteps=timesteps,
         inversion_from=previous,

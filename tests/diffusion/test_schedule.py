@@ -12,13 +12,17 @@ from diffguard_pl import InputError
 from diffguard_pl.backbones.pixel import NOISE_SCHEDULES
 from diffguard_pl.diffusion.schedule import (
     LATENT_SCHEDULES,
+    alpha_bar_at,
     cosine_alpha_bar,
+    karras,
+    karras_sigmas,
     latent_alpha_bar,
     linear_alpha_bar,
     quadratic,
     respaced,
     respaced_by,
     scaled_linear_alpha_bar,
+    timesteps_at,
     uniform,
     zero_terminal_snr,
 )
@@ -252,3 +256,53 @@ def test_a_timestep_respacing_that_cannot_be_is_rejected_by_name(respacing):
     with pytest.raises(InputError, match=r"timestep_respacing") as error:
         respaced_by(linear_alpha_bar(), respacing)
     assert len(str(error.value)) < 250
+
+
+def test_sigmas_of_karras():
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(karras_sigmas(18), expected[::-1], rtol=1e-12)
+    assert karras_sigmas(1).tolist() == pytest.approx([80])
+
+
+@pytest.mark.parametrize("alpha_bar", ALPHA_BARS)
+def test_timesteps_between_those_of_the_training(alpha_bar):
+    # ln(sigma) is linear between two timesteps
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    between = (sigma[100] * sigma[101]).sqrt()
+    middle = torch.tensor([100.5], dtype=torch.float64)
+    assert timesteps_at(alpha_bar, between[None]).item() == pytest.approx(100.5)
+    assert alpha_bar_at(alpha_bar, middle).item() == pytest.approx(1 / (1 + between.item() ** 2))
+
+    # one is the inverse of the other, and integers are the table's own
+    timesteps = torch.tensor([0, 0.3, 17.9, 500, 998.5, 999], dtype=torch.float64)
+    level = alpha_bar_at(alpha_bar, timesteps)
+    found = timesteps_at(alpha_bar, ((1 - level) / level).sqrt())
+    torch.testing.assert_close(found, timesteps, atol=1e-7, rtol=0)
+    whole = torch.tensor([0, 3, 999])
+    assert torch.equal(alpha_bar_at(alpha_bar, whole), alpha_bar[whole])
+    torch.testing.assert_close(alpha_bar_at(alpha_bar, whole.double()), alpha_bar[whole])
+
+
+def test_sigmas_out_of_range_are_the_ends():
+    alpha_bar = linear_alpha_bar()
+    assert timesteps_at(alpha_bar, torch.tensor([1e-9, 0, 1e9])).tolist() == [0, 0, 999]
+
+
+def test_karras_visits_the_sigmas_of_the_paper_both_ways():
+    alpha_bar = 1 / (1 + karras_sigmas(1000) ** 2)
+    schedule = karras(alpha_bar, 18)
+    level = schedule.denoising_from
+    torch.testing.assert_close(((1 - level) / level).sqrt(), karras_sigmas(18), rtol=1e-9, atol=0)
+    assert torch.equal(schedule.inversion_to, level)
+    assert schedule.denoising_to[0] == 1
+    assert torch.equal(schedule.denoising_to[1:], level[:-1])
+    assert torch.equal(schedule.inversion_from, schedule.denoising_to)
+
+    # a schedule of betas, at timesteps between its own
+    schedule = karras(scaled_linear_alpha_bar(), 10)
+    assert schedule.timesteps[0] == 0
+    assert schedule.timesteps[-1] == 999
+    sigma = ((1 - schedule.denoising_from) / schedule.denoising_from) ** 0.5
+    roots = sigma ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), (roots[1] - roots[0]).expand(9))
