@@ -1,44 +1,35 @@
 """Backbone from the folder of a diffusers pipeline such as DiT's: class-conditional or not.
 
+Its scheduler says what the network predicts: noise, x0, v, the flow of flow matching, EDM's F, or
+the end of the path (a consistency model).
+
 The network diffuses images, or latents of an autoencoder. diffusers itself is imported when a
 pipeline is loaded; its classes are therefore compared by name.
 """
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..checkpoints.registry import resolve
-from ..diffusion.ddim import Level, eps_from_x0
-from ..diffusion.schedule import (
-    Schedule,
-    alpha_bar_of,
-    cosine_alpha_bar,
-    scaled_linear_alpha_bar,
-    uniform,
-    zero_terminal_snr,
-)
-from ..dtypes import at_least_float32
-from ..errors import InputError, choose
-from .base import Backbone
-from .latent import decode_vq
+from ..errors import InputError
 from .load import image_side, load_class_embedding, load_diffusers, read_json
+from .parametrised import Latents, ParametrisedBackbone, load_autoencoder
+from .schedulers import (
+    CONSISTENCY,
+    read_scheduler,
+    scheduler_alpha_bar,
+    scheduler_parametrisation,
+    scheduler_schedule,
+)
 
 NETWORKS = ("DiTTransformer2DModel", "UNet2DModel", "UNet2DConditionModel")
 """Supported classes of the network."""
-AUTOENCODERS = ("AutoencoderKL", "VQModel")
-"""Supported classes of the autoencoder."""
-PREDICTION_TYPES = ["epsilon", "sample", "v_prediction"]
-BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
-MIN_LEVEL = 2.0**-24
-"""Lower bound of the signal level and of the noise level, so that both can be divided by; diffusers
-has the same bound."""
 
 
-class DiffusersPipeline(Backbone):
+class DiffusersPipeline(ParametrisedBackbone):
     """A network of diffusers with the noise levels of its scheduler.
 
     The network is a ``DiTTransformer2DModel`` (Peebles & Xie 2023), a ``UNet2DModel``, or a
@@ -50,9 +41,14 @@ class DiffusersPipeline(Backbone):
             :func:`diffguard_pl.checkpoints.registry.resolve`), with ``transformer/`` or ``unet/``,
             ``scheduler/``, and ``vae/`` or ``vqvae/`` for a latent model.
         prediction_type: Quantity that the network predicts: ``epsilon``, ``sample`` or
-            ``v_prediction``. Defaults to the scheduler's.
+            ``v_prediction``. Defaults to the scheduler's; flow matching and consistency models have
+            their own.
         null_label: Label that means "no class". Defaults to the network's own if it certainly has
             one (DiT; the last row of ``class_embedding/``).
+        spacing: Distances of the steps: ``uniform`` in the training timesteps; ``karras``, even
+            distances of the seventh root of noise / signal (Karras et al. 2022, equation 5); or
+            ``scheduler``, as the model's own scheduler has them. Defaults to ``scheduler`` for a
+            consistency model, else to ``uniform``.
         input_size: Side, in pixels, of the images under test. Defaults to the model's own size.
         process_method: How images get to the model's size: ``resize`` or ``pad``.
         clip_denoised: Whether to clamp predicted images x0 to [-1, 1]. Defaults to True for a pixel
@@ -64,40 +60,39 @@ class DiffusersPipeline(Backbone):
         num_labels: Number of labels, including "no class"; None if the network takes no label.
     """
 
-    levels: Tensor
-
     def __init__(
         self,
         checkpoint: str,
         prediction_type: str | None = None,
         null_label: int | None = None,
+        spacing: str | None = None,
         input_size: int | None = None,
         process_method: str = "resize",
         clip_denoised: bool | None = None,
         antialias: bool = True,
     ):
-        # Networks.
         folder = resolve(checkpoint)
         network, embedding = _load_network(folder)
-        autoencoder = _load_autoencoder(folder, network.config.in_channels)
-        image_size = _image_size(folder, network, autoencoder)
-        super().__init__(image_size, input_size, process_method, antialias)
-        self.network, self.embedding, self.autoencoder = network, embedding, autoencoder
-
-        # Latents are (mode - shift) * scale.
-        self.is_pixel_space = autoencoder is None
-        self.clip_denoised = self.is_pixel_space if clip_denoised is None else clip_denoised
-        self.scale, self.shift = 1.0, 0.0
-        if autoencoder is not None:
-            self.scale = autoencoder.config.scaling_factor
-            self.shift = autoencoder.config.get("shift_factor") or 0.0
-
-        # Noise levels; the buffer is a copy on the network's device.
-        scheduler = _read_scheduler(folder)
-        self.alpha_bar = scheduler_alpha_bar(scheduler)
-        self.register_buffer("levels", self.alpha_bar.clone(), persistent=False)
-        self.prediction_type = prediction_type or scheduler.get("prediction_type", "epsilon")
-        choose("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        latents = _load_latents(folder, network.config.in_channels)
+        scheduler = read_scheduler(folder)
+        alpha_bar = scheduler_alpha_bar(scheduler)
+        if spacing is None:
+            spacing = "scheduler" if scheduler.get("_class_name") == CONSISTENCY else "uniform"
+        super().__init__(
+            # The autoencoder's sample_size does not help: Stable Diffusion's is 256 or 512 for any
+            # use.
+            image_side(network, folder) * (latents.downsampling if latents else 1),
+            alpha_bar,
+            scheduler_parametrisation(scheduler, prediction_type),
+            latents,
+            spacing,
+            partial(scheduler_schedule, scheduler, alpha_bar),
+            clip_denoised,
+            input_size,
+            process_method,
+            antialias,
+        )
+        self.network, self.embedding = network, embedding
 
         # Class labels.
         self.num_labels, default_null = _labels(network, embedding)
@@ -115,45 +110,8 @@ class DiffusersPipeline(Backbone):
     def denoiser(self) -> nn.Module:
         return self.network
 
-    def schedule(self, steps: int) -> Schedule:
-        # As the paper does for latents: inversion ends at the level that denoising starts from, so
-        # that one undoes the other. `respaced` would end in pure noise, one level above.
-        return uniform(self.alpha_bar, steps)
-
-    def encode(self, images: Tensor) -> Tensor:
-        images = self.to_model_size(images)
-        if self.autoencoder is None:
-            return images
-        encoded = self.autoencoder.encode(images.to(self.dtype))
-        # the mode, as a sample of the posterior would make scores random
-        latents = encoded.latents if self._is_vq else encoded.latent_dist.mode()
-        return (at_least_float32(latents) - self.shift) * self.scale
-
-    def decode(self, x: Tensor) -> Tensor:
-        if self.autoencoder is None:
-            return self.to_input_size(x)
-        latents = x / self.scale + self.shift
-        if self._is_vq:
-            images = decode_vq(self.autoencoder, latents, self.dtype)
-        else:
-            images = at_least_float32(self.autoencoder.decode(latents.to(self.dtype)).sample)
-        return self.to_input_size(images.clamp(-1, 1))
-
-    def eps(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        # a learned variance in further channels is not needed by DDIM with eta = 0
-        output = self.network(x.to(self.dtype), t, **self._condition(labels)).sample
-        output = at_least_float32(output[:, : x.shape[1]])
-        if self.prediction_type == "epsilon":
-            return output
-        level = Level.of(self.levels[t], x)
-        if self.prediction_type == "sample":
-            return eps_from_x0(x, output, level)
-        # v = signal * eps - noise * x0 (Salimans & Ho 2022)
-        return level.signal * output + level.noise * x
-
-    @property
-    def _is_vq(self) -> bool:
-        return type(self.autoencoder).__name__ == "VQModel"
+    def predict(self, x: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        return self.network(x, times, **self._condition(labels)).sample
 
     def _condition(self, labels: Tensor) -> dict[str, Any]:
         """Return the network's keyword arguments that carry the class labels [n]."""
@@ -171,37 +129,6 @@ class DiffusersPipeline(Backbone):
         if type(self.network).__name__ == "UNet2DConditionModel":
             return {"encoder_hidden_states": None, "class_labels": labels}
         return {"class_labels": labels}
-
-
-def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
-    """Compute the signal level alpha-bar [T] of a ``scheduler_config.json``.
-
-    In float64, while diffusers computes it in float32.
-
-    Raises:
-        InputError: The scheduler has no betas (flow matching, EDM) or an unknown beta_schedule.
-    """
-    betas, kind = config.get("trained_betas"), config.get("beta_schedule")
-    if config.get("use_flow_sigmas") or (betas is None and kind is None):
-        raise InputError(
-            f"scheduler_config.json: {config.get('_class_name')} has no betas (flow matching, "
-            "EDM), so DDIM does not support it; choose a model with a beta_schedule: "
-            f"{', '.join(BETA_SCHEDULES)}"
-        )
-    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    steps = config.get("num_train_timesteps", 1000)
-    if betas is not None:
-        alpha_bar = alpha_bar_of(torch.tensor(betas, dtype=torch.float64))
-    elif kind == "linear":
-        alpha_bar = alpha_bar_of(torch.linspace(start, end, steps, dtype=torch.float64))
-    elif kind == "scaled_linear":
-        alpha_bar = scaled_linear_alpha_bar(start, end, steps)
-    else:
-        choose("beta_schedule", str(kind), BETA_SCHEDULES)
-        alpha_bar = cosine_alpha_bar(steps)
-    if config.get("rescale_betas_zero_snr"):
-        alpha_bar = zero_terminal_snr(alpha_bar)
-    return alpha_bar.clamp(MIN_LEVEL, 1 - MIN_LEVEL)
 
 
 # ---- parts of a pipeline's folder
@@ -241,50 +168,24 @@ def _takes_class_labels_only(network: Any) -> bool:
     return not any("CrossAttn" in str(block) for block in blocks)
 
 
-def _load_autoencoder(folder: Path, channels: int) -> Any:
+def _load_latents(folder: Path, channels: int) -> Latents | None:
     """Load the autoencoder of a network that diffuses this number of channels.
 
     Returns:
-        The autoencoder; None for a pixel model.
+        The autoencoder and its scale; None for a pixel model.
     """
     places = [folder / "vae", folder / "vqvae"]
     place = next((place for place in places if place.is_dir()), None)
-    if place is None:
-        index = folder / "model_index.json"
-        parts = read_json(index) if index.is_file() else {}
-        if channels == 3 and not parts.get("vae") and not parts.get("vqvae"):
-            return None
-        raise InputError(
-            f"checkpoint {folder}: a latent model ({channels} channels) without its autoencoder; "
-            "add the missing folder vae/ or vqvae/"
-        )
-
-    autoencoder = load_diffusers(AUTOENCODERS, place)
-    config = autoencoder.config
-    latents = config.latent_channels
-    if type(autoencoder).__name__ == "VQModel":
-        latents = config.vq_embed_dim or config.latent_channels
-    if latents != channels:
-        raise InputError(
-            f"checkpoint {place}: its latents have {latents} channels, but the network takes "
-            f"{channels}; choose the autoencoder that the network was trained with"
-        )
-    return autoencoder
-
-
-def _image_size(folder: Path, network: Any, autoencoder: Any) -> int:
-    """Return the side of the images: the network's, times the autoencoder's downsampling factor."""
-    # The autoencoder's sample_size does not help: Stable Diffusion's is 256 or 512 for any use.
-    size = image_side(network, folder)
-    if autoencoder is None:
-        return size
-    return size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
-
-
-def _read_scheduler(folder: Path) -> dict[str, Any]:
-    """Return the config of the scheduler, in its folder or beside model_index.json."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    return read_json(path if path.is_file() else folder / "scheduler_config.json")
+    if place is not None:
+        return Latents.of_config(load_autoencoder(place, channels))
+    index = folder / "model_index.json"
+    parts = read_json(index) if index.is_file() else {}
+    if channels == 3 and not parts.get("vae") and not parts.get("vqvae"):
+        return None
+    raise InputError(
+        f"checkpoint {folder}: a latent model ({channels} channels) without its autoencoder; "
+        "add the missing folder vae/ or vqvae/"
+    )
 
 
 def _labels(network: Any, embedding: nn.Embedding | None) -> tuple[int | None, int | None]:

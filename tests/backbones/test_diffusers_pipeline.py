@@ -10,7 +10,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiTTransformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -20,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import DiffusersPipeline, LatentDiffusion
-from diffguard_pl.backbones.diffusers_pipeline import scheduler_alpha_bar
+from diffguard_pl.backbones.schedulers import scheduler_alpha_bar
 from diffguard_pl.checkpoints.registry import resolve
 from diffguard_pl.classifiers.resnets import SmallResNet
 from diffguard_pl.diffusion.classifier_free_guidance import ClassifierFreeGuidance
@@ -415,10 +414,14 @@ def test_an_autoencoder_of_other_latents(copy):
         ),
         (
             "scheduler/scheduler_config.json",
-            {"prediction_type": "flow_prediction"},
-            "'flow_prediction'.*epsilon, sample, v_pred",
+            {"prediction_type": "noise"},
+            "'noise'.*epsilon, sample, v_pred",
         ),
-        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "flow matching"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "VQDiffusionScheduler", "beta_schedule": None},
+            "VQDiffusionScheduler has no betas.*scaled_linear",
+        ),
         (
             "scheduler/scheduler_config.json",
             {"beta_schedule": "sigmoid"},
@@ -444,15 +447,6 @@ def test_sample_size_is_one_number_of_pixels(tmp_path):
     edit_json(tmp_path / "unet" / "config.json", sample_size=[16, 32])
     with pytest.raises(InputError, match=r"sample_size .*one number of pixels, not \[16, 32\]"):
         DiffusersPipeline(str(tmp_path))
-
-
-def test_a_flow_matching_scheduler_is_refused(copy):
-    FlowMatchEulerDiscreteScheduler().save_pretrained(copy / "scheduler")
-    with pytest.raises(
-        InputError,
-        match=r"scheduler_config.json: FlowMatchEulerDiscreteScheduler has no betas.*scaled_linear",
-    ):
-        DiffusersPipeline(str(copy))
 
 
 def test_a_model_with_other_conditions_than_a_class_is_refused(tmp_path):
