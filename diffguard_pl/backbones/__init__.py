@@ -9,14 +9,17 @@ from ..checkpoints.architectures import (
 )
 from .base import Backbone
 from .diffusers_pipeline import DiffusersPipeline
+from .edm import EDMDiffusion
 from .latent import LatentDiffusion
 from .noisy_classifier import NoisyClassifier
 from .pixel import PixelDiffusion
+from .sit import SiTDiffusion
 
 __all__ = [
     "Backbone",
     "DDPMArchitecture",
     "DiffusersPipeline",
+    "EDMDiffusion",
     "FirstStageArchitecture",
     "GuidedDiffusionArchitecture",
     "LatentDiffusion",
@@ -24,4 +27,5 @@ __all__ = [
     "NoisyClassifier",
     "NoisyClassifierArchitecture",
     "PixelDiffusion",
+    "SiTDiffusion",
 ]

@@ -32,11 +32,13 @@ class Latents:
         autoencoder: ``AutoencoderKL`` or ``VQModel`` of diffusers.
         scale: A number, or one for each channel.
         shift: The same.
+        unit_range: Whether the autoencoder takes images in [0, 1], not in [-1, 1].
     """
 
     autoencoder: Any
     scale: float | Sequence[float]
     shift: float | Sequence[float] = 0.0
+    unit_range: bool = False
 
     @classmethod
     def of_config(cls, autoencoder: Any) -> "Latents":
@@ -106,6 +108,7 @@ class ParametrisedBackbone(Backbone):
         self.is_pixel_space = latents is None
         self.clip_denoised = self.is_pixel_space if clip_denoised is None else clip_denoised
         self.autoencoder = latents.autoencoder if latents else None
+        self.unit_range = latents is not None and latents.unit_range
         for name, value in _per_channel(latents).items():
             self.register_buffer(name, value, persistent=False)
 
@@ -140,6 +143,8 @@ class ParametrisedBackbone(Backbone):
         images = self.to_model_size(images)
         if self.autoencoder is None:
             return images
+        if self.unit_range:
+            images = (images + 1) / 2
         encoded = self.autoencoder.encode(images.to(self.dtype))
         # the mode, as a sample of the posterior would make scores random
         latents = encoded.latents if self._is_vq else encoded.latent_dist.mode()
@@ -154,6 +159,8 @@ class ParametrisedBackbone(Backbone):
             images = decode_vq(self.autoencoder, latents, self.dtype)
         else:
             images = at_least_float32(self.autoencoder.decode(latents.to(self.dtype)).sample)
+        if self.unit_range:
+            images = images * 2 - 1
         return self.to_input_size(images.clamp(-1, 1))
 
     @property
