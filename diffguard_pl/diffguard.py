@@ -99,8 +99,11 @@ class DiffGuard(nn.Module):
             self-supervised vision transformer. Defaults to none.
         zero_shot: Text-image model that knows the names of the classes (CLIP). Defaults to none.
         class_map: Class of the diffusion model for each class of the classifier, where they differ:
-            a list, or ``imagenet200`` for OpenOOD's ImageNet-200 and a model of ImageNet's 1,000
-            classes. Defaults to none: equal classes. An unconditional model needs none, because
+            a list of numbers or names, null where there is no counterpart; ``names`` for the class
+            of the same name; a dict such as ``{airplane: airliner, deer: null}`` for classes of
+            other names; or ``imagenet200`` for OpenOOD's ImageNet-200 and a model of ImageNet's
+            1,000 classes. Images whose label has no counterpart are not diffused: their scores are
+            NaN. Defaults to none: equal classes. An unconditional model needs none, because
             classifier guidance uses the classifier's own classes.
 
     Attributes:
@@ -131,7 +134,7 @@ class DiffGuard(nn.Module):
         path_fit_images: int = 1000,
         second_network: SecondNetwork | None = None,
         zero_shot: ZeroShot | None = None,
-        class_map: list[int] | str | None = None,
+        class_map: list[int | str | None] | dict[str | int, int | str | None] | str | None = None,
     ):
         super().__init__()
         _check_compatible(classifier, backbone, guidance)
@@ -139,7 +142,9 @@ class DiffGuard(nn.Module):
         if class_map is None:
             check_without_map(classifier.num_classes, backbone)
         else:
-            self.class_map = ClassMap(class_map, classifier.num_classes, backbone)
+            self.class_map = ClassMap(
+                class_map, classifier.num_classes, backbone, classifier.class_names
+            )
         self.classifier, self.backbone, self.guidance = classifier, backbone, guidance
         if timestep_respacing is None:
             schedule = backbone.schedule(steps)
@@ -451,6 +456,12 @@ class DiffGuard(nn.Module):
         if cut is None or cam is None:
             return None
         return cam > cut if cut >= 0 else cam < -cut
+
+    def has_counterpart(self, prediction: Prediction) -> Tensor | None:
+        """Return which labels have a counterpart in the diffusion model, bool [N]. None: all."""
+        if self.class_map is None or not self.class_map.without_counterpart:
+            return None
+        return self.class_map.has_counterpart[prediction.labels]
 
     def latent_mask(self, prediction: Prediction, x: Tensor) -> Tensor | None:
         """Return :meth:`mask` at the size of x [N, C, h, w], bool [N, 1, h, w]."""

@@ -1,6 +1,7 @@
 """Contract of a diffusion model: encode, decode, and the noise prediction eps(x, t, labels)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..errors import InputError, choose
 
 COMPILED_BLOCKS = ("ResnetBlock2D", "Attention", "Transformer2DModel", "BasicTransformerBlock")
 """Classes of diffusers whose modules take nearly all of a network's time."""
+IMAGENET_CLASSES = 1000
 MAX_COMPILED_VARIANTS = 64
 """Limit on the compiled variants (kinds of block, batch sizes) of one module's code."""
 
@@ -32,6 +34,8 @@ class Backbone(nn.Module, ABC):
         alpha_bar: Signal level alpha-bar [T] of the training schedule, in float64, on the CPU.
         null_label: Label that means "no class"; None if the model has none.
         num_classes: Number of classes, without "no class"; None if the model takes no label.
+        class_names: Names of the classes. Defaults to ImageNet's for a model of 1,000 classes, else
+            to None: unknown.
         is_pixel_space: Whether x is an image.
         clip_denoised: Whether predicted images x0 are clamped to [-1, 1].
         dtype: Precision of the networks; x, images and noise are float32 (float64 for networks in
@@ -43,6 +47,7 @@ class Backbone(nn.Module, ABC):
     num_classes: int | None = None
     is_pixel_space = False
     clip_denoised = False
+    given_class_names: Sequence[str] | None = None
 
     def __init__(
         self,
@@ -63,6 +68,16 @@ class Backbone(nn.Module, ABC):
                 f"input_size: {self.input_size} cannot be padded evenly to image_size="
                 f"{image_size}; set process_method to resize"
             )
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes; None if unknown."""
+        if self.given_class_names is None and self.num_classes == IMAGENET_CLASSES:
+            # loading torchvision's models takes a second
+            from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+            return _IMAGENET_CATEGORIES
+        return self.given_class_names
 
     # ---- what a model implements
 

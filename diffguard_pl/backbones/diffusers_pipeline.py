@@ -105,6 +105,7 @@ class DiffusersPipeline(ParametrisedBackbone):
         self.num_classes = self.num_labels
         if self.num_labels is not None and self.null_label == self.num_labels - 1:
             self.num_classes = self.num_labels - 1
+        self.given_class_names = _class_names(folder, self.num_classes)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -186,6 +187,16 @@ def _load_latents(folder: Path, channels: int) -> Latents | None:
         f"checkpoint {folder}: a latent model ({channels} channels) without its autoencoder; "
         "add the missing folder vae/ or vqvae/"
     )
+
+
+def _class_names(folder: Path, num_classes: int | None) -> list[str] | None:
+    """Return the names of the classes that model_index.json has, as DiT's; None without them."""
+    index = folder / "model_index.json"
+    given = read_json(index).get("id2label") if index.is_file() else None
+    if not isinstance(given, dict) or num_classes is None:
+        return None
+    names = [given.get(str(i)) for i in range(num_classes)]
+    return [str(name) for name in names] if all(names) else None
 
 
 def _labels(network: Any, embedding: nn.Embedding | None) -> tuple[int | None, int | None]:

@@ -75,8 +75,8 @@ def _decision_fields(decision: "Decision") -> dict[str, Any]:
         "p_value": p_value if has_score and math.isfinite(p_value) else None,
         "diffused": decision.diffused,
     }
-    if math.isnan(score):
-        fields["note"] = "its score is not a number"
+    if decision.note:
+        fields["note"] = decision.note
     elif not has_score:
         fields["note"] = f"its score is {score}"
     return fields

@@ -20,6 +20,7 @@ class Decision:
         p_value: Conformal p-value in (0, 1]: probability that an in-distribution image scores no
             higher. The image is rejected if it is at most 1 - tpr.
         diffused: Whether the image went through the diffusion model; a cascade may skip it.
+        note: Why the image could not be judged; empty if it was.
     """
 
     accepted: bool
@@ -28,6 +29,7 @@ class Decision:
     score: float
     p_value: float
     diffused: bool
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Decisions:
         reconstructions: Reconstructions [N, 3, H, W] in [0, 1] under the label; NaN for images that
             were not diffused, None if only scores were given.
         unguided: Unguided reconstructions [N, 3, H, W] in [0, 1], if the model compares to them.
+        without_counterpart: Names of the classes that the diffusion model does not have.
     """
 
     accepted: Tensor
@@ -63,6 +66,7 @@ class Decisions:
     images: Tensor | None = field(default=None, repr=False)
     reconstructions: Tensor | None = field(default=None, repr=False)
     unguided: Tensor | None = field(default=None, repr=False)
+    without_counterpart: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def outlier_scores(self) -> Tensor:
@@ -81,7 +85,15 @@ class Decisions:
                 score=float(self.scores[i]),
                 p_value=float(self.p_values[i]),
                 diffused=bool(self.diffused[i]),
+                note=self._note(i),
             )
+
+    def _note(self, i: int) -> str:
+        if not self.scores[i].isnan():
+            return ""
+        if self.label_names[i] in self.without_counterpart:
+            return f"the diffusion model has no class for {self.label_names[i]!r}"
+        return "its score is not a number"
 
     @classmethod
     def concatenate(cls, parts: Sequence["Decisions"]) -> "Decisions":

@@ -482,7 +482,17 @@ class Detector:
             threshold=cut,
             score_name=self.score,
             all_scores={name: torch.from_numpy(values) for name, values in scores.items()},
+            without_counterpart=self._without_counterpart,
         )
+
+    @property
+    def _without_counterpart(self) -> frozenset[str]:
+        """Names of the classes that the diffusion model does not have."""
+        class_map = self.model.class_map
+        if class_map is None:
+            return frozenset()
+        missing = (i for i, label in enumerate(class_map.classes) if label is None)
+        return frozenset(map(self._label_name, missing))
 
     def _label_name(self, label: int) -> str:
         is_named = 0 <= label < len(self.class_names)

@@ -49,6 +49,9 @@ class Method(Protocol):
     def decode(self, x: Tensor) -> Reconstruction:
         """Return the images of x [N, C, h, w], or [2N, C, h, w] with the unguided ones behind."""
 
+    def has_counterpart(self, prediction: Prediction) -> Tensor | None:
+        """Return which labels exist in the diffusion model, bool [N]. None: all."""
+
     def latent_mask(self, prediction: Prediction, x: Tensor) -> Tensor | None:
         """Return where denoising of x is guided, bool [N, 1, h, w]. None: everywhere."""
 

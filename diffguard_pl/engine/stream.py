@@ -59,10 +59,13 @@ class Stream:
         """
         self.device = images.device
         with self.stopwatch.timing("classify", images.device):
-            # Stage 1, and the images that the gate lets pass.
+            # Stage 1, and the images that the gate lets pass and whose label the model knows.
             prediction = self.diffguard.classify(images, labels)
             diffuses, reconstructs = gates or Gates()
             passed = None if diffuses is None else diffuses(prediction).cpu()
+            known = self.diffguard.has_counterpart(prediction)
+            if known is not None:
+                passed = known.cpu() if passed is None else passed & known.cpu()
             payload = Payload(tag, images, prediction, passed)
             if not self.keeps_maps:
                 payload.prediction = prediction.without_maps()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import ResNet50_Weights
 
-from diffguard_pl import DiffGuard, InputError
+from diffguard_pl import Detector, DiffGuard, InputError
 from diffguard_pl.backbones.class_map import ClassMap
 from diffguard_pl.checkpoints.class_maps import CLASS_MAPS
 from diffguard_pl.classifiers.classifier import Classifier
@@ -58,7 +58,7 @@ def test_fewer_classes_without_a_map_are_warned_of(digits_ldm, few):
         ([0, 1, 2], "class_map: .*each of the classifier's 4 classes, has 3"),
         ([0, 1, 2, 8], "class_map: entry 3 is 8, .*0 to 7"),
         ([0, 1, 2, -1], "class_map: entry 3 is -1"),
-        ("imagenet", "class_map 'imagenet'; choose from: imagenet200"),
+        ("imagenet", "class_map 'imagenet'; choose from: names, imagenet200"),
         ("imagenet200", "class_map: .*4 classes, has 200"),
     ],
 )
@@ -81,3 +81,106 @@ def test_imagenet200_has_200_classes_of_imagenet_in_their_order():
     assert {number: classes[number] for number in pairs} == pairs
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     assert [names[classes[number]] for number in (0, 77, 132)] == ["goldfish", "cheetah", "castle"]
+
+
+NAMES = ["zero", "one", "two", "three", "four, quatre", "five", "crane, bird", "Crane, machine"]
+
+
+@pytest.fixture
+def named(digits_ldm, monkeypatch):
+    """Return the digits' diffusion model with names of its classes."""
+    monkeypatch.setattr(digits_ldm.backbone, "given_class_names", NAMES)
+    return digits_ldm.backbone
+
+
+def classes_of(given, backbone, names=("three", "Two", "Quatre", "five")) -> list:
+    return ClassMap(given, 4, backbone, names).classes
+
+
+def test_classes_are_found_by_name(named):
+    assert classes_of("names", named) == [3, 2, 4, 5]
+    assert classes_of({}, named) == [3, 2, 4, 5]
+    assert classes_of({"two": "one", "3": 7}, named) == [3, 1, 4, 7]
+    assert classes_of(["zero", 5, "four", "ONE"], named, None) == [0, 5, 4, 1]
+    assert classes_of({0: 1, 1: 2, 2: 3, 3: "crane,_bird"}, named, None) == [1, 2, 3, 6]
+
+
+def test_classes_without_a_counterpart_are_named(named):
+    with pytest.warns(UserWarning, match=r"2 of .*\(nine, five\); images that"):
+        found = ClassMap({"five": None}, 4, named, ["nine", "one", "two", "five"])
+    assert found.classes == [None, 1, 2, None]
+    assert found.without_counterpart == ["nine", "five"]
+    assert found.has_counterpart.tolist() == [False, True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:class_map")
+@pytest.mark.parametrize(
+    ("given", "names", "message"),
+    [
+        ("names", None, "the classifier's classes have no names"),
+        ({"nine": 1}, NAMES[:4], r"'nine' is no class of the classifier.*\(zero, one, two"),
+        ({"9": 1}, NAMES[:4], "'9' is no class of the classifier, which has 4"),
+        (["zero", "one", "two", "nine"], None, "entry 3 is 'nine', which is no class"),
+        ("names", ["crane", "a", "b", "c"], "'crane' is the name of the classes 6 and 7"),
+        ("names", ["a", "b", "c", "d"], "none of the classifier's 4 classes has a counterpart"),
+        ([None] * 4, None, "none of the classifier's 4 classes"),
+        ([0, 1, 2, True], None, "entry 3 is True"),
+    ],
+)
+def test_a_wrong_map_of_names_is_refused(given, names, message, named):
+    with pytest.raises(InputError, match=message):
+        ClassMap(given, 4, named, names)
+
+
+def test_names_need_a_model_that_has_them(digits_ldm):
+    with pytest.raises(InputError, match="the classes of LatentDiffusion have no names here"):
+        ClassMap(["zero", 1, 2, 3], 4, digits_ldm.backbone)
+
+
+def test_a_model_of_1000_classes_has_imagenets(digits_ldm, monkeypatch):
+    monkeypatch.setattr(digits_ldm.backbone, "num_classes", 1000)
+    assert classes_of(
+        "names", digits_ldm.backbone, ["Tench", "goldfish", "x", "toilet tissue"]
+    ) == [
+        0,
+        1,
+        None,
+        999,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:class_map")
+def test_images_without_a_counterpart_are_not_diffused_and_are_rejected(digits_ldm, few):
+    images = digits("test").images[:40]
+    labels = few.view(images).logits.argmax(1)
+    lacking = int(labels[0])
+    given = [None if i == lacking else i + 4 for i in range(4)]
+    model = DiffGuard(
+        few,
+        digits_ldm.backbone,
+        ClassifierFreeGuidance(),
+        3,
+        ["l2"],
+        baselines=["msp"],
+        class_map=given,
+    )
+    found = model(images)
+    missing = labels == lacking
+    assert 0 < missing.sum() < len(images)
+    assert torch.equal(found.scores["l2"].isnan(), missing)
+    assert torch.equal(found.nfe == 0, missing)
+    assert found.scores["msp"].isfinite().all()
+    full = DiffGuard(
+        few, digits_ldm.backbone, ClassifierFreeGuidance(), 3, ["l2"], class_map=LAST_FOUR
+    )
+    expected = full(images).scores["l2"][~missing]
+    torch.testing.assert_close(found.scores["l2"][~missing], expected)
+
+    detector = Detector(model, class_names=["four", "five", "six", "seven"])
+    detector.calibrate([images[~missing]])
+    decisions = list(detector.predict(images))
+    name = ["four", "five", "six", "seven"][lacking]
+    for decision, lacks in zip(decisions, missing.tolist(), strict=True):
+        note = f"the diffusion model has no class for {name!r}" if lacks else ""
+        assert decision.note == note
+        assert not (lacks and decision.accepted)
