@@ -137,6 +137,7 @@ class DiffGuard(nn.Module):
         class_map: list[int | str | None] | dict[str | int, int | str | None] | str | None = None,
     ):
         super().__init__()
+        backbone.use_classes(classifier.class_names, classifier.num_classes)
         _check_compatible(classifier, backbone, guidance)
         self.class_map: ClassMap | None = None
         if class_map is None:

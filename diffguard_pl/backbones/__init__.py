@@ -14,6 +14,7 @@ from .latent import LatentDiffusion
 from .noisy_classifier import NoisyClassifier
 from .pixel import PixelDiffusion
 from .sit import SiTDiffusion
+from .text_to_image import TextToImage
 
 __all__ = [
     "Backbone",
@@ -28,4 +29,5 @@ __all__ = [
     "NoisyClassifierArchitecture",
     "PixelDiffusion",
     "SiTDiffusion",
+    "TextToImage",
 ]

@@ -117,6 +117,15 @@ class Backbone(nn.Module, ABC):
             labels: Class labels [n]; ignored by a model that takes no label.
         """
 
+    def use_classes(self, names: Sequence[str] | None, count: int) -> None:
+        """Take over the classifier's classes, where the model's labels are made of their names.
+
+        Args:
+            names: Names of the classes; None if unknown.
+            count: Number of classes.
+        """
+        return
+
     def respaced_schedule(self, timestep_respacing: str | int) -> Schedule:
         """Return the schedule of a ``timestep_respacing`` in the notation of guided-diffusion.
 

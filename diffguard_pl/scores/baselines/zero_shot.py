@@ -233,12 +233,11 @@ def _open_clip(name: str, weights: str | None) -> TextImageModel:
 
 
 def _transformers(name: str, weights: str | None) -> TextImageModel:
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     model: Any = CLIPModel.from_pretrained(name)
-    tokenizer, preparation = (
-        kind.from_pretrained(name) for kind in (CLIPTokenizerFast, CLIPImageProcessor)
-    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    preparation: Any = CLIPImageProcessor.from_pretrained(name)
 
     def encode_texts(texts: Sequence[str]) -> Tensor:
         device = next(model.parameters()).device
