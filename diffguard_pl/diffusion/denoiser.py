@@ -75,9 +75,9 @@ class Denoiser:
         generator = torch.Generator().manual_seed(draw)
         return torch.randn(1, *like.shape[1:], generator=generator, dtype=torch.double).to(like)
 
-    def x0(self, x: Tensor, t: int) -> Tensor:
+    def x0(self, x: Tensor, t: int, labels: Tensor | None = None) -> Tensor:
         """Predict the clean images or latents x0hat of x [n, C, h, w] in one evaluation."""
-        x0 = predict_x0(x, self.eps(x, t), self.level(t, x))
+        x0 = predict_x0(x, self.eps(x, t, labels), self.level(t, x))
         return x0.clamp(-1, 1) if self.clip_denoised else x0
 
     def denoise(

@@ -116,11 +116,16 @@ def count(default: int | None) -> Any:
 
 def fractions(*default: float) -> Any:
     """Declare a hyper-parameter that is a list of numbers from 0 to 1."""
+    return parameter(default, _is_fraction, "a list of numbers from 0 to 1", float, many=True)
 
-    def allowed(value: float) -> bool:
-        return 0 <= value <= 1
 
-    return parameter(default, allowed, "a list of numbers from 0 to 1", float, many=True)
+def fraction(default: float) -> Any:
+    """Declare a hyper-parameter that is a number from 0 to 1."""
+    return parameter(default, _is_fraction, "a number from 0 to 1")
+
+
+def _is_fraction(value: float) -> bool:
+    return 0 <= value <= 1
 
 
 def choice(default: str, names: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ PATH_SCORES = {
     "label_pull": "label_pull.LabelPull",
     "ddpm_ood": "reconstructions.DDPMOOD",
     "diffnb": "reconstructions.DiffNB",
+    "projection_regret": "reconstructions.ProjectionRegret",
     "lmd": "reconstructions.LMD",
     "gepc": "equivariance.GEPC",
     "scoped": "derivatives.SCOPED",

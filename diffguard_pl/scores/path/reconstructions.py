@@ -1,4 +1,4 @@
-"""Peers of DiffGuard that add noise, denoise, and compare: DDPM-OOD, DiffNB and LMD.
+"""Peers of DiffGuard that add noise, denoise, and compare: DDPM-OOD, DiffNB, LMD and others.
 
 Their noise is drawn once and is the same for every image.
 """
@@ -14,7 +14,7 @@ from torch.nn.functional import softmax
 from ...diffusion.ddim import Level, predict_x0
 from ...diffusion.denoiser import Denoiser
 from ...errors import InputError
-from ..hyperparameters import choice, count, fractions, parameter
+from ..hyperparameters import choice, count, fraction, fractions, parameter
 from .base import MeasuredScore, Subject
 from .density import Z_SCORE, fit_z_score, z_score
 
@@ -127,6 +127,57 @@ class DiffNB(MeasuredScore):
 
     def score(self, features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
         return -features.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class ProjectionRegret(MeasuredScore):
+    """Projection Regret (Choi et al., NeurIPS 2023, 2312.02615).
+
+    A projection adds noise to an image and removes it in one evaluation, as a consistency model
+    does. The score is the negative mean over draws of the distance of the image to its projection,
+    less that of the projection to its own. The paper's distance is LPIPS; here it is the mean
+    squared error of the pixels. A model without a label for "no class" is evaluated under the
+    predicted one.
+
+    Args:
+        time: Level of the projection, as a fraction of the training schedule. Defaults to 0.4.
+        second_time: Level of the projection of the projection. Defaults to 0.4.
+        repeats: Number of draws of noise. Defaults to 10.
+    """
+
+    name = "projection_regret"
+    time: float = fraction(0.4)
+    second_time: float = fraction(0.4)
+    repeats: int = count(10)
+
+    @property
+    def nfe(self) -> int:
+        return 2 * self.repeats
+
+    def check_labels(self, null_label: int | None, is_conditional: bool) -> None:
+        return
+
+    def measure(self, subject: Subject) -> Tensor:
+        regrets = []
+        for draw in range(self.repeats):
+            once = self._projected(subject, subject.x, self.time, 2 * draw)
+            twice = self._projected(subject, once, self.second_time, 2 * draw + 1)
+            images = [subject.images, subject.decode(once), subject.decode(twice)]
+            first, second = (
+                (after - before).square().flatten(1).mean(dim=1)
+                for before, after in itertools.pairwise(images)
+            )
+            regrets.append(first - second)
+        return torch.stack(regrets, dim=1)
+
+    def score(self, features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
+        return -features.mean(dim=1)
+
+    def _projected(self, subject: Subject, x: Tensor, time: float, draw: int) -> Tensor:
+        denoiser = subject.denoiser
+        labels = subject.labels if denoiser.null_label is None else None
+        t = denoiser.timestep(time)
+        return denoiser.x0(denoiser.noised(x, t, draw), t, labels)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,25 @@ def test_diffnb(compare, scale):
     assert detection.nfe.tolist() == [2 * 2 * (1 if scale == 1 else 2)] * TESTED
 
 
+def test_projection_regret():
+    def projected(x: np.ndarray, t: int, draw: int) -> np.ndarray:
+        return denoise(noised(x, t, draw), [t], DENSE.eps)
+
+    expected = []
+    for x in states(IMAGES):
+        regrets = []
+        for draw in range(3):
+            once = projected(x, 300, 2 * draw)
+            twice = projected(once, 100, 2 * draw + 1)
+            seen = [pixels(part) for part in (x, once, twice)]
+            first, second = (((b - a) ** 2).mean() for a, b in pairwise(seen))
+            regrets.append(first - second)
+        expected.append(-np.mean(regrets))
+    found, nfe = scores("projection_regret", time=0.3, second_time=0.1, repeats=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert nfe == 6
+
+
 def test_lmd():
     steps, squares, repeats = 4, 2, 3
     timesteps = [999, 749, 500, 250]
@@ -346,7 +365,8 @@ def test_derivatives_are_the_same_in_inference_mode_which_runs_are_in(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm_ood", "diffnb", "lmd", "gepc", "scoped", "eigenscore", "nll"]
+    "name",
+    ["ddpm_ood", "diffnb", "projection_regret", "lmd", "gepc", "scoped", "eigenscore", "nll"],
 )
 def test_a_score_does_not_depend_on_the_batch(name):
     model = model_with(name)
