@@ -3,7 +3,11 @@
 Holds the published weights, their URLs and architectures. Imports neither torch nor diffusers.
 """
 
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -24,8 +28,9 @@ CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 """Endings of the file names that count as a checkpoint inside an archive."""
 NOT_STATED = "not stated"
 """Licence of weights whose authors publish them without one."""
-HUGGING_FACE_FILES = ["*.json", "*.safetensors", "*.bin"]
-"""Files of a Hugging Face repository that are downloaded."""
+HUGGING_FACE_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
+"""Files of a Hugging Face repository that may be needed."""
+HUGGING_FACE_FOLDERS_NOT_NEEDED = ["safety_checker", "feature_extractor", "image_encoder"]
 
 
 @dataclass(frozen=True)
@@ -281,14 +286,22 @@ def _find_member(archive: Path) -> str:
 
 def _hugging_face_snapshot(url: str, local_files_only: bool = False) -> Path:
     """Return the folder of a Hugging Face repository in huggingface_hub's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     name = url.removeprefix("hf://")
     try:
-        folder = snapshot_download(
-            name, allow_patterns=HUGGING_FACE_FILES, local_files_only=local_files_only
-        )
+        patterns = HUGGING_FACE_FILES
+        if not local_files_only:
+            # Offline, what is in the cache was chosen before.
+            with suppress(OSError, HfHubHTTPError):
+                siblings = HfApi().model_info(name, revision="main").siblings or []
+                patterns = needed_files([file.rfilename for file in siblings]) or patterns
+        folder = snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only)
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise InputError(
             f"checkpoint {url}: public repository not found on Hugging Face; "
@@ -302,3 +315,41 @@ def _hugging_face_snapshot(url: str, local_files_only: bool = False) -> Path:
             "checkpoint to a folder with the repository's files"
         ) from error
     return Path(folder)
+
+
+def needed_files(files: Sequence[str]) -> list[str]:
+    """Return the files of a Hugging Face repository that a backbone reads.
+
+    Repositories hold the same weights several times. Of each folder these are taken once:
+    safetensors before pickles, and full precision before half precision. Beside a pipeline's
+    model_index.json, single-file copies of it and its safety checker are left out.
+
+    Args:
+        files: Paths of all files.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for file in files:
+        if any(fnmatch(file, pattern) for pattern in HUGGING_FACE_FILES):
+            by_folder.setdefault(file.rpartition("/")[0], []).append(file)
+    is_pipeline = "model_index.json" in files
+    needed: list[str] = []
+    for folder, names in by_folder.items():
+        if is_pipeline and folder in HUGGING_FACE_FOLDERS_NOT_NEEDED:
+            continue
+        weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+        needed += [name for name in names if name not in weights]
+        if is_pipeline and not folder and "config.json" not in names:
+            continue
+        needed += _preferred(weights)
+    return sorted(needed)
+
+
+def _preferred(weights: Sequence[str]) -> list[str]:
+    """Return the files of the preferred format and precision of a folder's weights."""
+    usual = [name for name in weights if not re.search(r"non_ema|openvino|flax|onnx", name)]
+    for suffix in (".safetensors", ".bin"):
+        of_suffix = [name for name in usual if name.endswith(suffix)]
+        for is_half in (False, True):
+            if found := [name for name in of_suffix if (".fp16" in name) == is_half]:
+                return found
+    return []

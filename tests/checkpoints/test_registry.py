@@ -21,7 +21,7 @@ from diffguard_pl.checkpoints.architectures import (
     LatentDiffusionArchitecture,
     NoisyClassifierArchitecture,
 )
-from diffguard_pl.checkpoints.registry import PUBLISHED, resolve
+from diffguard_pl.checkpoints.registry import PUBLISHED, needed_files, resolve
 
 # As the authors publish them, every field written out: README.md of openai/guided-diffusion
 # (22e0df8) with the defaults of its script_util.py, README.md of openai/improved-diffusion
@@ -304,3 +304,32 @@ def test_a_hugging_face_repository_is_a_folder(server, tmp_path, monkeypatch):
     ) as error:
         resolve("hf://owner/other")
     assert "\n" not in str(error.value)
+
+
+def test_of_a_hugging_face_repository_only_what_is_needed_is_downloaded():
+    pipeline = [
+        "model_index.json",
+        "README.md",
+        "v1-5-pruned.safetensors",
+        "scheduler/scheduler_config.json",
+        "safety_checker/model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.fp16.bin",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    left_out = {"README.md", "v1-5-pruned.safetensors", "safety_checker/model.safetensors"}
+    left_out |= {"text_encoder/model.fp16.safetensors", "text_encoder/pytorch_model.bin"}
+    left_out |= {"unet/diffusion_pytorch_model.non_ema.safetensors"}
+    left_out |= {"vae/diffusion_pytorch_model.fp16.bin"}
+    assert needed_files(pipeline) == sorted(set(pipeline) - left_out)
+    flat = ["config.json", "diffusion_pytorch_model.bin", "model_index.json"]
+    assert needed_files(flat) == flat
