@@ -50,3 +50,15 @@ def save(folder: Path, name: str) -> Path:
     path = folder / f"{name}.pt"
     torch.save(weights(reference()[name]["shapes"], name.startswith("edm2")), path)
     return path
+
+
+def save_for(folder: Path, file: str, name: str, classes: int) -> Path:
+    """Save a network of the reference with another number of classes, under another name."""
+    shapes = reference()[name]["shapes"]
+    found = weights(shapes, name.startswith("edm2"))
+    for key, tensor in found.items():
+        if key.endswith(("map_label.weight", "emb_label.weight")):
+            generator = torch.Generator().manual_seed(2)
+            found[key] = torch.randn(len(tensor), classes, generator=generator)
+    torch.save(found, folder / file)
+    return folder / file

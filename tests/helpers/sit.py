@@ -32,7 +32,10 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.tensor([0.02, 0.5, 0.97]), torch.tensor([0, 3, 5])
 
 
-def save(folder: Path) -> Path:
-    path = folder / "SiT-small.pt"
-    torch.save(weights(reference()["shapes"]), path)
-    return path
+def save(folder: Path, file: str = "SiT-small.pt", classes: int = 5) -> Path:
+    """Save the network in its authors' layout."""
+    shapes = reference()["shapes"]
+    table = "y_embedder.embedding_table.weight"
+    shapes[table][0] = classes + 1
+    torch.save(weights(shapes), folder / file)
+    return folder / file
