@@ -12,6 +12,7 @@ from .diffusers_pipeline import DiffusersPipeline
 from .edm import EDMDiffusion
 from .latent import LatentDiffusion
 from .noisy_classifier import NoisyClassifier
+from .parametrised import Latents, ParametrisedBackbone
 from .pixel import PixelDiffusion
 from .sit import SiTDiffusion
 from .text_to_image import TextToImage
@@ -25,8 +26,10 @@ __all__ = [
     "GuidedDiffusionArchitecture",
     "LatentDiffusion",
     "LatentDiffusionArchitecture",
+    "Latents",
     "NoisyClassifier",
     "NoisyClassifierArchitecture",
+    "ParametrisedBackbone",
     "PixelDiffusion",
     "SiTDiffusion",
     "TextToImage",
