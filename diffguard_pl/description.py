@@ -43,6 +43,8 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
             backbone.null_label,
         ],
     }
+    if settings := backbone.description():
+        method["backbone_settings"] = settings
     if model.path_scores.names:
         method["path_scores"] = model.path_scores.hyperparameters
     for name, network in model.other_networks.items():

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,10 @@ class Backbone(nn.Module, ABC):
             t: Training timesteps [n], integers in [0, T).
             labels: Class labels [n]; ignored by a model that takes no label.
         """
+
+    def description(self) -> dict[str, Any]:
+        """Return settings that eps, encode or decode depend on besides the weights, as JSON."""
+        return {}
 
     def use_classes(self, names: Sequence[str] | None, count: int) -> None:
         """Take over the classifier's classes, where the model's labels are made of their names.

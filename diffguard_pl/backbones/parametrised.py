@@ -139,6 +139,13 @@ class ParametrisedBackbone(Backbone):
         output = at_least_float32(output[:, : x.shape[1]])
         return self.parametrisation.eps(output, x, level)
 
+    def description(self) -> dict[str, Any]:
+        scale, shift = self.latent_scale.flatten().tolist(), self.latent_shift.flatten().tolist()
+        return {
+            "parametrisation": repr(self.parametrisation),
+            "latents": [scale, shift, self.unit_range],
+        }
+
     def encode(self, images: Tensor) -> Tensor:
         images = self.to_model_size(images)
         if self.autoencoder is None:

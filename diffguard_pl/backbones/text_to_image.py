@@ -118,6 +118,11 @@ class TextToImage(ParametrisedBackbone):
             )
         self._embed([name.partition(",")[0] for name in names])
 
+    def description(self) -> dict[str, Any]:
+        # The prompts, by their embeddings.
+        sums = [f"{part.double().abs().sum():.5g}" for part in (*self.prompts, *self.pooled)]
+        return super().description() | {"prompts": sums}
+
     @torch.no_grad()
     def _embed(self, names: Sequence[str]) -> None:
         """Embed the prompts of all classes and of "no class", and drop the text encoders."""

@@ -27,7 +27,7 @@ from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 CHECKSUM = "sha256_of_contents"
 """Entry with the SHA-256 of all other entries."""
-FILES = ("checkpoint", "weights", "negatives")
+FILES = ("checkpoint", "weights", "negatives", "unconditional", "vae")
 """Settings of a model that may be paths; names of the registry and of libraries are kept."""
 SUFFIX = "_detector.json"
 """Ending of the names of the detector files that come with the package."""
