@@ -13,6 +13,7 @@ COMMANDS = {
     "calibrate": "Calibrate a threshold on in-distribution images; write a detector file.",
     "score": "Accept or reject images with a detector file.",
     "demo": "Serve a web page to try a detector.",
+    "watch": "Has the stream of images that were scored changed?",
     "report": "Rebuild the report page of a run, or compare runs.",
     "analyze": "Measure what Figs. 2, 4, 6 and 7 of the paper show.",
     "submit": "Submit a test to a SLURM cluster.",

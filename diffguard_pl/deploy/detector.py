@@ -26,6 +26,7 @@ from ..errors import InputError, choose
 from ..runs.record import package_versions, timestamp, weights_hashes
 from ..scores.combination import CASCADE, Cascade, Combination, Fusion
 from ..scores.conformal import Threshold, check_tpr, lowest_for_nan, p_values, threshold
+from ..scores.exchangeability import batch_p_value
 from ..stages import Detection, Gates, as_batch
 from .decisions import Decisions
 from .detector_file import (
@@ -455,6 +456,17 @@ class Detector:
             return torch.zeros(0, len(self.score_names))
         columns = [detection.scores[name].float().cpu() for name in self.score_names]
         return torch.stack(columns, dim=1)
+
+    def batch_p_value(self, scores: Tensor | np.ndarray) -> float:
+        """Return the p-value of a batch: probability that in-distribution batches score so low.
+
+        Of the rank-sum test between the scores and those of the calibration; see
+        :func:`~diffguard_pl.scores.exchangeability.batch_p_value`.
+
+        Args:
+            scores: Deciding scores [N], such as those of :meth:`predict`, 1 or more.
+        """
+        return batch_p_value(self.calibration, torch.as_tensor(scores).cpu().double().numpy())
 
     def _by_name(self, features: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         features = torch.as_tensor(features)

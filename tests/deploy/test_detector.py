@@ -362,3 +362,10 @@ def test_a_calibration_needs_finite_scores(digits_ldm):
     detector = Detector(digits_ldm, score="maps")
     with pytest.raises(InputError, match="score maps is NaN or infinite for every image; check"):
         detector.calibrate_features(torch.full((200, len(digits_ldm.score_names)), float("nan")))
+
+
+def test_a_batch_of_known_digits_is_usual_and_one_of_others_is_not(detector):
+    known = detector.predict(digits("test").images[:30])
+    strange = detector.predict(held_out().images[:30])
+    assert detector.batch_p_value(known.scores) > 0.01
+    assert detector.batch_p_value(strange.scores) < 1e-6
