@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .evaluation.module import DiffGuardModule
     from .metrics.torchmetric import OODMetrics
     from .stages import Detection
+    from .trusted import trust
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "OODMetrics",
     "load",
+    "trust",
 ]
 _MODULES = {
     "Classifier": "classifiers.classifier",
@@ -44,6 +46,7 @@ _MODULES = {
     "InputError": "errors",
     "OODMetrics": "metrics.torchmetric",
     "load": "config",
+    "trust": "trusted",
 }
 _SUBPACKAGES = ("backbones", "callbacks", "datamodules", "diffusion")
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from . import __version__
 from .commands.errors import one_line_errors
 from .imports import exiting_at_once_after_help, garbage_collection_paused
+from .trusted import without_flags
 
 COMMANDS = {
     "test": "Evaluate DiffGuard on in-distribution and OOD datasets.",
@@ -35,7 +36,7 @@ def main(args: list[str] | None = None) -> None:
     """
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     with one_line_errors():
-        run(name, rest)
+        run(name, without_flags(rest))
 
 
 def run(name: str, args: list[str]) -> None:
@@ -63,7 +64,10 @@ def usage() -> str:
     """Return the text of ``--help``."""
     lines = ["usage: diffguard-pl COMMAND ...", "", "commands:"]
     lines += [f"  {name:<12} {line}" for name, line in COMMANDS.items()]
-    lines += ["", "diffguard-pl COMMAND --help describes a command."]
+    lines += ["", "diffguard-pl COMMAND --help describes a command. Every command takes --trust"]
+    lines += [
+        "PACKAGE: configs and detector files may import from it, see docs/how-to/own-data.md."
+    ]
     return "\n".join(lines)
 
 

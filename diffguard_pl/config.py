@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config_errors import check_values, import_classes, parser_errors
 from .errors import InputError
+from .trusted import check_imports
 from .yaml_file import make_parser_read_settings, read_yaml
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"config {file}: must map settings, not be a {type(content).__name__}")
     _check_classes(content, f"config {file}: ")
+    check_imports(content, f"config {file}")
     return content
 
 

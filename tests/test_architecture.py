@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "imports": set(),
     "layout": set(),
     "names": set(),
+    "trusted": {"errors"},
     "random_by_index": set(),
     "yaml_file": {"errors", "yaml_names"},
     "yaml_names": set(),
@@ -45,12 +46,13 @@ MAY_IMPORT = {
     "description": BASICS | {"diffguard"},
     "config_errors": BASICS | {"backbones", "diffusion"},
     "datamodules": BASICS | {"checkpoints"},
-    "config": BASICS | {"config_errors", "datamodules", "diffguard", "evaluation"},
+    "config": BASICS | {"trusted", "config_errors", "datamodules", "diffguard", "evaluation"},
     "evaluation": BASICS
     | {"datamodules", "description", "diffguard", "diffusion", "engine", "metrics", "runs"}
     | {"scores", "stages"},
     "report": BASICS | {"metrics", "runs", "scores"},
     "deploy": BASICS
+    | {"trusted"}
     | {"checkpoints", "config", "datamodules", "description", "diffguard", "runs", "scores"}
     | {"stages"},
     "callbacks": BASICS

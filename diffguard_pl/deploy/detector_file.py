@@ -23,6 +23,7 @@ from ..errors import InputError, beginning, choose
 from ..runs.files import atomic_write
 from ..runs.record import CHANGEABLE_MODEL_SETTINGS, weights_hashes
 from ..scores.conformal import Threshold, lowest_for_nan, threshold_value
+from ..trusted import check_imports
 
 FORMAT, VERSION = "diffguard_pl.Detector", 1
 CHECKSUM = "sha256_of_contents"
@@ -115,6 +116,7 @@ class DetectorFile:
         content = _read_json(path)
         with reporting_damage(path):
             _check_entries(path, content)
+            check_imports(content["model"], path)
             entries = {entry.name: content[entry.name] for entry in fields(cls)}
             calibration = np.sort(lowest_for_nan(_from_json(content["calibration"])))
             entries |= {

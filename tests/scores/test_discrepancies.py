@@ -293,7 +293,9 @@ def test_the_reserved_names_are_the_columns_of_a_run():
     assert {*columns, FUSION, CASCADE} == set(RESERVED)
 
 
-def test_an_import_path_works_in_a_config_on_the_command_line_and_in_a_detector_file(own):
+def test_an_import_path_works_in_a_config_on_the_command_line_and_in_a_detector_file(
+    own, monkeypatch
+):
     settings = {
         "steps": 2,
         "discrepancies": ["my_scores.looks.sharpness", "my_scores.looks.last_map"],
@@ -321,9 +323,12 @@ def test_an_import_path_works_in_a_config_on_the_command_line_and_in_a_detector_
         "40",
         "--out",
         "detector.json",
+        "--trust",
+        "my_scores",
     ]
     done = preloaded.run(run, cwd=own)
     assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("DIFFGUARD_TRUST", "my_scores")
     detector = Detector.load(own / "detector.json")
     assert detector.score_names[:2] == ["sharpness", "last_map"]
     assert detector.settings["discrepancies"] == settings["discrepancies"]
