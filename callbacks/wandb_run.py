@@ -60,9 +60,7 @@ class WandbRun(WandbLogger):
         save_dir: str = ".",
     ):
         if not WANDB:
-            raise InputError(
-                "trainer.logger: WandbRun needs wandb; pip install 'diffguard-pl[wandb]'"
-            )
+            raise InputError("trainer.logger: WandbRun needs wandb; pip install wandb")
         if mode is not None:
             choose("trainer.logger.mode", mode, MODES)
         if min(init_timeout, finish_timeout) <= 0:

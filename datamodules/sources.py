@@ -333,7 +333,7 @@ def _warn_of_depth(root: Path, names: list[str], entries: list[Entry]) -> None:
 
 
 class HuggingFaceImages(Dataset):
-    """A dataset of the Hugging Face ``datasets`` library (``pip install 'diffguard-pl[hf]'``).
+    """A dataset of the Hugging Face ``datasets`` library (``pip install datasets``).
 
     Args:
         path: Name on the hub, or a folder written by ``save_to_disk``.
@@ -361,9 +361,7 @@ class HuggingFaceImages(Dataset):
     def table(self) -> Any:
         """Table of the dataset. Images are decoded one by one, because some may be damaged."""
         if not HUGGING_FACE:
-            raise InputError(
-                "HuggingFaceImages: needs the library datasets; pip install 'diffguard-pl[hf]'"
-            )
+            raise InputError("HuggingFaceImages: needs the library datasets; pip install datasets")
         import datasets
 
         where = f"Hugging Face dataset {self.path}, split {self.split or 'test'}"

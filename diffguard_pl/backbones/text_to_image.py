@@ -213,8 +213,7 @@ def load_text_encoders(folder: Path, kind: str, network: nn.Module) -> TextEncod
         import transformers
     except ImportError as error:
         raise InputError(
-            "TextToImage: the transformers library is not installed; pip install "
-            "'diffguard-pl[text]'"
+            "TextToImage: the transformers library is not installed; pip install transformers"
         ) from error
     pipeline_class = diffusers_class(kind)
     parts = read_json(folder / "model_index.json")

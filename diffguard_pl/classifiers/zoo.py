@@ -161,9 +161,7 @@ def _load_timm(name: str, weights: str | None, download: bool) -> LoadedModel:
         import timm
         from timm.data import ImageNetInfo, resolve_model_data_config
     except ImportError as error:
-        raise InputError(
-            f"classifier.model: timm/{name} needs timm; pip install 'diffguard-pl[timm]'"
-        ) from error
+        raise InputError(f"classifier.model: timm/{name} needs timm; pip install timm") from error
 
     # timm's full names are ARCHITECTURE.TAG, where the tag names the weights
     architecture, _, tag = name.partition(".")

@@ -86,7 +86,7 @@ def run(
         InputError: Gradio is not installed, a limit is not positive, the port is taken, a further
             host is not a host name, or the detector cannot be loaded.
     """
-    require("gradio", extra="demo")
+    require("gradio")
     for name, value in (("--max-mb", limits.megabytes), ("--max-megapixels", limits.megapixels)):
         if not 0 < value < math.inf:
             raise InputError(f"{name} {value:g}: must be more than 0 and finite")

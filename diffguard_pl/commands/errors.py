@@ -144,17 +144,16 @@ def end_with_images_left_out(count: int) -> None:
         sys.exit(LEFT_OUT)
 
 
-def require(package: str, extra: str) -> None:
+def require(package: str) -> None:
     """Raise an `InputError` with the command to install an optional dependency that is missing.
 
     Args:
         package: Name of the package, which is the name of its module.
-        extra: Extra of this package that installs it.
     """
     from lightning_utilities.core.imports import RequirementCache
 
     if not RequirementCache(package):
-        raise InputError(f"{package} is not installed; pip install 'diffguard-pl[{extra}]'")
+        raise InputError(f"{package} is not installed; pip install {package}")
 
 
 def _say(line: str) -> None:

@@ -92,7 +92,7 @@ def submit(given: argparse.Namespace, test_args: list[str]) -> None:
     Raises:
         InputError: submitit or SLURM is missing, a setting is wrong, or SLURM refuses the job.
     """
-    require("submitit", extra="cluster")
+    require("submitit")
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     _check(given, test_args)

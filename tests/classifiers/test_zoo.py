@@ -159,9 +159,7 @@ def test_timm_weights_that_cannot_be_downloaded(monkeypatch):
 
 def test_timm_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(
-        InputError, match=r"timm/resnet18 needs timm; pip install 'diffguard-pl\[timm\]'"
-    ):
+    with pytest.raises(InputError, match=r"timm/resnet18 needs timm; pip install timm"):
         Classifier("timm/resnet18")
 
 

@@ -16,6 +16,8 @@ from ...errors import InputError, choose
 from .collection import without_tf32
 
 SCORES = ("mcm", "neglabel")
+LIBRARIES = {"open_clip": "open-clip-torch", "transformers": "transformers"}
+"""What pip installs, by the name of the library."""
 TEXTS_PER_PASS = 256
 MCM_TEMPLATE = "a photo of a {}."
 NEGLABEL_TEMPLATE = "The nice {}."
@@ -202,7 +204,7 @@ def load_text_image_model(name: str, weights: str | None) -> TextImageModel:
         return load(of_library, weights)
     except ImportError as error:
         raise InputError(
-            f"zero_shot.model: {library} is not installed; pip install 'diffguard-pl[clip]'"
+            f"zero_shot.model: {library} is not installed; pip install {LIBRARIES[library]}"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
