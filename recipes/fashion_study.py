@@ -2,9 +2,9 @@
 
 Runs it on each split with the weights that ``recipes/fashion.py`` has trained (a run that exists
 is resumed or read), then prints a table in Markdown: AUROC of every score in percent, mean over
-held-out classes for each split, mean and standard deviation over splits, and the lead over the best
-baseline with the 95 % interval of a paired bootstrap over images. A second table has the fusions of
-each discrepancy with each baseline.
+held-out classes for each split, mean and standard deviation over splits, the lead over the best
+baseline with the 95 % interval of a paired bootstrap over images, and network evaluations. A second
+table has the fusions of each discrepancy and path score with each baseline.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from diffguard_pl.metrics.table import ScoreTable, result_rows
 from diffguard_pl.names import FUSION, MEAN
 from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.runs.store import read_scores, score_table
-from diffguard_pl.scores.baselines.names import BASELINES
 from diffguard_pl.scores.combination import Combination, Fusion
 
 SPLITS = range(1, len(CLASS_SPLITS) + 1)
@@ -77,16 +76,19 @@ def study(runs: list[RunResults], group: str) -> Study:
 def print_table(runs: list[RunResults]) -> None:
     near, far = study(runs, "near"), study(runs, "far")
     means = {score: values.mean() for score, values in near.auroc.items()}
-    best = max((score for score in means if score in BASELINES), key=lambda score: means[score])
+    baselines = baselines_of(runs[0])
+    best = max((score for score in means if score in baselines), key=lambda score: means[score])
+    nfe = {cost.score: f"{cost.nfe:.1f}" for cost in runs[0].costs}
     splits = [", ".join(near_datasets(results)) for results in runs]
-    print(f"| score | near, mean ± sd | minus {best} | {' | '.join(splits)} | far |")
-    print("|---" + "|---:" * (len(runs) + 3) + "|")
+    print(f"| score | NFE | near, mean ± sd | minus {best} | {' | '.join(splits)} | far |")
+    print("|---" + "|---:" * (len(runs) + 4) + "|")
     for score in sorted(means, key=lambda score: -means[score]):
         values = near.auroc[score]
         lead = near.drawn[score] - near.drawn[best]
         low, high = np.percentile(lead, [2.5, 97.5])
         cells = [
             score,
+            nfe.get(score, ""),
             f"{means[score]:.2f} ± {values.std(ddof=min(1, len(values) - 1)):.2f}",
             f"{means[score] - means[best]:+.2f} ({low:.2f} to {high:.2f})",
             *(f"{value:.2f}" for value in values),
@@ -95,9 +97,15 @@ def print_table(runs: list[RunResults]) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def print_fusions(folders: list[Path], count: int = 20) -> None:
-    """Print the fusions by rank of one discrepancy and one baseline, the best ones first."""
-    found = [fusions(folder) for folder in folders]
+def baselines_of(results: RunResults) -> list[str]:
+    """Return the names of a run's baselines."""
+    costs = results.record["score_costs"]
+    return [name for name, cost in costs.items() if cost["family"] == "baseline"]
+
+
+def print_fusions(folders: list[Path], baselines: list[str], count: int = 20) -> None:
+    """Print the fusions by rank of one score and one baseline, the best ones first."""
+    found = [fusions(folder, baselines) for folder in folders]
     print("| fusion | near, mean | minus the better part, by split | above both parts |")
     print("|---|---:|---:|---:|")
     mean = {pair: np.mean([of[pair][0] for of in found]) for pair in found[0]}
@@ -108,10 +116,9 @@ def print_fusions(folders: list[Path], count: int = 20) -> None:
         print(f"| {' + '.join(pair)} | {mean[pair]:.2f} | {by_split} | {above} |")
 
 
-def fusions(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
+def fusions(folder: Path, baselines: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
     """Compute the near-OOD AUROC of each fusion, and its lead over the better part."""
     scores = score_table(*read_scores(folder))
-    baselines = [name for name in scores.scores if name in BASELINES]
     alone = near_auroc(Combination().apply_to_table(scores))
     found = {}
     for pair in product([name for name in scores.scores if name not in baselines], baselines):
@@ -152,9 +159,10 @@ def main() -> None:
         run(arguments.config, split, arguments.weights, arguments.out, settings)
         for split in arguments.splits
     ]
-    print_table([read_results(folder) for folder in folders])
+    runs = [read_results(folder) for folder in folders]
+    print_table(runs)
     print()
-    print_fusions(folders)
+    print_fusions(folders, baselines_of(runs[0]))
 
 
 if __name__ == "__main__":
