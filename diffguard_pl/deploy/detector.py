@@ -28,6 +28,7 @@ from ..scores.combination import CASCADE, Cascade, Combination, Fusion
 from ..scores.conformal import Threshold, check_tpr, lowest_for_nan, p_values, threshold
 from ..scores.exchangeability import batch_p_value
 from ..stages import Detection, Gates, as_batch
+from . import hub
 from .decisions import Decisions
 from .detector_file import (
     DetectorFile,
@@ -356,8 +357,9 @@ class Detector:
         """Read a detector file.
 
         Args:
-            file: Path of a file that :meth:`save` wrote, or the name of a detector that comes with
-                the package: ``digits_ldm``.
+            file: Path of a file that :meth:`save` wrote, the name of a detector that comes with
+                the package (``digits_ldm``), or ``hf://owner/name``, with ``@revision`` if it is
+                not the latest, of a detector on the Hugging Face Hub.
             model: DiffGuard with the same weights, if it was not built from a config.
             device: Device to compute on. Defaults to a GPU if there is one.
             changes: New values of settings that scores do not depend on: ``slots``, ``compile``.
@@ -366,7 +368,7 @@ class Detector:
             InputError: The file is not a detector file, or the weights or settings are not those of
                 the calibration.
         """
-        path = shipped_detector(file) or Path(file)
+        path = _find_file(file)
         content = DetectorFile.read(path)
         if model is None:
             model = content.build_model(path, changes)
@@ -404,6 +406,47 @@ class Detector:
         except (RuntimeError, AssertionError) as error:
             message = str(error).strip().splitlines()[0]
             raise InputError(f"device {device}: {message}") from error
+
+    @classmethod
+    def from_pretrained(
+        cls, repo: str, revision: str | None = None, token: str | None = None, **settings: Any
+    ) -> "Detector":
+        """Load a detector from the Hugging Face Hub.
+
+        Args:
+            repo: Repository, ``owner/name``.
+            revision: Branch, tag or commit. Defaults to the latest.
+            token: Token of the Hub, for a private repository. Defaults to that of `hf auth login`.
+            settings: Further arguments of :meth:`load`.
+
+        Raises:
+            InputError: As :meth:`load`; or the repository or the revision does not exist.
+        """
+        address = f"{hub.SCHEME}{repo}" + (f"@{revision}" if revision else "")
+        return cls.load(hub.download(address, token), **settings)
+
+    def push_to_hub(self, repo: str, **settings: Any) -> str:
+        """Upload the detector to the Hugging Face Hub, with a model card.
+
+        The repository gets the detector file, the tensors of fitted scores as safetensors, and a
+        README with threshold, data and results.
+
+        Args:
+            repo: Repository, ``owner/name``; created if it does not exist.
+            settings: ``with_weights`` (whether to upload checkpoints that are files of this
+                machine; weights that have a name or an address are never uploaded), ``run`` (folder
+                of a run whose results the card shows), ``data`` (a sentence on the in-distribution
+                images), ``licence`` (identifier of the Hub), ``private``, ``token``, ``revision``
+                (branch), ``message``.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            InputError: The detector is not calibrated or was not made from a config, a checkpoint
+                is a file of this machine, or the upload fails.
+        """
+        return hub.push(self, repo, **settings)
 
     # ------------------------------------------------------------------------------------ parts
 
@@ -509,6 +552,13 @@ class Detector:
     def _label_name(self, label: int) -> str:
         is_named = 0 <= label < len(self.class_names)
         return self.class_names[label] if is_named else str(label)
+
+
+def _find_file(file: str | Path) -> Path:
+    """Return the path of a detector file by its path, name or address."""
+    if str(file).startswith(hub.SCHEME):
+        return hub.download(str(file))
+    return shipped_detector(file) or Path(file)
 
 
 def _checked_preparation(

@@ -97,7 +97,7 @@ class DetectorFile:
         }
         if self.model is not None:
             # relative paths would depend on the working directory
-            content["model"] = _map_checkpoints(self.model, lambda path: str(path.absolute()))
+            content["model"] = _map_checkpoints(self.model, _absolute)
         content["preparation"] = asdict(self.preparation)
         content["calibration"] = _to_json(self.calibration)
         content["reference"] = {name: _to_json(scores) for name, scores in self.reference.items()}
@@ -151,8 +151,7 @@ class DetectorFile:
         for name in changes:
             choose("setting that may be changed", name, list(CHANGEABLE_MODEL_SETTINGS))
         with reporting_damage(path, "model"):
-            folder = path.parent
-            settings = _map_checkpoints(self.model, lambda checkpoint: _find(checkpoint, folder))
+            settings = _map_checkpoints(self.model, lambda name: _found(name, path.parent))
             return diffguard_from(settings | dict(changes))
 
     def load_fitted(self, path: Path, model: DiffGuard) -> None:
@@ -410,8 +409,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _map_checkpoints(settings: Any, change: Callable[[Path], str]) -> Any:
-    """Return settings of a model with the paths of its checkpoints changed."""
+def local_checkpoints(settings: Any) -> list[Path]:
+    """Return the files and folders of this machine that settings of a model name."""
+    found: list[Path] = []
+
+    def note(name: str) -> str:
+        if _is_local(name) and Path(name) not in found:
+            found.append(Path(name))
+        return name
+
+    _map_checkpoints(settings, note)
+    return found
+
+
+def with_checkpoints_beside(settings: Any) -> Any:
+    """Return settings of a model in which files of this machine are named without their folder."""
+    return _map_checkpoints(settings, lambda name: Path(name).name if _is_local(name) else name)
+
+
+def _map_checkpoints(settings: Any, change: Callable[[str], str]) -> Any:
+    """Return settings of a model with its checkpoints changed."""
     if isinstance(settings, list):
         return [_map_checkpoints(item, change) for item in settings]
     if not isinstance(settings, dict):
@@ -419,24 +436,32 @@ def _map_checkpoints(settings: Any, change: Callable[[Path], str]) -> Any:
     changed: dict[str, Any] = {}
     for name, value in settings.items():
         if name in FILES and isinstance(value, str):
-            changed[name] = _map_checkpoint(value, change)
+            changed[name] = change(value)
         elif name == "checkpoint" and isinstance(value, list):
-            changed[name] = [_map_checkpoint(str(file), change) for file in value]
+            changed[name] = [change(str(file)) for file in value]
         else:
             changed[name] = _map_checkpoints(value, change)
     return changed
 
 
-def _map_checkpoint(checkpoint: str, change: Callable[[Path], str]) -> str:
-    """Return a checkpoint with its path changed; names in the registry stay as they are."""
+def _is_local(checkpoint: str) -> bool:
+    """Return whether a checkpoint is a path; names in the registry and addresses are none."""
     path = Path(checkpoint).expanduser()
-    return change(path) if path.exists() or path.is_absolute() else checkpoint
+    return path.exists() or path.is_absolute()
 
 
-def _find(checkpoint: Path, folder: Path) -> str:
-    """Return a checkpoint's path, or that of its namesake in a folder if it has moved there."""
-    beside = folder / checkpoint.name
-    return str(beside if beside.exists() and not checkpoint.exists() else checkpoint)
+def _absolute(checkpoint: str) -> str:
+    path = Path(checkpoint).expanduser()
+    return str(path.absolute()) if _is_local(checkpoint) else checkpoint
+
+
+def _found(checkpoint: str, folder: Path) -> str:
+    """Return a checkpoint, or the path of its namesake in a folder if it is not at its own."""
+    path = Path(checkpoint).expanduser()
+    beside = folder / path.name
+    if path.exists() or "://" in checkpoint:
+        return str(path) if path.exists() else checkpoint
+    return str(beside) if path.name and beside.exists() else checkpoint
 
 
 def _with_current_classes(settings: Any) -> Any:
