@@ -149,7 +149,11 @@ def _by_name(
         )
     numbers: dict[int, Entry] = {}
     for key, entry in given.items():
-        number = _index(key, own or []) if isinstance(key, str) and not key.isdigit() else int(key)
+        number = _index(key, own or []) if isinstance(key, str) else int(key)
+        if number is None and isinstance(key, str) and key.isdecimal():
+            number = int(key)
+        if isinstance(key, float) or number in numbers:
+            raise InputError(f"class_map: {key!r} is no class, or given twice; correct it")
         if number is None or not 0 <= number < num_classes:
             raise InputError(
                 f"class_map: {key!r} is no class of the classifier, which has {num_classes}"
@@ -182,7 +186,7 @@ def _number(i: int, entry: Entry, backbone: Backbone) -> int | None:
     if entry is None:
         return None
     classes = backbone.num_classes or 0
-    if isinstance(entry, bool) or not 0 <= int(entry) < classes:
+    if isinstance(entry, bool | float) or not 0 <= int(entry) < classes:
         raise InputError(
             f"class_map: entry {i} is {entry}, {name} has the classes 0 to {classes - 1}; "
             "correct it"
@@ -197,7 +201,8 @@ def _index(name: str, names: Sequence[str]) -> int | None:
         InputError: Two classes have the name.
     """
     wanted = _synonyms(name)
-    whole = [i for i, other in enumerate(names) if _plain(other) == _plain(name)]
+    exact = [i for i, other in enumerate(names) if other == name]
+    whole = exact or [i for i, other in enumerate(names) if _plain(other) == _plain(name)]
     found = whole or [i for i, other in enumerate(names) if wanted & _synonyms(other)]
     if len(found) > 1:
         raise InputError(

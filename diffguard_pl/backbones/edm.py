@@ -14,6 +14,7 @@ from ..checkpoints.state_dicts import (
     choose_weights,
     find_weights,
     first_keys,
+    refuse_wrong_values,
 )
 from ..checkpoints.tensors import load_content
 from ..diffusion.parametrisation import EDM, alpha_bar_of_sigma
@@ -82,9 +83,8 @@ class EDMDiffusion(ParametrisedBackbone):
         path = resolve(checkpoint)
         network = load_edm(path)
         latents = _latents(vae, network.channels)
-        side = max(int(name.split("x")[0]) for name in network.enc)
         super().__init__(
-            side * (latents.downsampling if latents else 1),
+            _side(network) * (latents.downsampling if latents else 1),
             alpha_bar_of_sigma(karras_sigmas(TRAIN_STEPS, sigma_min, sigma_max)),
             EDM(sigma_data),
             latents,
@@ -121,7 +121,8 @@ class EDMDiffusion(ParametrisedBackbone):
         is_null = labels == self.num_classes
         for network, rows in ((self.network, ~is_null), (self.unconditional, is_null)):
             if rows.any():
-                output[rows] = network(x[rows], times[rows], weights[rows])
+                # autocast may give another precision
+                output[rows] = network(x[rows], times[rows], weights[rows]).to(output)
         return output
 
     def _second(self, checkpoint: str | None) -> Any:
@@ -135,7 +136,18 @@ class EDMDiffusion(ParametrisedBackbone):
                 f"unconditional: {path} must be a network without labels, beside a checkpoint "
                 "with labels"
             )
+        sizes = [(_side(part), part.channels) for part in (network, self.network)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"unconditional: {path} takes {sizes[0][1]} channels of {sizes[0][0]} pixels, the "
+                f"checkpoint {sizes[1][1]} of {sizes[1][0]}; choose its twin"
+            )
         return network
+
+
+def _side(network: EDMUNet | EDM2UNet) -> int:
+    """Return the side of the images or latents of a network."""
+    return max(int(name.split("x")[0]) for name in network.enc)
 
 
 def load_edm(path: Path) -> EDMUNet | EDM2UNet:
@@ -169,14 +181,24 @@ def _build(kind: type[EDMUNet] | type[EDM2UNet], found: Weights, path: Path) -> 
     try:
         with without_weights():
             network = kind(shapes)
+            # Shapes that do not fit one another show up in an evaluation, which costs nothing here.
+            side = _side(network)
+            one = torch.zeros(1, network.channels, side, side)
+            network(one, torch.zeros(1), torch.zeros(1, network.num_classes or 0))
     except KeyError as error:
         raise InputError(f"checkpoint {path}: does not fit, {error.args[0]} is missing") from error
-    except (IndexError, ValueError, ZeroDivisionError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"checkpoint {path}: does not fit ({error}); save it again") from error
     except InputError as error:
         raise InputError(f"checkpoint {path}: does not fit, {error}") from error
+    refuse_wrong_values(weights, network.state_dict(), f"checkpoint {path}")
     if kind is EDM2UNet:
-        weights = normalised_weights(weights)
+        try:
+            weights = normalised_weights(weights)
+        except KeyError as error:
+            raise InputError(
+                f"checkpoint {path}: does not fit, {error.args[0]} is missing or no number"
+            ) from error
     return load_converted(network, weights, path, {})
 
 

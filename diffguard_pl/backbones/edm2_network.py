@@ -173,6 +173,9 @@ class Convolution(nn.Module):
 def normalised_weights(weights: ConvertedWeights) -> ConvertedWeights:
     """Return the weights with unit magnitude for each output, times their gain, without the gains.
 
+    Raises:
+        KeyError: A gain is missing or not one number.
+
     Equations 47 and 66: w / (eps + |w| / sqrt(n)) * gain / sqrt(n), where n is the number of inputs
     of an output.
     """
@@ -190,8 +193,11 @@ def normalised_weights(weights: ConvertedWeights) -> ConvertedWeights:
         scaled = w / (EPS + norm / root) / root
         for end, gain in GAINS.items():
             name = key.removesuffix(end) + gain
-            if key.endswith(end) and name in weights:
-                scaled = scaled * weights[name].tensor.float()
+            if not key.endswith(end):
+                continue
+            if name not in weights or weights[name].tensor.ndim:
+                raise KeyError(name)
+            scaled = scaled * weights[name].tensor.float()
         found[key] = OriginalTensor(original_key, scaled)
     return found
 

@@ -1,5 +1,6 @@
 """Backbones of any parametrisation, on images or on latents of an autoencoder."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,19 @@ class Latents:
     def of_config(cls, autoencoder: Any) -> "Latents":
         """Return an autoencoder with the scale and the shift of its config.json."""
         config = autoencoder.config
-        return cls(autoencoder, config.scaling_factor, config.get("shift_factor") or 0.0)
+        scale, shift = config.scaling_factor, config.get("shift_factor") or 0.0
+        numbers = [scale, shift]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or not scale:
+            raise InputError(
+                f"autoencoder's config.json: scaling_factor={scale}, shift_factor={shift}: must be "
+                "numbers, and the first not 0; download it again"
+            )
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
+            return cls(autoencoder, scale, shift)
+        # (mode - mean) * scale / std, as diffusers' pipelines of Stable Diffusion XL
+        return cls(
+            autoencoder, [scale / std for std in config.latents_std], list(config.latents_mean)
+        )
 
     @property
     def downsampling(self) -> int:
@@ -102,6 +115,11 @@ class ParametrisedBackbone(Backbone):
         self.parametrisation = parametrisation
 
         # Noise levels; the buffer is a copy on the network's device.
+        if not ((alpha_bar > 0) & (alpha_bar < 1)).all() or not (alpha_bar.diff() <= 0).all():
+            raise InputError(
+                f"{type(self).__name__}: the noise levels must rise from step to step, and be "
+                "numbers; check the scheduler's settings"
+            )
         self.alpha_bar = alpha_bar
         self.register_buffer("levels", alpha_bar.clone(), persistent=False)
 
@@ -144,6 +162,7 @@ class ParametrisedBackbone(Backbone):
         return {
             "parametrisation": repr(self.parametrisation),
             "latents": [scale, shift, self.unit_range],
+            "resizing": [self.process_method, self.antialias],
         }
 
     def encode(self, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 The stepping rule of the scheduler is not used: steps are DDIM's, whatever the model.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ..diffusion.schedule import (
 )
 from ..errors import InputError, choose
 from .diffusers_import import diffusers_class
-from .load import read_json
+from .load import LARGEST_NUMBER, read_json
 
 BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 MIN_LEVEL = 2.0**-24
@@ -40,6 +41,9 @@ has the same bound."""
 CONSISTENCY = "CMStochasticIterativeScheduler"
 TRAIN_STEPS = 1000
 """Timesteps of a schedule that is continuous."""
+NUMBERS = {"num_train_timesteps": int, "beta_start": float, "beta_end": float}
+EDM_NUMBERS = dict.fromkeys(("sigma_min", "sigma_max", "sigma_data", "rho"), float)
+"""Settings that are numbers above 0 where they are given."""
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
@@ -55,8 +59,28 @@ def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
     timesteps: flow matching at s = 1/T, ..., 1, EDM at sigmas as those of its sampler.
 
     Raises:
-        InputError: The scheduler is of another family, or has an unknown beta_schedule.
+        InputError: The scheduler is of another family, or a setting is unknown or out of range.
     """
+    for name, kind in (NUMBERS | (EDM_NUMBERS if _is_edm(config) else {})).items():
+        value = config.get(name, 1)
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not 0 < value <= LARGEST_NUMBER:
+            raise InputError(
+                f"scheduler_config.json: {name} must be a number above 0, not {str(value)[:40]}; "
+                "download it again"
+            )
+    try:
+        return _alpha_bar(config)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(
+            f"scheduler_config.json: gives no noise levels ({reason}); download it again"
+        ) from error
+
+
+def _alpha_bar(config: Mapping[str, Any]) -> Tensor:
     if _is_flow(config):
         steps = config.get("num_train_timesteps", TRAIN_STEPS)
         s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
@@ -72,6 +96,11 @@ def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
         )
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     steps = config.get("num_train_timesteps", TRAIN_STEPS)
+    if not 0 < start <= end <= 1:
+        raise InputError(
+            f"scheduler_config.json: beta_start={start}, beta_end={end}: must be 0 < beta_start <= "
+            "beta_end <= 1; download it again"
+        )
     if betas is not None:
         alpha_bar = alpha_bar_of(torch.tensor(betas, dtype=torch.float64))
     elif kind == "linear":
@@ -128,12 +157,14 @@ def scheduler_schedule(config: Mapping[str, Any], alpha_bar: Tensor, steps: int)
         InputError: The scheduler is unknown to diffusers, or does not take that many steps.
     """
     name = str(config.get("_class_name"))
+    if not 1 <= steps <= len(alpha_bar):
+        raise InputError(f"steps={steps}: must be 1 to {len(alpha_bar)}")
     try:
         if not name.endswith("Scheduler"):
             raise AttributeError(f"{name} is no scheduler")
         scheduler = diffusers_class(name).from_config(dict(config))
         scheduler.set_timesteps(steps)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
+    except Exception as error:  # diffusers does not check the settings of a config
         raise InputError(
             f"spacing=scheduler: {name} of diffusers does not give {steps} steps ({error}); set "
             "spacing to uniform or karras"
@@ -143,6 +174,7 @@ def scheduler_schedule(config: Mapping[str, Any], alpha_bar: Tensor, steps: int)
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) <= len(scheduler.timesteps):
         timesteps = torch.as_tensor(scheduler.timesteps).long().cpu().unique()
+        timesteps = timesteps[(timesteps >= 0) & (timesteps < len(alpha_bar))]
         lowest = 1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0])
         return at_timesteps(alpha_bar, timesteps, lowest)
     visited = torch.as_tensor(sigmas).double().cpu().unique()

@@ -97,6 +97,11 @@ class SiTDiffusion(ParametrisedBackbone):
     def denoiser(self) -> "DiTTransformer2DModel":
         return self.network
 
+    def description(self) -> dict[str, Any]:
+        positions = f"{self.network.pos_embed.pos_embed.double().square().mean():.3g}"
+        heads = self.network.config.num_attention_heads
+        return super().description() | {"network": [heads, positions]}
+
     def predict(self, x: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         return self.network(x, times, class_labels=labels).sample
 
@@ -114,10 +119,10 @@ def load_sit(path: Path, num_heads: int | None = None) -> "DiTTransformer2DModel
     weights = find_original(path, KEYS, use_ema=True).tensors
     try:
         settings = _settings({key: list(tensor.shape) for key, (_, tensor) in weights.items()})
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"checkpoint {path}: does not fit ({error}); download it again") from error
     width = settings["attention_head_dim"]
-    heads = num_heads or (16 if width == 1152 else max(1, width // 64))
+    heads = (16 if width == 1152 else max(1, width // 64)) if num_heads is None else num_heads
     if heads < 1 or width % heads:
         raise InputError(f"num_heads={heads}: must divide the width {width} of {path}; correct it")
     settings |= {"num_attention_heads": heads, "attention_head_dim": width // heads}
@@ -127,8 +132,15 @@ def load_sit(path: Path, num_heads: int | None = None) -> "DiTTransformer2DModel
         # diffusers' frequencies are those of DiT but for this
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     blocks = settings["num_layers"]
+    positions = weights["pos_embed"].tensor.float()
+    side = settings["sample_size"] // settings["patch_size"]
+    if positions.shape != (1, side**2, width) or not positions.isfinite().all():
+        raise InputError(
+            f"checkpoint {path}: does not fit, its pos_embed must be [1, {side**2}, {width}] of "
+            "numbers; download it again"
+        )
     load_converted(network, _converted(weights, blocks), path, {".": "num_heads"})
-    network.pos_embed.pos_embed = weights["pos_embed"].tensor.float()
+    network.pos_embed.pos_embed = positions
     return network
 
 
@@ -138,7 +150,11 @@ def _settings(shapes: Mapping[str, list[int]]) -> dict[str, Any]:
     outputs, _ = shapes["final_layer.linear.weight"]
     _, patches, _ = shapes["pos_embed"]
     labels, _ = shapes["y_embedder.embedding_table.weight"]
+    if not patch:
+        raise ValueError("its patches have no size")
     blocks = {int(match[1]) for key in shapes if (match := re.match(r"blocks\.(\d{1,4})\.", key))}
+    if not blocks:
+        raise ValueError("it has no blocks")
     return {
         "attention_head_dim": width,
         "in_channels": channels,

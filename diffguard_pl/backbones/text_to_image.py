@@ -1,5 +1,6 @@
 """Backbone of text-to-image models: Stable Diffusion 1.5, 2.1, XL and 3. Classes are prompts."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from inspect import signature
@@ -28,9 +29,11 @@ PIPELINES = {
 }
 """Supported pipelines of diffusers, and the folder of the network of each."""
 NETWORKS = ("UNet2DConditionModel", "SD3Transformer2DModel")
-NOT_NEEDED = ("vae", "safety_checker", "feature_extractor", "image_encoder")
-OPTIONAL = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer_3")
-"""Parts of a pipeline besides its text encoders, and those that it may lack."""
+ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+"""Classes of transformers that a folder may name."""
+OPTIONS = ("requires_safety_checker", "force_zeros_for_empty_prompt", "add_watermarker")
+"""Settings of a pipeline that are no parts of it."""
 PROMPTS_PER_PASS = 32
 
 
@@ -72,11 +75,11 @@ class TextToImage(ParametrisedBackbone):
         process_method: str = "resize",
         antialias: bool = True,
     ):
-        templates = [template] if isinstance(template, str) else list(template)
-        if not templates or not all("{}" in text for text in templates):
+        templates = [template] if isinstance(template, str) else list(template or [])
+        if not templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
             raise InputError(
-                f"template={template!r}: must have {{}} in the place of the class's name, such as "
-                "'a photo of a {}'"
+                f"template={template!r}: must have {{}} once, in the place of the class's name, "
+                "such as 'a photo of a {}'"
             )
         folder = resolve(checkpoint)
         kind = _pipeline_class(folder)
@@ -110,6 +113,7 @@ class TextToImage(ParametrisedBackbone):
 
     def use_classes(self, names: Sequence[str] | None, count: int) -> None:
         if self._text is None:
+            _check_same_classes(self.class_names or [], names)
             return
         if names is None:
             raise InputError(
@@ -119,24 +123,37 @@ class TextToImage(ParametrisedBackbone):
         self._embed([name.partition(",")[0] for name in names])
 
     def description(self) -> dict[str, Any]:
-        # The prompts, by their embeddings.
-        sums = [f"{part.double().abs().sum():.5g}" for part in (*self.prompts, *self.pooled)]
-        return super().description() | {"prompts": sums}
+        # The text encoders, which are gone, by the mean of what they gave.
+        mean = f"{self.prompts.double().abs().mean():.3g}" if len(self.prompts) else ""
+        prompts = [self.templates, self.negative_prompt, self.class_names, mean]
+        return super().description() | {"prompts": prompts}
 
     @torch.no_grad()
     def _embed(self, names: Sequence[str]) -> None:
         """Embed the prompts of all classes and of "no class", and drop the text encoders."""
-        if not names or not all(isinstance(name, str) and name.strip() for name in names):
-            raise InputError("class_names: must be one or more names; correct them")
-        parts = [
-            self._text.embed([template.format(name) for name in names])
-            for template in self.templates
-        ]
-        prompts, pooled = (torch.stack(part).mean(dim=0) for part in zip(*parts, strict=True))
+        is_text = isinstance(names, str)
+        if is_text or not names or not all(isinstance(n, str) and n.strip() for n in names):
+            raise InputError("class_names: must be a list of one or more names; correct them")
+        if len({_plain(name) for name in names}) < len(names):
+            plain = [_plain(name) for name in names]
+            twice = next(name for name in plain if plain.count(name) > 1)
+            warnings.warn(
+                f"class_names: {twice!r} is the name of two classes, whose prompts are equal; give "
+                "them different names",
+                stacklevel=2,
+            )
+        # The mean over the templates, added up one by one.
+        prompts, pooled = self._text.embed([self.templates[0].replace("{}", n) for n in names])
+        for template in self.templates[1:]:
+            found = self._text.embed([template.replace("{}", name) for name in names])
+            prompts, pooled = prompts + found[0], pooled + found[1]
+        prompts, pooled = prompts / len(self.templates), pooled / len(self.templates)
         null_prompt, null_pooled = self._text.embed_negative(self.negative_prompt)
         device = self.levels.device
         self.prompts = torch.cat([prompts, null_prompt]).to(device)
         self.pooled = torch.cat([pooled, null_pooled]).to(device)
+        if not (self.prompts.isfinite().all() and self.pooled.isfinite().all()):
+            raise InputError("TextToImage: the text encoders give NaN; download them again")
         self.given_class_names = list(names)
         self.null_label = self.num_classes = len(names)
         self._text = None
@@ -201,13 +218,16 @@ class TextEncoders:
 def load_text_encoders(folder: Path, kind: str, network: nn.Module) -> TextEncoders:
     """Load the text encoders of a pipeline's folder.
 
+    Only classes of :data:`ENCODERS` and :data:`TOKENIZERS` are built, whatever the folder names.
+
     Args:
         folder: The folder.
         kind: Class of the pipeline.
         network: Its diffusion model, whose config the pipeline looks at.
 
     Raises:
-        InputError: The transformers library is not installed, or a file is missing.
+        InputError: The transformers library is not installed, or a part is missing, damaged or of
+            another class.
     """
     try:
         import transformers
@@ -216,29 +236,57 @@ def load_text_encoders(folder: Path, kind: str, network: nn.Module) -> TextEncod
             "TextToImage: the transformers library is not installed; pip install transformers"
         ) from error
     pipeline_class = diffusers_class(kind)
-    parts = read_json(folder / "model_index.json")
-    # Without what is not needed here, and what the folder does not have (such as T5).
-    given = {
-        name: None
-        for name in signature(pipeline_class.__init__).parameters
-        if name in NOT_NEEDED or (name in OPTIONAL and not (parts.get(name) or [None])[0])
-    } | {PIPELINES[kind]: network}
-    bars = transformers.utils.logging, diffusers_class("logging")
-    try:
-        for bar in bars:
-            bar.disable_progress_bar()
-        pipeline = pipeline_class.from_pretrained(
-            folder, **given, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
+    index = read_json(folder / "model_index.json")
+    parts = dict.fromkeys(list(signature(pipeline_class.__init__).parameters)[1:])
+    parts = {name: None for name in parts if name not in OPTIONS}
+    for name in parts:
+        if name.startswith(("text_encoder", "tokenizer")):
+            parts[name] = _load_part(transformers, folder / name, index.get(name), name)
+    if parts["text_encoder"] is None or parts["tokenizer"] is None:
+        raise InputError(f"checkpoint {folder}: has no text_encoder or no tokenizer; it needs both")
+    return TextEncoders(pipeline_class(**parts | {PIPELINES[kind]: network}))
+
+
+def _load_part(transformers: Any, folder: Path, named: Any, part: str) -> Any:
+    """Load a text encoder or a tokenizer; None where the pipeline has none."""
+    if named is None or (isinstance(named, list) and named[:1] == [None]):
+        return None
+    known = ENCODERS if part.startswith("text_encoder") else TOKENIZERS
+    if not isinstance(named, list) or len(named) != 2 or named[1] not in known:
         raise InputError(
-            f"checkpoint {folder}: its text encoders cannot be loaded ({reason}); download it again"
+            f"checkpoint {folder.parent}: {part} of model_index.json must be one of "
+            f"{', '.join(known)}, not {str(named)[:60]}"
+        )
+    bar = transformers.utils.logging
+    shown = bar.is_progress_bar_enabled()
+    settings: dict[str, Any] = {"local_files_only": True}
+    if known is ENCODERS:
+        settings |= {"use_safetensors": True, "output_loading_info": True}
+        if not list(folder.glob("model*.safetensors")) or all(
+            ".fp16." in file.name for file in folder.glob("model*.safetensors")
+        ):
+            settings["variant"] = "fp16"
+    try:
+        bar.disable_progress_bar()
+        loaded = getattr(transformers, named[1]).from_pretrained(folder, **settings)
+    except Exception as error:  # transformers does not check what it reads
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"checkpoint {folder}: cannot be loaded ({reason}); download it again"
         ) from error
     finally:
-        for bar in bars:
+        if shown:
             bar.enable_progress_bar()
-    return TextEncoders(pipeline)
+    if known is TOKENIZERS:
+        return loaded
+    encoder, report = loaded
+    problems = [key for name in ("missing_keys", "mismatched_keys") for key in report[name]]
+    if problems:
+        raise InputError(
+            f"checkpoint {folder}: does not fit, {str(problems[0])[:80]} is missing or has another "
+            "shape; download it again"
+        )
+    return encoder.float().eval()
 
 
 def _pipeline_class(folder: Path) -> str:
@@ -251,3 +299,20 @@ def _pipeline_class(folder: Path) -> str:
             f"{name}"
         )
     return name
+
+
+def _check_same_classes(given: Sequence[str], names: Sequence[str] | None) -> None:
+    """Warn where the classifier's names are others than those that the prompts were made of."""
+    pairs = zip(given, names or [], strict=False)
+    for number, (own, other) in enumerate(pairs):
+        if _plain(own) != _plain(other.partition(",")[0]):
+            warnings.warn(
+                f"class_names: class {number} is {own!r} in the prompts, and {other!r} by the "
+                "classifier; if they differ, correct backbone.class_names",
+                stacklevel=3,
+            )
+            return
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())

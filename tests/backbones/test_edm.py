@@ -162,3 +162,42 @@ def test_settings_that_do_not_fit_are_named(tmp_path: Path):
         EDMDiffusion(pixel, sigma_min=2, sigma_max=1.0)
     with pytest.raises(InputError, match="spacing=scheduler: EDMDiffusion has no scheduler"):
         EDMDiffusion(pixel, spacing="scheduler")
+
+
+def test_damage_of_a_file_of_edm2_is_named(tmp_path: Path):
+    state = weights(reference()["edm2_pixel"]["shapes"], True)
+    gain = next(key for key in state if key.endswith("emb_gain"))
+    wide = next(key for key in state if key.endswith("block0.conv_res1.weight"))
+
+    def load(changes: dict) -> None:
+        torch.save({k: v for k, v in (state | changes).items() if v is not None}, tmp_path / "f.pt")
+        EDMDiffusion(str(tmp_path / "f.pt"))
+
+    with pytest.raises(InputError, match=r"emb_gain is missing or no number"):
+        load({gain: None})
+    with pytest.raises(InputError, match=r"out_gain is missing or no number"):
+        load({"unet.out_gain": torch.ones(7)})
+    with pytest.raises(InputError, match=r"conv_res1\.weight is torch.*|is int64, not floating"):
+        load({wide: state[wide].long()})
+    with pytest.raises(InputError, match="does not fit"):
+        load({wide: state[wide][:, :-1]})
+    with pytest.raises(InputError, match="has NaN"):
+        load({wide: state[wide] * float("nan")})
+
+
+@torch.no_grad()
+def test_two_networks_under_autocast_and_of_other_sizes(tmp_path: Path):
+    both = EDMDiffusion(
+        str(save(tmp_path, "edm2_pixel")), unconditional=str(save(tmp_path, "edm2_unconditional"))
+    )
+    x, _ = inputs(3, 8)
+    t, labels = torch.tensor([100, 500, 900]), torch.tensor([1, CLASSES, 2])
+    expected = both.eps(x, t, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = both.eps(x, t, labels)
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+    with pytest.raises(InputError, match="takes 4 channels of 8 pixels, the checkpoint 3 of 8"):
+        EDMDiffusion(
+            str(save(tmp_path, "edm2_pixel")),
+            unconditional=str(save(tmp_path, "edm2_latent_unconditional")),
+        )

@@ -228,3 +228,41 @@ def test_settings_that_do_not_fit_are_named(tmp_path):
     unet(tmp_path, EDMEulerScheduler(sigma_min=3.0, sigma_max=2.0))
     with pytest.raises(InputError, match=r"sigma_min=3.0, sigma_max=2.0: must be"):
         pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_train_timesteps": "abc"}, "num_train_timesteps must be a number above 0, not abc"),
+        ({"num_train_timesteps": 1000.5}, "num_train_timesteps must be"),
+        ({"num_train_timesteps": -5}, "num_train_timesteps must be"),
+        ({"num_train_timesteps": 10**13}, "num_train_timesteps must be"),
+        ({"beta_start": None}, "beta_start must be a number above 0, not None"),
+        ({"beta_end": float("nan")}, "beta_end must be"),
+        ({"beta_end": 2.0}, r"beta_end=2\.0: must be"),
+        ({"trained_betas": "xx"}, "gives no noise levels"),
+    ],
+)
+def test_a_damaged_scheduler_is_named(settings, named, tmp_path):
+    unet(tmp_path, DDIMScheduler())
+    edit_json(tmp_path / "scheduler" / "scheduler_config.json", **settings)
+    with pytest.raises(InputError, match=named) as error:
+        pipeline(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{"rho": 0}, {"sigma_max": float("inf")}, {"sigma_data": 0}])
+def test_a_damaged_scheduler_of_edm_is_named(settings, tmp_path):
+    unet(tmp_path, EDMEulerScheduler())
+    edit_json(tmp_path / "scheduler" / "scheduler_config.json", **settings)
+    with pytest.raises(InputError, match=f"{next(iter(settings))} must be a number above 0"):
+        pipeline(tmp_path)
+
+
+def test_a_scheduler_gives_steps_in_range_or_says_so(tmp_path):
+    unet(tmp_path, DDIMScheduler(steps_offset=1))
+    backbone = pipeline(tmp_path, spacing="scheduler")
+    for steps in (0, 1001):
+        with pytest.raises(InputError, match=f"steps={steps}: must be 1 to 1000"):
+            backbone.schedule(steps)
+    assert backbone.schedule(1000).timesteps.max() < 1000

@@ -118,13 +118,57 @@ def test_names_are_the_classifiers(pipelines):
 
 def test_what_does_not_fit_is_named(pipelines, tmp_path: Path):
     folder = shutil.copytree(pipelines["sd"][1], tmp_path / "copy")
-    with pytest.raises(InputError, match=r"template='a photo': must have \{\}"):
+    with pytest.raises(InputError, match=r"template='a photo': must have \{\} once"):
         TextToImage(str(folder), NAMES, template="a photo")
-    with pytest.raises(InputError, match="class_names: must be one or more names"):
+    with pytest.raises(InputError, match="class_names: must be a list of one or more names"):
         TextToImage(str(folder), ["cat", " "])
     shutil.rmtree(folder / "text_encoder")
-    with pytest.raises(InputError, match="its text encoders cannot be loaded"):
+    with pytest.raises(InputError, match=r"text_encoder: cannot be loaded .*download"):
         TextToImage(str(folder), NAMES)
     edit_json(folder / "model_index.json", _class_name="FluxPipeline")
     with pytest.raises(InputError, match=r"StableDiffusion3Pipeline, not FluxPipeline"):
         TextToImage(str(folder), NAMES)
+
+
+def test_text_encoders_are_checked_and_no_other_class_is_built(pipelines, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(pipelines["sd"][1], tmp_path / "copy")
+    file = folder / "text_encoder" / "model.safetensors"
+    state = load_file(file)
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match) as error:
+            TextToImage(str(folder), NAMES)
+        assert "\n" not in str(error.value)
+
+    few = dict(list(state.items())[4:])
+    save_file(few, file, {"format": "pt"})
+    refused(r"text_encoder: does not fit, .* is missing or has another shape")
+    save_file({key: tensor * float("nan") for key, tensor in state.items()}, file, {"format": "pt"})
+    refused("the text encoders give NaN")
+    file.write_bytes(file.read_bytes()[:100])
+    refused(r"text_encoder: cannot be loaded")
+
+    save_file(state, file, {"format": "pt"})
+    (folder / "tokenizer" / "evil.py").write_text("open('ran', 'w')\nclass Evil: pass\n")
+    for named in (["evil", "Evil"], ["os", "system"], 5, ["transformers", "AutoModel"]):
+        edit_json(folder / "model_index.json", tokenizer=named)
+        refused(r"tokenizer of model_index\.json must be one of CLIPTokenizer")
+    edit_json(folder / "model_index.json", tokenizer=[None, None])
+    refused("has no text_encoder or no tokenizer|cannot be loaded")
+
+
+def test_templates_and_names_are_plain_text(pipelines):
+    _, folder = pipelines["sd"]
+    for template in ("a {} in {}", "a photo of a {{}} {}", None, [1]):
+        with pytest.raises(InputError, match="template="):
+            TextToImage(str(folder), NAMES, template=template)
+    backbone = TextToImage(str(folder), NAMES, template="{} {place}")
+    assert (backbone.prompts[0] - backbone.prompts[1]).abs().max() > 1e-3
+    with pytest.raises(InputError, match="must be a list"):
+        TextToImage(str(folder), "cat")
+    with pytest.warns(UserWarning, match="'cat' is the name of two classes"):
+        TextToImage(str(folder), ["cat", "Cat"])
+    with pytest.warns(UserWarning, match="class 1 is 'dog' in the prompts, and 'car'"):
+        backbone.use_classes(["cat", "car", "tree frog"], 3)
