@@ -359,7 +359,7 @@ class DiffGuard(nn.Module):
             Seen.of(target, target_view, latents),
             Seen.of(reconstruction.guided, guided_view, reconstruction.latents),
         )
-        return _without_unlabelled(scores, prediction)
+        return self._of_known_labels(scores, prediction)
 
     def detection(
         self,
@@ -386,7 +386,7 @@ class DiffGuard(nn.Module):
         if self.path_scores.names:
             if measured is None:
                 measured = self.measure(images, self.encode(images), prediction.labels)
-            scores |= _without_unlabelled(self.path_scores(path, measured), prediction)
+            scores |= self._of_known_labels(self.path_scores(path, measured), prediction)
         return Detection(
             labels=prediction.labels,
             reconstructions=None if reconstruction is None else reconstruction.guided,
@@ -463,6 +463,21 @@ class DiffGuard(nn.Module):
         if self.class_map is None or not self.class_map.without_counterpart:
             return None
         return self.class_map.has_counterpart[prediction.labels]
+
+    def _of_known_labels(
+        self, scores: dict[str, Tensor], prediction: Prediction
+    ) -> dict[str, Tensor]:
+        """Return scores [N] that are NaN where an image has no label that it could be judged by.
+
+        That is where the classifier's logits are NaN, or the diffusion model lacks the class.
+        """
+        unlabelled = prediction.view.logits.isnan().any(dim=1)
+        known = self.has_counterpart(prediction)
+        if known is not None:
+            unlabelled = unlabelled | ~known
+        return {
+            name: values.masked_fill(unlabelled, float("nan")) for name, values in scores.items()
+        }
 
     def latent_mask(self, prediction: Prediction, x: Tensor) -> Tensor | None:
         """Return :meth:`mask` at the size of x [N, C, h, w], bool [N, 1, h, w]."""
@@ -636,8 +651,11 @@ class DiffGuard(nn.Module):
             name: Name of a path score that is known after a few inversion steps.
             batches: Images [n, 3, H, W] in [0, 1].
         """
-        found = paths(self, batches, denoise=False, measured=())
-        scores = [self.path_scores.early_score(name, path) for path, _ in found if path is not None]
+        scores = []
+        for path, _, known in paths(self, batches, denoise=False, measured=()):
+            if path is not None:
+                score = self.path_scores.early_score(name, path)
+                scores.append(score if known is None else score.masked_fill(~known, float("nan")))
         return torch.cat(scores)
 
     def gates(self, cascade: Cascade, reference: Mapping[str, np.ndarray]) -> Gates:
@@ -678,9 +696,9 @@ class DiffGuard(nn.Module):
         scores = self.path_scores
         names = [name for name, fitted in scores.fits.items() if fitted]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for path, measured in paths(self, images(), scores.fit_looks_at_denoising, names):
+        for path, measured, known in paths(self, images(), scores.fit_looks_at_denoising, names):
             for name, features in scores.features(path, measured, names).items():
-                found[name].append(features.cpu())
+                found[name].append((features if known is None else features[known]).cpu())
         if not all(found.values()):
             raise InputError("path_scores: no images to fit to; set data.train to some")
         return {name: torch.cat(parts) for name, parts in found.items()}
@@ -717,12 +735,6 @@ class DiffGuard(nn.Module):
             if images[i].isnan().any():
                 found = "NaN"
             raise InputError(f"images: {expected}; image {i} of the batch has {found}")
-
-
-def _without_unlabelled(scores: dict[str, Tensor], prediction: Prediction) -> dict[str, Tensor]:
-    """Return scores [N] that are NaN where the classifier's logits are."""
-    unlabelled = prediction.view.logits.isnan().any(dim=1)
-    return {name: values.masked_fill(unlabelled, float("nan")) for name, values in scores.items()}
 
 
 def _check_compatible(classifier: Classifier, backbone: Backbone, guidance: Guidance) -> None:

@@ -20,8 +20,8 @@ from ..checkpoints.tensors import load_content
 from ..diffusion.parametrisation import EDM, alpha_bar_of_sigma
 from ..diffusion.schedule import karras_sigmas
 from ..errors import InputError
-from .edm2_network import EDM2UNet, normalised_weights
-from .edm_network import EDMUNet
+from .edm2_network import EDM2UNet, Fourier, normalised_weights
+from .edm_network import EDMUNet, Frequencies
 from .load import ConvertedWeights, load_converted, without_weights
 from .parametrised import Latents, ParametrisedBackbone, load_autoencoder
 
@@ -107,6 +107,19 @@ class EDMDiffusion(ParametrisedBackbone):
     @property
     def denoiser(self) -> nn.Module:
         return self.network
+
+    def networks_to(self, dtype: torch.dtype) -> None:
+        # Angles of Fourier features of several hundred radians need the precision that they have.
+        kinds = (Frequencies, Fourier)
+        kept = [
+            (module, {name: buffer.clone() for name, buffer in module.named_buffers()})
+            for module in self.modules()
+            if isinstance(module, kinds)
+        ]
+        super().networks_to(dtype)
+        for module, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(module, name, buffer)
 
     def predict(self, x: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         if self.num_classes is None:

@@ -89,7 +89,7 @@ class EDMUNet(nn.Module):
             times: [n].
             labels: Weights [n, classes] of the classes: one-hot, or zeros for "no class".
         """
-        embedding = self._embed(times.to(x.dtype), labels.to(x.dtype))
+        embedding = self._embed(times.float(), labels.to(x.dtype))
         skips: list[Tensor] = []
         beside = x
         for name, layer in self.enc.items():
@@ -119,17 +119,17 @@ class EDMUNet(nn.Module):
         return self.out_conv(silu(self.out_norm(x))) if image is None else image
 
     def _embed(self, times: Tensor, labels: Tensor) -> Tensor:
-        """Return the embedding [n, D] of times [n] and labels [n, classes]."""
+        """Return the embedding [n, D] of times [n] in float32 and labels [n, classes]."""
         if self.fourier:
-            angles = times[:, None] * (2 * torch.pi * self.map_noise.freqs).to(times)
-            found = torch.cat([angles.sin(), angles.cos()], dim=1)
+            angles = times[:, None] * (2 * torch.pi * self.map_noise.freqs.float())
+            parts = [angles.sin(), angles.cos()]
         else:
             half = self.map_layer0.in_features // 2
             last = half if self.scales else half - 1
             powers = torch.arange(half, device=times.device, dtype=torch.float32) / last
-            angles = times[:, None] * ((1 / MAX_POSITIONS) ** powers).to(times)
-            parts = [angles.cos(), angles.sin()]
-            found = torch.cat(parts if self.scales else parts[::-1], dim=1)
+            angles = times[:, None] * (1 / MAX_POSITIONS) ** powers
+            parts = [angles.cos(), angles.sin()] if self.scales else [angles.sin(), angles.cos()]
+        found = torch.cat(parts, dim=1).to(labels.dtype)
 
         if self.map_label is None:
             return silu(self.map_layer1(silu(self.map_layer0(found))))

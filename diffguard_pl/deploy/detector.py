@@ -194,7 +194,16 @@ class Detector:
                 f"calibrate: the score {self.score} is NaN or infinite for every image; check the "
                 "checkpoints of classifier and backbone, and the precision"
             )
-        self.calibrated = threshold(deciding, self.tpr)
+        try:
+            self.calibrated = threshold(deciding, self.tpr)
+        except InputError as error:
+            if not (self._without_counterpart and np.isnan(deciding).any()):
+                raise
+            names = ", ".join(sorted(self._without_counterpart)[:8])
+            raise InputError(
+                f"{error}; model.class_map has no class for {names}: leave their images out, or "
+                "give them a class"
+            ) from error
         self.calibration, self.reference = np.sort(lowest_for_nan(deciding)), reference
         return self
 

@@ -7,13 +7,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import InputError
 from .detector_file import CHECKSUM, checksum, local_checkpoints, with_checkpoints_beside
-
-if TYPE_CHECKING:
-    from .detector import Detector
 
 SCHEME = "hf://"
 DETECTOR_FILE = "detector.json"
@@ -21,8 +18,16 @@ CARD_ROWS = 40
 """Number of rows of a run's results in a model card."""
 
 
+class Calibrated(Protocol):
+    """A calibrated :class:`~diffguard_pl.Detector`."""
+
+    settings: dict[str, Any] | None
+
+    def save(self, file: str | Path) -> Path: ...
+
+
 def push(
-    detector: "Detector",
+    detector: Calibrated,
     repo: str,
     *,
     with_weights: bool = False,
@@ -62,7 +67,7 @@ def push(
 
 
 def write_folder(
-    detector: "Detector",
+    detector: Calibrated,
     folder: Path,
     repo: str,
     with_weights: bool = False,

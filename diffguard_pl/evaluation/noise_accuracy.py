@@ -171,6 +171,8 @@ class NoiseAccuracyModule(AnalysisModule):
         # can be: x0hat must not know the label.
         if backbone.null_label is not None:
             labels = torch.full_like(labels, backbone.null_label)
+        elif self.diffguard.class_map is not None:
+            labels = self.diffguard.class_map(labels)
         x0hat = predict_x0(x_t, backbone.eps(x_t, timesteps, labels), level)
         return x_t, x0hat.clamp(-1, 1) if backbone.clip_denoised else x0hat
 

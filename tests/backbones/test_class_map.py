@@ -177,6 +177,8 @@ def test_images_without_a_counterpart_are_not_diffused_and_are_rejected(digits_l
     torch.testing.assert_close(found.scores["l2"][~missing], expected)
 
     detector = Detector(model, class_names=["four", "five", "six", "seven"])
+    with pytest.raises(InputError, match=r"class_map has no class for \w+: leave their images out"):
+        detector.calibrate([images])
     detector.calibrate([images[~missing]])
     decisions = list(detector.predict(images))
     name = ["four", "five", "six", "seven"][lacking]
@@ -184,3 +186,29 @@ def test_images_without_a_counterpart_are_not_diffused_and_are_rejected(digits_l
         note = f"the diffusion model has no class for {name!r}" if lacks else ""
         assert decision.note == note
         assert not (lacks and decision.accepted)
+
+
+@pytest.mark.filterwarnings("ignore:class_map")
+def test_such_images_are_left_out_of_fits_and_stages(digits_ldm, few):
+    images = digits("test").images[:60]
+    labels = few.view(images).logits.argmax(1)
+    lacking = labels == labels[0]
+    given = [None if i == int(labels[0]) else i + 4 for i in range(4)]
+    model = DiffGuard(
+        few,
+        digits_ldm.backbone,
+        ClassifierFreeGuidance(),
+        3,
+        ["l2"],
+        path_scores={"label_pull": None, "msma": None},
+        class_map=given,
+    )
+    (features,) = model.path_features([images]).values()
+    assert len(features) == (~lacking).sum()
+    assert torch.equal(model.early_scores("label_pull", [images]).isnan(), lacking)
+    model.fit_path_scores([images])
+    assert torch.equal(model(images).scores["msma"].isnan(), lacking)
+
+    prediction = model.classify(images)
+    reconstruction = model.reconstruct(model.invert(images, prediction), prediction)
+    assert torch.equal(model.compare(images, prediction, reconstruction)["l2"].isnan(), lacking)

@@ -201,3 +201,15 @@ def test_two_networks_under_autocast_and_of_other_sizes(tmp_path: Path):
             str(save(tmp_path, "edm2_pixel")),
             unconditional=str(save(tmp_path, "edm2_latent_unconditional")),
         )
+
+
+@pytest.mark.parametrize("name", ["ncsnpp", "edm2_pixel"])
+def test_fourier_features_keep_their_precision(name: str, tmp_path: Path):
+    backbone = EDMDiffusion(str(save(tmp_path, name)))
+    before = {n: b.clone() for n, b in backbone.network.named_buffers() if "freqs" in n}
+    backbone.networks_to(torch.bfloat16)
+    assert backbone.dtype == torch.bfloat16
+    after = dict(backbone.network.named_buffers())
+    assert before
+    for key, buffer in before.items():
+        assert torch.equal(after[key], buffer)
