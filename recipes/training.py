@@ -26,10 +26,13 @@ from diffguard_pl.diffusion.parametrisation import (
     EDM,
     Parametrisation,
     RectifiedFlow,
+)
+from diffguard_pl.diffusion.schedule import (
     alpha_bar_of_flow,
     alpha_bar_of_sigma,
+    linear_alpha_bar,
+    scaled_linear_alpha_bar,
 )
-from diffguard_pl.diffusion.schedule import linear_alpha_bar, scaled_linear_alpha_bar
 from diffguard_pl.errors import InputError
 
 WEIGHTS = Path(__file__).parent.parent / "diffguard_pl" / "weights"

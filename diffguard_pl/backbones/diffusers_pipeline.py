@@ -79,9 +79,7 @@ class DiffusersPipeline(ParametrisedBackbone):
         if spacing is None:
             spacing = "scheduler" if scheduler.get("_class_name") == CONSISTENCY else "uniform"
         super().__init__(
-            # The autoencoder's sample_size does not help: Stable Diffusion's is 256 or 512 for any
-            # use.
-            image_side(network, folder) * (latents.downsampling if latents else 1),
+            image_side(network, folder),
             alpha_bar,
             scheduler_parametrisation(scheduler, prediction_type),
             latents,

@@ -17,8 +17,8 @@ from ..checkpoints.state_dicts import (
     refuse_wrong_values,
 )
 from ..checkpoints.tensors import load_content
-from ..diffusion.parametrisation import EDM, alpha_bar_of_sigma
-from ..diffusion.schedule import karras_sigmas
+from ..diffusion.parametrisation import EDM
+from ..diffusion.schedule import alpha_bar_of_sigma, karras_sigmas
 from ..errors import InputError
 from .edm2_network import EDM2UNet, Fourier, normalised_weights
 from .edm_network import EDMUNet, Frequencies
@@ -84,7 +84,7 @@ class EDMDiffusion(ParametrisedBackbone):
         network = load_edm(path)
         latents = _latents(vae, network.channels)
         super().__init__(
-            _side(network) * (latents.downsampling if latents else 1),
+            _side(network),
             alpha_bar_of_sigma(karras_sigmas(TRAIN_STEPS, sigma_min, sigma_max)),
             EDM(sigma_data),
             latents,
@@ -202,8 +202,6 @@ def _build(kind: type[EDMUNet] | type[EDM2UNet], found: Weights, path: Path) -> 
         raise InputError(f"checkpoint {path}: does not fit, {error.args[0]} is missing") from error
     except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"checkpoint {path}: does not fit ({error}); save it again") from error
-    except InputError as error:
-        raise InputError(f"checkpoint {path}: does not fit, {error}") from error
     refuse_wrong_values(weights, network.state_dict(), f"checkpoint {path}")
     if kind is EDM2UNet:
         try:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, linear, silu
 
 from ..checkpoints.state_dicts import OriginalTensor
-from .edm_network import Shapes, layers_of
+from .edm_network import CHANNELS_PER_HEAD, Shapes, each_channel, layers_of
 from .load import ConvertedWeights
 
-CHANNELS_PER_HEAD = 64
 BALANCE = 0.3
 """Share of the residual branch, and of attention, in the sum with what they branch from."""
 LABEL_BALANCE = CONCATENATION_BALANCE = 0.5
@@ -229,7 +228,5 @@ def _resampled(x: Tensor, mode: str) -> Tensor:
     """Return x [n, C, H, W] at half the size (means of 2 x 2), or twice (repeated), or as it is."""
     if mode == "keep":
         return x
-    channels = x.shape[1]
-    taps = x.new_full((channels, 1, 2, 2), 0.25 if mode == "down" else 1.0)
-    resample = conv2d if mode == "down" else conv_transpose2d
-    return resample(x, taps, groups=channels, stride=2)
+    taps = x.new_full((1, 1, 2, 2), 0.25 if mode == "down" else 1.0)
+    return each_channel(conv2d if mode == "down" else conv_transpose2d, x, taps, 0)

@@ -21,7 +21,7 @@ Shapes = Mapping[str, Sequence[int]]
 """Shapes of tensors by key."""
 MAX_POSITIONS = 10000
 CHANNELS_PER_HEAD = 64
-"""Of the family of Dhariwal & Nichol; that of Song et al. has one head."""
+"""Of the family of Dhariwal & Nichol and of EDM2; that of Song et al. has one head."""
 ORDER_DOWN = ("conv", "down", "aux_down", "aux_skip", "aux_residual", "block")
 ORDER_UP = ("in0", "in1", "up", "block", "aux_up", "aux_norm", "aux_conv")
 """Kinds of layers of one resolution, in the order of their evaluation."""
@@ -241,16 +241,16 @@ class Convolution(nn.Module):
         if self.fused:
             assert weight is not None
             x = conv2d(x, weight, padding=border + filter_border)
-            x = _each_channel(conv2d, x, taps, 0)
+            x = each_channel(conv2d, x, taps, 0)
             return x if self.bias is None else x + self.bias[:, None, None]
         if self.mode == "up":
-            x = _each_channel(conv_transpose2d, x, 4 * taps, filter_border)
+            x = each_channel(conv_transpose2d, x, 4 * taps, filter_border)
         else:
-            x = _each_channel(conv2d, x, taps, filter_border)
+            x = each_channel(conv2d, x, taps, filter_border)
         return x if weight is None else conv2d(x, weight, self.bias, padding=border)
 
 
-def _each_channel(convolve: Callable[..., Tensor], x: Tensor, taps: Tensor, border: int) -> Tensor:
+def each_channel(convolve: Callable[..., Tensor], x: Tensor, taps: Tensor, border: int) -> Tensor:
     """Convolve each channel of x [n, C, H, W] with the same filter [1, 1, k, k], stride 2."""
     channels = x.shape[1]
     repeated = taps.expand(channels, -1, -1, -1)

@@ -62,6 +62,7 @@ class Latents:
     @property
     def downsampling(self) -> int:
         """Side of an image by that of its latents."""
+        # sample_size does not help: that of Stable Diffusion's is 256 or 512 for any use
         return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
 
@@ -71,7 +72,7 @@ class ParametrisedBackbone(Backbone):
     A model of this kind implements :meth:`predict`.
 
     Args:
-        image_size: Side, in pixels, of the images that the model was trained on.
+        side: Side of what the network diffuses: of images in pixels, or of latents.
         alpha_bar: Signal level alpha-bar [T] of the training schedule, in float64.
         parametrisation: What the network takes and predicts.
         latents: Autoencoder. None: the network diffuses images.
@@ -93,7 +94,7 @@ class ParametrisedBackbone(Backbone):
 
     def __init__(
         self,
-        image_size: int,
+        side: int,
         alpha_bar: Tensor,
         parametrisation: Parametrisation,
         latents: Latents | None = None,
@@ -104,6 +105,7 @@ class ParametrisedBackbone(Backbone):
         process_method: str = "resize",
         antialias: bool = True,
     ):
+        image_size = side * (latents.downsampling if latents else 1)
         super().__init__(image_size, input_size, process_method, antialias)
         choose("spacing", spacing, SPACINGS)
         if spacing == "scheduler" and own_schedule is None:

@@ -17,12 +17,12 @@ from ..diffusion.parametrisation import (
     Parametrisation,
     RectifiedFlow,
     VariancePreserving,
-    alpha_bar_of_flow,
-    alpha_bar_of_sigma,
 )
 from ..diffusion.schedule import (
     Schedule,
     alpha_bar_of,
+    alpha_bar_of_flow,
+    alpha_bar_of_sigma,
     at_timesteps,
     cosine_alpha_bar,
     karras_sigmas,
@@ -30,7 +30,7 @@ from ..diffusion.schedule import (
     timesteps_at,
     zero_terminal_snr,
 )
-from ..errors import InputError, choose
+from ..errors import InputError, beginning, choose
 from .diffusers_import import diffusers_class
 from .load import LARGEST_NUMBER, read_json
 
@@ -74,9 +74,9 @@ def scheduler_alpha_bar(config: Mapping[str, Any]) -> Tensor:
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:100]
         raise InputError(
-            f"scheduler_config.json: gives no noise levels ({reason}); download it again"
+            f"scheduler_config.json: gives no noise levels ({beginning(str(error))}); download it "
+            "again"
         ) from error
 
 

@@ -78,7 +78,7 @@ class SiTDiffusion(ParametrisedBackbone):
         network = load_sit(resolve(checkpoint), num_heads)
         latents = Latents.of_config(load_autoencoder(resolve(vae), network.config.in_channels))
         super().__init__(
-            network.config.sample_size * latents.downsampling,
+            network.config.sample_size,
             scheduler_alpha_bar({"_class_name": "FlowMatchEulerDiscreteScheduler"}),
             RectifiedFlow(time_scale=1, towards_data=True),
             latents,

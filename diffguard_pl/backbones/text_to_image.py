@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.registry import resolve
-from ..errors import InputError
+from ..errors import InputError, beginning
 from .diffusers_import import diffusers_class
 from .load import image_side, load_diffusers, read_json
 from .parametrised import Latents, ParametrisedBackbone, load_autoencoder
@@ -88,7 +88,7 @@ class TextToImage(ParametrisedBackbone):
         latents, scheduler = Latents.of_config(autoencoder), read_scheduler(folder)
         alpha_bar = scheduler_alpha_bar(scheduler)
         super().__init__(
-            image_side(network, folder) * latents.downsampling,
+            image_side(network, folder),
             alpha_bar,
             scheduler_parametrisation(scheduler, None),
             latents,
@@ -237,8 +237,8 @@ def load_text_encoders(folder: Path, kind: str, network: nn.Module) -> TextEncod
         ) from error
     pipeline_class = diffusers_class(kind)
     index = read_json(folder / "model_index.json")
-    parts = dict.fromkeys(list(signature(pipeline_class.__init__).parameters)[1:])
-    parts = {name: None for name in parts if name not in OPTIONS}
+    names = list(signature(pipeline_class.__init__).parameters)[1:]
+    parts: dict[str, Any] = dict.fromkeys(name for name in names if name not in OPTIONS)
     for name in parts:
         if name.startswith(("text_encoder", "tokenizer")):
             parts[name] = _load_part(transformers, folder / name, index.get(name), name)
@@ -270,7 +270,7 @@ def _load_part(transformers: Any, folder: Path, named: Any, part: str) -> Any:
         bar.disable_progress_bar()
         loaded = getattr(transformers, named[1]).from_pretrained(folder, **settings)
     except Exception as error:  # transformers does not check what it reads
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = beginning(f"{type(error).__name__}: {error}", 200)
         raise InputError(
             f"checkpoint {folder}: cannot be loaded ({reason}); download it again"
         ) from error

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from ..errors import InputError
+from ..errors import InputError, beginning
 from ..runs.lock import locked
 from .architectures import (
     Architecture,
@@ -306,7 +306,7 @@ def _hugging_face_snapshot(url: str, local_files_only: bool = False) -> Path:
         ) from error
     # huggingface_hub's HTTP library, and so its exceptions, change between versions
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = beginning(str(error), 200)
         raise InputError(
             f"checkpoint {url}: cannot be downloaded ({reason}); check the network, or set "
             "checkpoint to a folder with the repository's files"

@@ -35,6 +35,11 @@ COLUMNS = (
 )
 
 
+def companion_of(path: Path) -> Path:
+    """Return the file beside a decision log that says which detector and TPR it is of."""
+    return path.with_name(f".{path.name}.detector")
+
+
 def printable(path: str) -> str:
     """Return a path with bytes that are not UTF-8 escaped, as the data modules do."""
     return path.encode("utf-8", "backslashreplace").decode()
@@ -101,7 +106,7 @@ class DecisionLog:
 
     def __init__(self, path: Path, resume: bool):
         self.path = path
-        self.companion = path.with_name(f".{path.name}.detector")
+        self.companion = companion_of(path)
         self.lock = Lock(path.with_name(f".{path.name}.lock"))
         self.is_csv = path.suffix.lower() == ".csv"
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from ..errors import InputError
+from ..errors import InputError, beginning
 from .detector_file import CHECKSUM, checksum, local_checkpoints, with_checkpoints_beside
 
 SCHEME = "hf://"
@@ -60,8 +60,8 @@ def push(
         # huggingface_hub's HTTP library, and so its exceptions, change between versions
         except Exception as error:
             raise InputError(
-                f"push_to_hub: {repo} cannot be written ({_in_short(error)}); log in with "
-                "`hf auth login`, or check the name and the network"
+                f"push_to_hub: {repo} cannot be written ({beginning(str(error), 200)}); log in "
+                "with `hf auth login`, or check the name and the network"
             ) from error
     return str(done.commit_url)
 
@@ -127,7 +127,7 @@ def download(address: str, token: str | None = None) -> Path:
         ) from error
     except Exception as error:
         raise InputError(
-            f"{address}: cannot be downloaded ({_in_short(error)}); check the network"
+            f"{address}: cannot be downloaded ({beginning(str(error), 200)}); check the network"
         ) from error
     file = folder / DETECTOR_FILE
     if not file.is_file():
@@ -227,7 +227,3 @@ def _results(run: Path) -> list[str]:
 def _check_name(repo: str) -> None:
     if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo):
         raise InputError(f"{repo!r}: must be owner/name of a repository on Hugging Face")
-
-
-def _in_short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

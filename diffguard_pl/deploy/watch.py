@@ -10,8 +10,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import InputError, beginning
+from ..runs.csv_files import original_text
 from ..scores.conformal import CONFIDENCE
 from ..scores.exchangeability import martingale, online_p_values
+from .decision_log import companion_of
 
 MOST_WINDOWS = 50
 
@@ -109,10 +111,8 @@ def read_decisions(files: Sequence[str], stdin: TextIO) -> tuple[list[dict[str, 
 
 def tpr_of(file: str) -> float | None:
     """Return the TPR that is kept beside a decision log; None if it is not."""
-    path = Path(file)
     try:
-        text = path.with_name(f".{path.name}.detector").read_text(encoding="utf-8")
-        return float(json.loads(text)["tpr"])
+        return float(json.loads(companion_of(Path(file)).read_text(encoding="utf-8"))["tpr"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -207,7 +207,8 @@ def _lines(name: str, stdin: TextIO) -> Iterator[dict[str, Any]]:
     try:
         with Path(name).open(encoding="utf-8", newline="") as file:
             if name.lower().endswith(".csv"):
-                yield from csv.DictReader(file)
+                for line in csv.DictReader(file):
+                    yield line | {"path": original_text(line.get("path") or "")}
             else:
                 yield from _json_lines(name, file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:

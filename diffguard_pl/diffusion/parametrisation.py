@@ -30,21 +30,6 @@ PREDICTION_TYPES = ["epsilon", "sample", "v_prediction"]
 """What a variance-preserving network can predict, by diffusers' names."""
 
 
-def alpha_bar_of_sigma(sigma: Tensor) -> Tensor:
-    """Return alpha-bar [T] of x0 + sigma eps, for sigma [T] in float64."""
-    return 1 / (1 + sigma**2)
-
-
-def alpha_bar_of_flow(s: Tensor) -> Tensor:
-    """Return alpha-bar [T] of (1 - s) x0 + s eps, for s [T] in [0, 1] in float64."""
-    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
-
-
-def sigma_of(alpha_bar: Tensor) -> Tensor:
-    """Return noise / signal [T] of alpha-bar [T]; the inverse of :func:`alpha_bar_of_sigma`."""
-    return ((1 - alpha_bar) / alpha_bar).sqrt()
-
-
 class Parametrisation(ABC):
     """What a network takes and predicts."""
 

@@ -101,6 +101,21 @@ def alpha_bar_of(betas: Tensor) -> Tensor:
     return torch.cumprod(1 - betas, dim=0)
 
 
+def alpha_bar_of_sigma(sigma: Tensor) -> Tensor:
+    """Return alpha-bar [T] of x0 + sigma eps, for sigma [T] in float64."""
+    return 1 / (1 + sigma**2)
+
+
+def alpha_bar_of_flow(s: Tensor) -> Tensor:
+    """Return alpha-bar [T] of (1 - s) x0 + s eps, for s [T] in [0, 1] in float64."""
+    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+
+
+def sigma_of(alpha_bar: Tensor) -> Tensor:
+    """Return noise / signal [T] of alpha-bar [T]; the inverse of :func:`alpha_bar_of_sigma`."""
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     """Rescale alpha-bar [T] to end in pure noise, alpha-bar 0 (Lin et al. 2024, algorithm 1)."""
     root = alpha_bar.sqrt()
@@ -122,7 +137,7 @@ def alpha_bar_at(alpha_bar: Tensor, timesteps: Tensor) -> Tensor:
     low = timesteps.floor().long().clamp(0, max(0, len(alpha_bar) - 2))
     high = (low + 1).clamp(max=len(alpha_bar) - 1)
     found = torch.lerp(log_sigma[low], log_sigma[high], (timesteps - low).to(log_sigma))
-    return 1 / (1 + torch.exp(2 * found))
+    return alpha_bar_of_sigma(found.exp())
 
 
 def timesteps_at(alpha_bar: Tensor, sigma: Tensor) -> Tensor:
@@ -138,7 +153,7 @@ def timesteps_at(alpha_bar: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _log_sigma(alpha_bar: Tensor) -> Tensor:
-    return ((1 - alpha_bar) / alpha_bar).log() / 2
+    return sigma_of(alpha_bar).log()
 
 
 @dataclass(frozen=True)
@@ -334,8 +349,8 @@ def karras(alpha_bar: Tensor, steps: int, rho: float = 7.0) -> Schedule:
         InputError: S is not in 1..T.
     """
     _check_steps(steps, len(alpha_bar))
-    low, high = (((1 - level) / level).sqrt() for level in (alpha_bar[0], alpha_bar[-1]))
-    sigmas = karras_sigmas(steps, float(low), float(high), rho)
+    low, high = sigma_of(alpha_bar[[0, -1]]).tolist()
+    sigmas = karras_sigmas(steps, low, high, rho)
     return at_timesteps(alpha_bar, timesteps_at(alpha_bar, sigmas))
 
 

@@ -169,11 +169,9 @@ class NoiseAccuracyModule(AnalysisModule):
         x_t = level.signal * x + level.noise * noise
         # x0hat, the network's prediction of x from x_t. The network is unconditional here, where it
         # can be: x0hat must not know the label.
-        if backbone.null_label is not None:
-            labels = torch.full_like(labels, backbone.null_label)
-        elif self.diffguard.class_map is not None:
-            labels = self.diffguard.class_map(labels)
-        x0hat = predict_x0(x_t, backbone.eps(x_t, timesteps, labels), level)
+        sampler = self.diffguard.sampler()
+        eps = sampler.network(x_t, timesteps, sampler.null_labels(labels))
+        x0hat = predict_x0(x_t, eps, level)
         return x_t, x0hat.clamp(-1, 1) if backbone.clip_denoised else x0hat
 
     def _noise(self, index: int, x: Tensor) -> Tensor:

@@ -16,7 +16,12 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
 )
-from helpers.small_models import edit_json, output, samples
+from helpers.small_models import (
+    assert_scores_do_not_depend_on_the_batch,
+    edit_json,
+    output,
+    samples,
+)
 
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import DiffusersPipeline
@@ -208,12 +213,8 @@ def test_the_score_of_an_image_does_not_depend_on_the_batch(scheduler, settings,
         if backbone.null_label
         else ClassifierGuidance(1.0, cutouts=2, cutout_size=8)
     )
-    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     diffguard = DiffGuard(classifier, backbone, guidance, steps, ["l2"], slots=4)
-    together = diffguard(images).scores["l2"]
-    alone = torch.cat([diffguard(image[None]).scores["l2"] for image in images])
-    assert together.isfinite().all()
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert_scores_do_not_depend_on_the_batch(diffguard, 16)
 
 
 def test_settings_that_do_not_fit_are_named(tmp_path):

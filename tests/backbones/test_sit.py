@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.sit import inputs, reference, save, weights
-from helpers.small_models import autoencoder
+from helpers.small_models import assert_scores_do_not_depend_on_the_batch, autoencoder
 
 from diffguard_pl import Classifier, DiffGuard, InputError
 from diffguard_pl.backbones import SiTDiffusion
@@ -52,11 +52,7 @@ def test_the_score_of_an_image_does_not_depend_on_the_batch(backbone: SiTDiffusi
     torch.manual_seed(4)
     classifier = Classifier(SmallResNet(5), input_size=16)
     diffguard = DiffGuard(classifier, backbone, ClassifierFreeGuidance(2.0), 4, ["l2"], slots=4)
-    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-    together = diffguard(images).scores["l2"]
-    alone = torch.cat([diffguard(image[None]).scores["l2"] for image in images])
-    assert together.isfinite().all()
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert_scores_do_not_depend_on_the_batch(diffguard, 16)
 
 
 def test_a_file_that_does_not_fit_is_named(tmp_path: Path):

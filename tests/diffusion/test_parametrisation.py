@@ -10,9 +10,8 @@ from diffguard_pl.diffusion.parametrisation import (
     Parametrisation,
     RectifiedFlow,
     VariancePreserving,
-    alpha_bar_of_flow,
-    alpha_bar_of_sigma,
 )
+from diffguard_pl.diffusion.schedule import alpha_bar_of_flow, alpha_bar_of_sigma
 from diffguard_pl.errors import InputError
 
 ALL = [

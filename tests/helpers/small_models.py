@@ -7,6 +7,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from torch import Tensor, nn
 
+from diffguard_pl import DiffGuard
+
 
 def dit(**settings) -> DiTTransformer2DModel:
     """Build DiT-XL/2 in miniature: 1000 classes and none, 4 -> 8 channels, 8 x 8 latents."""
@@ -54,3 +56,14 @@ def samples(*labels: int, size: int = 8, channels: int = 4) -> tuple[Tensor, Ten
 def output(network: nn.Module, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
     """Return what a network predicts."""
     return network(x, t, class_labels=y).sample
+
+
+def assert_scores_do_not_depend_on_the_batch(
+    diffguard: DiffGuard, side: int, rtol: float = 1e-4
+) -> None:
+    """Compare the score ``l2`` of five images together with that of each alone."""
+    images = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(5))
+    together = diffguard(images).scores["l2"]
+    alone = torch.cat([diffguard(image[None]).scores["l2"] for image in images])
+    assert together.isfinite().all()
+    torch.testing.assert_close(together, alone, rtol=rtol, atol=1e-6)

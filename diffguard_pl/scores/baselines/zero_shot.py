@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from ...errors import InputError, choose
+from ...errors import InputError, beginning, choose
 from .collection import without_tf32
 
 SCORES = ("mcm", "neglabel")
@@ -207,7 +207,7 @@ def load_text_image_model(name: str, weights: str | None) -> TextImageModel:
             f"zero_shot.model: {library} is not installed; pip install {LIBRARIES[library]}"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = beginning(str(error), 200)
         raise InputError(f"zero_shot.model: {name} cannot be loaded ({reason})") from error
 
 
