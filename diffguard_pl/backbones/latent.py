@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, VQModel
 
 
+DISTANCES_AT_ONCE = 2**26
+"""Number of distances between latents and codes that are in memory at once, 256 MB."""
 DISCRETIZATIONS = {"uniform": uniform, "quad": quadratic}
 """Functions of alpha-bar and the number of steps, by latent-diffusion's name."""
 
@@ -114,11 +116,7 @@ def decode_vq(autoencoder: "VQModel", latents: Tensor, dtype: torch.dtype) -> Te
     with torch.autocast(latents.device.type, enabled=False):
         codes = at_least_float32(autoencoder.quantize.embedding.weight)
         channels_last = at_least_float32(latents).movedim(1, -1)
-        # A matrix product could round to TF32, so the distances are computed directly.
-        distances = torch.cdist(
-            channels_last.flatten(0, -2), codes, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        nearest = distances.argmin(dim=1)
+        nearest = nearest_codes(channels_last.flatten(0, -2), codes)
         quantised = codes[nearest].view_as(channels_last)
 
         # Every code is equally far from NaN: such latents stay NaN instead of becoming an image.
@@ -126,6 +124,24 @@ def decode_vq(autoencoder: "VQModel", latents: Tensor, dtype: torch.dtype) -> Te
         quantised = torch.where(has_code, quantised, float("nan")).movedim(-1, 1).contiguous()
     decoded = autoencoder.decode(quantised.to(dtype), force_not_quantize=True)
     return at_least_float32(decoded.sample)
+
+
+def nearest_codes(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Return the index [N] of the code nearest to each vector.
+
+    Args:
+        vectors: Vectors [N, D].
+        codes: Codes [K, D].
+    """
+    # CUDA does not compute the distances of 65 images of 64x64 vectors to 8,192 codes at once.
+    vectors_at_once = max(1, DISTANCES_AT_ONCE // len(codes))
+    # A matrix product could round to TF32, so the distances are computed directly.
+    return torch.cat(
+        [
+            torch.cdist(part, codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+            for part in vectors.split(vectors_at_once)
+        ]
+    )
 
 
 def _load_networks(

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from diffguard_pl.backbones import (
     LatentDiffusion,
+    latent,
 )
 
 
@@ -31,3 +32,27 @@ def test_without_antialias_images_become_smaller_as_in_the_paper_s_environment()
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     smaller = LatentDiffusion("digits_ldm", **settings).to_input_size(images)
     assert torch.equal(smaller, interpolate(images, (12, 12), mode="bilinear", antialias=False))
+
+
+def test_the_nearest_code_of_each_vector_whatever_fits_at_once(monkeypatch):
+    # CUDA refuses the distances of 128 images of 64x64 vectors to 8,192 codes ("invalid argument").
+    codes = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 2.0]])
+    vectors = torch.tensor([[0.1, 0.2], [3.0, 0.0], [0.0, 1.5], [1.9, 0.0], [2.1, 0.0], [9.0, 9.0]])
+    shapes = []
+    cdist = torch.cdist
+
+    def recorded(a, b, **settings):
+        shapes.append((len(a), len(b)))
+        return cdist(a, b, **settings)
+
+    monkeypatch.setattr(torch, "cdist", recorded)
+    for at_once, calls in ((2**26, 1), (12, 2), (3, 6), (1, 6)):
+        shapes.clear()
+        monkeypatch.setattr(latent, "DISTANCES_AT_ONCE", at_once)
+        assert latent.nearest_codes(vectors, codes).tolist() == [0, 1, 2, 0, 1, 1]
+        assert len(shapes) == calls
+        assert all(n * k <= max(at_once, k) for n, k in shapes)
+
+
+def test_no_latents_have_no_codes():
+    assert latent.nearest_codes(torch.empty(0, 3), torch.rand(5, 3)).shape == (0,)
