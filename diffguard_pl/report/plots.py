@@ -19,8 +19,11 @@ from .style import COLOURS, colour_of, line_style_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 LEGEND_COLUMNS = 5
+NAME_PLACES = [(x, y) for y in (3, -8, -16, 11, -24, 19, -32, -40, -48) for x in (4, -4)]
+"""Places of a name from its point, in points of print, the best one first."""
 LONGEST_NAME = 30
 """Characters of a dataset's name that fit into a column of the legend."""
 
@@ -114,13 +117,6 @@ def draw_costs(costs: Sequence[ScoreCost], title: str, path: Path) -> None:
             front.append((max(cost.nfe for cost in costs), front[-1][1]))
             axes.step(*zip(*front, strict=True), where="post", color="#999999", linewidth=0.8)
 
-            # Baselines stand above each other, and so do discrepancies: only their best are named.
-            for cost in costs:
-                if cost.family == PATH or group in cost.best:
-                    point = (cost.nfe, 100 * cost.results[group].metrics.auroc)
-                    weight = "bold" if group in cost.best else "normal"
-                    place = {"xytext": (4, 3), "textcoords": "offset points"}
-                    axes.annotate(cost.score, point, fontsize=7, fontweight=weight, **place)
             axes.set_xscale("symlog", linthresh=1, linscale=0.3)
             ticks = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000]
             highest = max(cost.nfe for cost in costs)
@@ -131,6 +127,35 @@ def draw_costs(costs: Sequence[ScoreCost], title: str, path: Path) -> None:
             axes.set(xlabel="network evaluations per image", ylabel=f"AUROC, {group} (%)")
             simplify(axes)
         figure.axes[0].legend(frameon=False, fontsize=8)
+        figure.draw_without_rendering()  # places of points and sizes of texts are known now
+        for axes, group in zip(figure.axes, groups, strict=True):
+            _name_points(axes, costs, group)
+
+
+def _name_points(axes: Axes, costs: Sequence[ScoreCost], group: str) -> None:
+    """Write names beside points, none on another.
+
+    Baselines stand above each other, and so do discrepancies: only their best are named.
+    """
+    taken: list[Bbox] = []
+    for cost in costs:
+        if cost.family != PATH and group not in cost.best:
+            continue
+        name = axes.annotate(
+            cost.score,
+            (cost.nfe, 100 * cost.results[group].metrics.auroc),
+            xytext=NAME_PLACES[0],
+            textcoords="offset points",
+            fontsize=7,
+            fontweight="bold" if group in cost.best else "normal",
+        )
+        for place in NAME_PLACES:
+            name.set_position(place)
+            name.set_horizontalalignment("left" if place[0] > 0 else "right")
+            box = name.get_window_extent().padded(1)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _metric_over_points(
