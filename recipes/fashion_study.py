@@ -4,7 +4,8 @@ Runs it on each split with the weights that ``recipes/fashion.py`` has trained (
 is resumed or read), then prints a table in Markdown: AUROC of every score in percent, mean over
 held-out classes for each split, mean and standard deviation over splits, the lead over the best
 baseline with the 95 % interval of a paired bootstrap over images, and network evaluations. A second
-table has the fusions of each discrepancy and path score with each baseline.
+table has the fusions of each discrepancy and path score with each baseline, where the config has
+calibration images.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 from diffguard_pl.datamodules.fashion import CLASS_SPLITS
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.metrics.table import ScoreTable, result_rows
-from diffguard_pl.names import FUSION, MEAN
+from diffguard_pl.names import CALIBRATION, FUSION, MEAN
 from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.combination import Combination, Fusion
@@ -161,6 +162,9 @@ def main() -> None:
     ]
     runs = [read_results(folder) for folder in folders]
     print_table(runs)
+    if CALIBRATION not in runs[0].header.datasets:
+        print("\nNo fusions: the config has no calibration images, as those in combine/ have.")
+        return
     print()
     print_fusions(folders, baselines_of(runs[0]))
 

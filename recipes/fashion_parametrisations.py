@@ -1,0 +1,94 @@
+"""Compare DDPM, EDM and flow matching on Fashion-MNIST: the same network, data and training steps.
+
+    python recipes/fashion.py edm flow
+    python recipes/fashion_parametrisations.py [--split tuning]
+
+runs ``fashion_ldm`` with each of the three models, at 5, 10 and 20 steps, with the steps uniform in
+the model's timesteps or in Karras' distances (a run that exists is resumed or read). Prints a table
+in Markdown: AUROC in percent with the 95 % interval of a bootstrap over images, mean over the
+held-out classes (near) and mean over the other datasets (far); with ``--split tuning``, on the
+tuning dataset.
+"""
+
+import argparse
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+from diffguard_pl.names import MEAN
+from diffguard_pl.report.results import RunResults, read_results
+
+MODELS = {
+    "DDPM, uniform": ("ldm", "uniform"),
+    "EDM, uniform": ("edm", "uniform"),
+    "EDM, Karras": ("edm", "karras"),
+    "flow, uniform": ("flow", "uniform"),
+    "flow, Karras": ("flow", "karras"),
+}
+"""Part of ``recipes/fashion.py`` and distances of the steps, by the name of a row."""
+STEPS = (5, 10, 20)
+SCORES = ("gmsd", "latents", "features", "kl")
+
+
+def run(model: str, steps: int, split: str, weights: Path, out: Path, settings: list[str]) -> Path:
+    """Run ``fashion_ldm`` with a model, unless it has been run before; return the folder."""
+    part, spacing = MODELS[model]
+    folder = out / split / f"{part}_{spacing}_{steps}"
+    if (folder / "metrics.csv").exists():
+        return folder
+    command = [sys.executable, "-m", "diffguard_pl.test"]
+    if (folder / "run.json").exists():
+        command += ["--resume", str(folder)]
+    else:
+        command += ["--config", "fashion_ldm", "--model.steps", str(steps), *settings]
+        command += ["--model.discrepancies", f"[{', '.join(SCORES)}]", "--data.split", split]
+        command += ["--pictures.count", "0", "--trainer.default_root_dir", str(folder)]
+        if part != "ldm":
+            model_path = weights / "split_1" / f"fashion_{part}"
+            backbone = "--model.backbone.init_args"
+            command += ["--model.backbone", "diffguard_pl.backbones.DiffusersPipeline"]
+            command += [f"{backbone}.checkpoint", str(model_path), f"{backbone}.spacing", spacing]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def cells(results: RunResults, group: str) -> list[str]:
+    """Return the AUROC of each score on a group of datasets, with its interval."""
+    rows = {
+        row.score: row
+        for row in results.results
+        if row.group == group and (row.dataset == MEAN or group == "tuning")
+    }
+    found = []
+    for score in SCORES:
+        row = rows[score]
+        assert row.intervals
+        low, high = row.intervals["auroc"]
+        found.append(f"{100 * row.metrics.auroc:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--split", choices=("test", "tuning"), default="test")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument(
+        "--weights", type=Path, default=Path("runs/fashion"), help="--out of recipes/fashion.py"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/fashion_parametrisations"))
+    arguments, settings = parser.parse_known_args()
+    groups = ("tuning",) if arguments.split == "tuning" else ("near", "far")
+    print(f"| model | steps | NFE | {' | '.join(f'{s}, {g}' for g in groups for s in SCORES)} |")
+    print("|---|---:|---:" + "|---:" * len(SCORES) * len(groups) + "|")
+    for model, steps in product(MODELS, arguments.steps):
+        given = arguments.split, arguments.weights, arguments.out, settings
+        results = read_results(run(model, steps, *given))
+        found = [cell for group in groups for cell in cells(results, group)]
+        print(f"| {model} | {steps} | {3 * steps} | {' | '.join(found)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
