@@ -12,7 +12,8 @@ Every line runs the same images through the same weights:
 - ``engine`` is what a run does.
 
 Lines are timed in turn, ``--rounds`` times, and ``speed`` is the median ratio to ``naive`` of the
-same round, because machines are noisy. ``--out FILE`` writes all numbers as JSON.
+same round, because machines are noisy. Seconds are printed as they are measured; a line that fails
+is left out. ``--out FILE`` writes all numbers as JSON.
 """
 
 import argparse
@@ -260,13 +261,22 @@ def measure(args: argparse.Namespace, family: str, device: torch.device) -> dict
     found = list(lines(args, family, images, device))
 
     # Warm-up: compilation, choice of algorithms, memory.
-    for line in found:
-        line.measure(device)
+    for line in list(found):
+        try:
+            line.measure(device)
+        except RuntimeError as error:  # such as too little memory
+            if line is found[0]:
+                raise
+            print(f"{family}: {line.name}: left out: {str(error).splitlines()[0]}", flush=True)
+            found.remove(line)
+            continue
         line.warm_up = line.seconds.pop()
+        print(f"{family}: {line.name}: first pass {line.warm_up:.1f} s", flush=True)
 
     for _ in range(args.rounds):
         for line in found:
             line.measure(device)
+            print(f"{family}: {line.name}: {line.seconds[-1]:.1f} s", flush=True)
 
     # Rate of the matrix product in each dtype, after the rounds.
     flops = flops_per_nfe(found[0].diffguard, images)
