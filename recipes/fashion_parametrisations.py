@@ -3,11 +3,11 @@
     python recipes/fashion.py edm flow
     python recipes/fashion_parametrisations.py [--split tuning]
 
-runs ``fashion_ldm`` with each of the three models, at 5, 10 and 20 steps, with the steps uniform in
-the model's timesteps or in Karras' distances (a run that exists is resumed or read). Prints a table
-in Markdown: AUROC in percent with the 95 % interval of a bootstrap over images, mean over the
-held-out classes (near) and mean over the other datasets (far); with ``--split tuning``, on the
-tuning dataset.
+runs ``fashion_ldm`` with each of the three models, at 5, 10 and 20 steps, which are uniform in the
+model's timesteps, or for EDM in Karras' distances (a run that exists is resumed or read). Other
+arguments go to the runs, such as ``--data.limit 150``. Prints a table in Markdown: AUROC in percent
+with the 95 % interval of a bootstrap over images, mean over the held-out classes (near) and over
+the other datasets (far); with ``--split tuning``, on the tuning dataset.
 """
 
 import argparse
@@ -20,11 +20,9 @@ from diffguard_pl.names import MEAN
 from diffguard_pl.report.results import RunResults, read_results
 
 MODELS = {
-    "DDPM, uniform": ("ldm", "uniform"),
-    "EDM, uniform": ("edm", "uniform"),
-    "EDM, Karras": ("edm", "karras"),
-    "flow, uniform": ("flow", "uniform"),
-    "flow, Karras": ("flow", "karras"),
+    "DDPM": ("ldm", "uniform"),
+    "EDM": ("edm", "karras"),
+    "flow matching": ("flow", "uniform"),
 }
 """Part of ``recipes/fashion.py`` and distances of the steps, by the name of a row."""
 STEPS = (5, 10, 20)
