@@ -3,10 +3,10 @@
     python benchmarks/precision.py [--limit N] [--precision 32 bf16-mixed ...] [--out DIR]
 
 runs the digits benchmark with both pipelines in each precision of ``--trainer.precision``, each in
-a process of its own, and prints a table. Drift: median and maximum of the change of an image's
-primary score relative to the first precision, in units of the score's standard deviation over all
-images. A run that ``--out`` contains is read, not repeated, so that runs of two machines can be
-compared: ``--precision "32, CPU" 32 bf16-mixed`` has the CPU as reference.
+a process of its own, and prints a table. Changes of an image's primary score are relative to the
+first precision, in units of the score's standard deviation over all images. A run that ``--out``
+contains is read, not repeated, so that runs of two machines can be compared: ``--precision
+"32, CPU" 32 bf16-mixed`` has the CPU as reference.
 """
 
 import argparse
@@ -53,10 +53,13 @@ def run_of(config: str, precision: str, limit: str, out: Path) -> Path | None:
     return folder
 
 
-def print_rows(config: str, runs: dict[str, Path]) -> None:
-    """Print one row a precision; the first is the reference."""
+def print_rows(config: str, precisions: list[str], limit: str, out: Path) -> None:
+    """Print one row a precision, as soon as it has been run; the first is the reference."""
     exact = None
-    for precision, folder in runs.items():
+    for precision in precisions:
+        folder = run_of(config, precision, limit, out)
+        if folder is None:
+            continue
         frame, header = read_scores(folder)
         score = header.scores[0]
         exact = frame if exact is None else exact
@@ -98,8 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         for config in args.config:
-            runs = {name: run_of(config, name, args.limit, out) for name in args.precision}
-            print_rows(config, {name: folder for name, folder in runs.items() if folder})
+            print_rows(config, args.precision, args.limit, out)
 
 
 if __name__ == "__main__":

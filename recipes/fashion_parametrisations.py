@@ -11,10 +11,10 @@ the other datasets (far); with ``--split tuning``, on the tuning dataset.
 """
 
 import argparse
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
+
+from fashion_study import run_once
 
 from diffguard_pl.names import MEAN
 from diffguard_pl.report.results import RunResults, read_results
@@ -32,23 +32,14 @@ SCORES = ("gmsd", "latents", "features", "kl")
 def run(model: str, steps: int, split: str, weights: Path, out: Path, settings: list[str]) -> Path:
     """Run ``fashion_ldm`` with a model, unless it has been run before; return the folder."""
     part, spacing = MODELS[model]
-    folder = out / split / f"{part}_{spacing}_{steps}"
-    if (folder / "metrics.csv").exists():
-        return folder
-    command = [sys.executable, "-m", "diffguard_pl.test"]
-    if (folder / "run.json").exists():
-        command += ["--resume", str(folder)]
-    else:
-        command += ["--config", "fashion_ldm", "--model.steps", str(steps), *settings]
-        command += ["--model.discrepancies", f"[{', '.join(SCORES)}]", "--data.split", split]
-        command += ["--pictures.count", "0", "--trainer.default_root_dir", str(folder)]
-        if part != "ldm":
-            model_path = weights / "split_1" / f"fashion_{part}"
-            backbone = "--model.backbone.init_args"
-            command += ["--model.backbone", "diffguard_pl.backbones.DiffusersPipeline"]
-            command += [f"{backbone}.checkpoint", str(model_path), f"{backbone}.spacing", spacing]
-    subprocess.run(command, check=True)
-    return folder
+    settings = [*settings, "--model.steps", str(steps), "--data.split", split]
+    settings += ["--model.discrepancies", f"[{', '.join(SCORES)}]", "--pictures.count", "0"]
+    if part != "ldm":
+        model_path = weights / "split_1" / f"fashion_{part}"
+        backbone = "--model.backbone.init_args"
+        settings += ["--model.backbone", "diffguard_pl.backbones.DiffusersPipeline"]
+        settings += [f"{backbone}.checkpoint", str(model_path), f"{backbone}.spacing", spacing]
+    return run_once("fashion_ldm", out / split / f"{part}_{spacing}_{steps}", settings)
 
 
 def cells(results: RunResults, group: str) -> list[str]:
@@ -85,7 +76,8 @@ def main() -> None:
         given = arguments.split, arguments.weights, arguments.out, settings
         results = read_results(run(model, steps, *given))
         found = [cell for group in groups for cell in cells(results, group)]
-        print(f"| {model} | {steps} | {3 * steps} | {' | '.join(found)} |", flush=True)
+        nfe = results.frame["nfe"].mean()
+        print(f"| {model} | {steps} | {nfe:g} | {' | '.join(found)} |", flush=True)
 
 
 if __name__ == "__main__":

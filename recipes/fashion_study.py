@@ -43,18 +43,25 @@ class Study(NamedTuple):
 def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) -> Path:
     """Run a config on a split, unless it has been run before, and return the run's folder."""
     folder = out / Path(config).stem / f"split_{split}"
-    if (folder / "metrics.csv").exists():
-        return folder
-    command = [sys.executable, "-m", "diffguard_pl.test", "--config", config, *settings]
-    command += ["--data.class_split", str(split), "--trainer.default_root_dir", str(folder)]
+    settings = [*settings, "--data.class_split", str(split)]
     if split > 1:
         backbone = "fashion_gdm" if "gdm" in config else "fashion_ldm"
         own = weights / f"split_{split}"
-        command += ["--model.classifier.checkpoint", str(own / "fashion_classifier")]
-        command += ["--model.backbone.init_args.checkpoint", str(own / backbone)]
+        settings += ["--model.classifier.checkpoint", str(own / "fashion_classifier")]
+        settings += ["--model.backbone.init_args.checkpoint", str(own / backbone)]
+    return run_once(config, folder, settings)
+
+
+def run_once(config: str, folder: Path, settings: list[str]) -> Path:
+    """Run a config into a folder and return it; resume a run that was interrupted, read one that
+    has ended."""
+    if (folder / "metrics.csv").exists():
+        return folder
     if (folder / "run.json").exists():
-        command = [sys.executable, "-m", "diffguard_pl.test", "--resume", str(folder)]
-    subprocess.run(command, check=True)
+        arguments = ["--resume", str(folder)]
+    else:
+        arguments = ["--config", config, *settings, "--trainer.default_root_dir", str(folder)]
+    subprocess.run([sys.executable, "-m", "diffguard_pl.test", *arguments], check=True)
     return folder
 
 
