@@ -5,7 +5,8 @@ is resumed or read), then prints a table in Markdown: AUROC of every score in pe
 held-out classes for each split, mean and standard deviation over splits, the lead over the best
 baseline with the 95 % interval of a paired bootstrap over images, and network evaluations. A second
 table has the fusions of each discrepancy and path score with each baseline, where the config has
-calibration images.
+calibration images. A third one has the limit of what a family of scores tells of the held-out
+classes: the AUROC of classifiers that are trained on the scores of other images of these classes.
 """
 
 import argparse
@@ -16,9 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import SplineTransformer
 
 from diffguard_pl.datamodules.fashion import CLASS_SPLITS
 from diffguard_pl.metrics.bootstrap import replicates
+from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.metrics.table import ScoreTable, result_rows
 from diffguard_pl.names import CALIBRATION, FUSION, MEAN
 from diffguard_pl.report.results import RunResults, read_results
@@ -44,12 +52,22 @@ def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) 
     """Run a config on a split, unless it has been run before, and return the run's folder."""
     folder = out / Path(config).stem / f"split_{split}"
     settings = [*settings, "--data.class_split", str(split)]
-    if split > 1:
-        backbone = "fashion_gdm" if "gdm" in config else "fashion_ldm"
-        own = weights / f"split_{split}"
-        settings += ["--model.classifier.checkpoint", str(own / "fashion_classifier")]
-        settings += ["--model.backbone.init_args.checkpoint", str(own / backbone)]
+    for name, value in weights_of(config, split, weights).items():
+        settings += [f"--model.{name}", value]
     return run_once(config, folder, settings)
+
+
+def weights_of(config: str, split: int, weights: Path) -> dict[str, str]:
+    """Return the settings of ``model`` that name the weights of a split; those of the first are
+    the config's."""
+    if split == 1:
+        return {}
+    own = weights / f"split_{split}"
+    backbone = "fashion_gdm" if "gdm" in config else "fashion_ldm"
+    return {
+        "classifier.checkpoint": str(own / "fashion_classifier"),
+        "backbone.init_args.checkpoint": str(own / backbone),
+    }
 
 
 def run_once(config: str, folder: Path, settings: list[str]) -> Path:
@@ -135,6 +153,43 @@ def fusions(folder: Path, baselines: list[str]) -> dict[tuple[str, str], tuple[f
     return found
 
 
+def print_limits(runs: list[RunResults]) -> None:
+    """Print what a classifier reaches that knows the held-out classes, by family of scores."""
+    print("| scores | number | logistic regression | random forest |")
+    print("|---|---:|---:|---:|")
+    costs = runs[0].record["score_costs"]
+    families = list(dict.fromkeys(cost["family"] for cost in costs.values()))
+    for family in [*families, "all"]:
+        of_family = [s for s, cost in costs.items() if family in (cost["family"], "all")]
+        reached = np.mean([limits(run.table, of_family) for run in runs], axis=0)
+        print(f"| {family} | {len(of_family)} | {' | '.join(f'{100 * r:.1f}' for r in reached)} |")
+
+
+def limits(table: ScoreTable, names: list[str]) -> list[float]:
+    """Return the near-OOD AUROC of two classifiers of the scores, mean over held-out classes.
+
+    They are trained on four fifths of the known and of the held-out images, and tested on the
+    fifth, in turn; the classes have equal weight. Scores enter by their ranks.
+    """
+    near = [d for d in table.ood if table.group_of(d) == "near"]
+    chosen = np.isin(table.members, [0, *near])
+    values = table.values[chosen][:, [table.scores.index(name) for name in names]]
+    ranks = rankdata(values, axis=0) / len(values) - 0.5
+    members = table.members[chosen]
+    classifiers = (
+        make_pipeline(SplineTransformer(), LogisticRegression(C=0.1, class_weight="balanced")),
+        RandomForestClassifier(300, min_samples_leaf=5, class_weight="balanced", random_state=100),
+    )
+    folds = StratifiedKFold(5, shuffle=True, random_state=100)
+    reached = []
+    for classifier in classifiers:
+        known = cross_val_predict(
+            classifier, ranks, members == 0, cv=folds.split(ranks, members), method="predict_proba"
+        )[:, 1]
+        reached.append(np.mean([auroc(known[members == 0], known[members == d]) for d in near]))
+    return reached
+
+
 def near_auroc(scores: ScoreTable) -> dict[str, float]:
     """Compute the AUROC of each score in percent, mean over the held-out classes."""
     rows = result_rows(scores)
@@ -169,11 +224,13 @@ def main() -> None:
     ]
     runs = [read_results(folder) for folder in folders]
     print_table(runs)
-    if CALIBRATION not in runs[0].header.datasets:
-        print("\nNo fusions: the config has no calibration images, as those in combine/ have.")
-        return
     print()
-    print_fusions(folders, baselines_of(runs[0]))
+    if CALIBRATION in runs[0].header.datasets:
+        print_fusions(folders, baselines_of(runs[0]))
+    else:
+        print("No fusions: the config has no calibration images, as those in combine/ have.")
+    print()
+    print_limits(runs)
 
 
 if __name__ == "__main__":
