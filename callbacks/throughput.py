@@ -32,7 +32,8 @@ class ThroughputMonitor(pl.Callback):
             raise InputError(f"throughput.every={every}: must be more than 0 seconds")
         self.every = every
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: DiffGuardModule) -> None:
+        # scores have been fitted before: what that took is no cost of an image
         self.began = self.last_record = time.monotonic()
         self.images, self.records, self.nfe_before = 0, 0, pl_module.diffguard.nfe
         if pl_module.device.type == "cuda":

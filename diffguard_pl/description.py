@@ -26,7 +26,7 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
             "skip_first_steps": sampling.skip_first_steps,
             "skip_last_steps": sampling.skip_last_steps,
         },
-        "guidance": {"class": type(model.guidance).__qualname__} | _plain_settings(model.guidance),
+        "guidance": {"class": type(model.guidance).__qualname__} | plain_settings(model.guidance),
         "baselines": model.baselines.hyperparameters,
         "classifier": {
             "input_size": classifier.input_size,
@@ -54,11 +54,11 @@ def describe_method(model: DiffGuard) -> dict[str, Any]:
     return json.loads(json.dumps(method))  # tuples become lists, as in a file
 
 
-def _plain_settings(guidance: Any) -> dict[str, Any]:
-    """Return the public attributes of a guidance that JSON can hold; it may be a user's class."""
+def plain_settings(part: Any) -> dict[str, Any]:
+    """Return the public attributes of a part that JSON can hold; it may be of a user's class."""
     plain = (bool, int, float, str, list, tuple, dict, type(None))
     return {
         name: value
-        for name, value in vars(guidance).items()
+        for name, value in vars(part).items()
         if not name.startswith("_") and name != "training" and isinstance(value, plain)
     }

@@ -203,6 +203,10 @@ class DiffGuard(nn.Module):
             if name != "psnr":
                 self.stop_metrics[name] = FeatureScore(name, vgg16)
 
+        if self.path_scores.look_at_denoising:
+            guided = self.sampler().guided_denoising_steps()
+            self.path_scores.check_denoising(guided, schedule.timesteps, len(backbone.alpha_bar))
+
         # backbones and discrepancies of your own, too
         keep_contiguous(self)
         self.slots, self.compiled, self.nfe = slots, compile, 0

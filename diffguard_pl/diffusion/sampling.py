@@ -147,6 +147,16 @@ class GuidedSampler:
         """Return the guidance scale [S] at each denoising step."""
         return self.guidance.denoising_scales(self.settings.schedule.timesteps, self.train_steps)
 
+    def guided_denoising_steps(self) -> Tensor:
+        """Return which denoising steps are guided and taken by images that stop last, bool [S]."""
+        settings = self.settings
+        masked = self.guidance.cam_cut is not None
+        guided = self.guidance.is_guided(self.denoising_scales(), masked)
+        last_stop = torch.tensor([settings.inversion_steps - 1])
+        guided[int(settings.first_denoising_index(last_stop)) + 1 :] = False
+        guided[: settings.skip_last_steps] = False
+        return guided
+
     def null_labels(self, labels: Tensor) -> Tensor:
         """Return "no class" for each of the labels [n]; the labels if the network takes none."""
         if self.null_label is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..datamodules.base import OODData
-from ..description import describe_method
+from ..description import describe_method, plain_settings
 from ..diffguard import DiffGuard
 from ..errors import InputError
 from ..runs.record import weights_hashes
@@ -54,6 +54,8 @@ def fit_path_scores(
         "classifier": classifier_key(diffguard.classifier, contents, precision),
         "weights": weights_hashes(diffguard),
         "method": describe_method(diffguard),
+        "backbone": plain_settings(diffguard.backbone),
+        "code": diffguard.path_scores.code_of_others(),
         "images": diffguard.path_fit_images,
     }
     features = computed_once(cached_file(key), compute, first_rank, wait_for_others)

@@ -50,6 +50,11 @@ class PathScore(WithHyperparameters):
         return ()
 
     @property
+    def guided_denoising_steps(self) -> tuple[int, ...]:
+        """Denoising steps, by schedule index, that have to be guided for the score."""
+        return ()
+
+    @property
     def looks_at_denoising(self) -> bool:
         """Whether it looks at denoising steps, so that images have to be reconstructed."""
         return False

@@ -1,6 +1,9 @@
 """Any number of path scores in one module, computed from what the engine keeps of each image."""
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -135,6 +138,25 @@ class PathScores(NamedScores[PathScore]):
             if isinstance(score, MeasuredScore):
                 score.check_labels(null_label, is_conditional)
 
+    def check_denoising(self, guided: Tensor, timesteps: Tensor, train_steps: int) -> None:
+        """Raise an `InputError` if a score looks at a denoising step that is not guided.
+
+        Args:
+            guided: Whether images take a denoising step and it is guided, bool [S].
+            timesteps: [S] training timesteps of the schedule.
+            train_steps: Length T of the training schedule.
+        """
+        times = (timesteps / (train_steps - 1)).tolist()
+        for name, score in self._scores.items():
+            for step in score.guided_denoising_steps:
+                if not guided[step]:
+                    possible = ", ".join(f"{times[i]:.3g}" for i in guided.nonzero().flatten())
+                    raise InputError(
+                        f"path_scores: {name}: needs a guided denoising step, and the one at time "
+                        f"{times[step]:.3g} is not guided; set times to any of {possible}, or at "
+                        "to inversion"
+                    )
+
     def nfe_of(self, name: str, per_pull: int) -> int | None:
         """Return the network evaluations of an image for a score alone; None: all that there are.
 
@@ -184,6 +206,15 @@ class PathScores(NamedScores[PathScore]):
                 fitted |= {self._key(score, tensor): value for tensor, value in found.items()}
         for tensor, value in fitted.items():
             setattr(self, tensor, value.double().contiguous())
+
+    def code_of_others(self) -> dict[str, str]:
+        """Return the hash of the source file of each score from outside this package, by name."""
+        package = __package__.partition(".")[0]
+        return {
+            name: sha256(FilePath(inspect.getfile(type(score))).read_bytes()).hexdigest()
+            for name, score in self._scores.items()
+            if type(score).__module__.partition(".")[0] != package
+        }
 
     def _key(self, score: PathScore, tensor: str) -> str:
         return f"{score.name}_{tensor}"

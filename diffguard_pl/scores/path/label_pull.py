@@ -65,6 +65,10 @@ class LabelPull(PathScore):
         return () if self.looks_at_denoising else self.steps
 
     @property
+    def guided_denoising_steps(self) -> tuple[int, ...]:
+        return self.steps if self.looks_at_denoising else ()
+
+    @property
     def looks_at_denoising(self) -> bool:
         return self.at == "denoising"
 

@@ -14,6 +14,8 @@ from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits, held_out
 from diffguard_pl.diffusion.classifier_guidance import ClassifierGuidance
 from diffguard_pl.diffusion.path import Path
+from diffguard_pl.evaluation.path_fit import fit_path_scores
+from diffguard_pl.runs.record import read_record
 from diffguard_pl.runs.store import read_scores
 from diffguard_pl.scores.combination import Cascade, Combination
 from diffguard_pl.scores.path.base import PathScore
@@ -186,6 +188,9 @@ def test_a_run_fits_to_some_training_images_once(tmp_path, monkeypatch):
     assert written[0] == written[1]
     frames = [read_scores(tmp_path / name)[0] for name in "ab"]
     assert (frames[0]["nfe"] == 3).all()
+    # what the fit evaluates is no cost of an image
+    (session,) = read_record(tmp_path / "a")["sessions"]
+    assert session["throughput"]["nfe"] == 3 * len(frames[0])
     np.testing.assert_array_equal(frames[0]["msma"], frames[1]["msma"])
 
     # The same as with evenly spaced images by hand.
@@ -198,6 +203,51 @@ def test_a_run_fits_to_some_training_images_once(tmp_path, monkeypatch):
     of_digits = frames[0][frames[0]["dataset"] == "digits"]
     for name in ("msma", "label_pull"):
         np.testing.assert_allclose(of_digits[name], model(images).scores[name], rtol=1e-4)
+
+
+def test_what_features_depend_on_is_in_the_key_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFGUARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    code = (
+        "import torch\n"
+        "from diffguard_pl.scores.path.density import Z_SCORE, fit_z_score, z_score\n"
+        "from diffguard_pl.scores.path.base import PathScore\n"
+        "class Mean(PathScore):\n"
+        "    name, path_steps, tensors = 'mean', 1, Z_SCORE\n"
+        "    def features(self, path): return path.inversion('eps')[:, :1]\n"
+        "    def fit(self, features): return fit_z_score(features, self.name)\n"
+        "    def score(self, features, fitted): return -z_score(features, fitted)[:, 0]\n"
+    )
+    source = tmp_path / "score_of_a_user.py"
+    source.write_text(code)
+    data = diffguard_pl.config.load_data(["digits_ldm"])
+
+    def kept_after_a_fit(**settings) -> int:
+        scores = ["score_of_a_user.Mean"]
+        model = diffguard_pl.load("pull/digits_ldm", path_scores=scores, **settings)
+        model.path_fit_images = 32
+        fit_path_scores(model, data, "32-true", True, lambda: None)
+        return len(list((tmp_path / "cache" / "features").glob("*.safetensors")))
+
+    assert kept_after_a_fit() == 1
+    assert kept_after_a_fit() == 1
+    assert kept_after_a_fit(backbone__init_args__antialias=False) == 2
+    source.write_text(code + "# changed\n")
+    assert kept_after_a_fit() == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidance__interval": [0.3, 1.0]}, r"time 0.101 .* set times to any of 0.3"),
+        ({"skip_last_steps": 2}, r"time 0.101 is not guided"),
+        ({"skip_first_steps": 9, "early_stop_steps": 1}, r"set times to any of 0.001,"),
+    ],
+)
+def test_the_pull_at_a_denoising_step_that_is_not_guided_is_refused(settings, message):
+    scores = {"label_pull": {"at": "denoising"}}
+    with pytest.raises(InputError, match=f"path_scores: label_pull: .*{message}"):
+        diffguard_pl.load("digits_ldm", path_scores=scores, **settings)
 
 
 def test_without_training_images_a_run_says_what_to_do():
