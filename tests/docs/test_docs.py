@@ -33,7 +33,7 @@ from diffguard_pl.scores.path.names import PATH_SCORES
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-GENERATED = {"settings.md", "configs.md"}  # by scripts/docs/reference.py
+GENERATED = {"reference/settings.md", "reference/configs.md"}  # by scripts/docs/reference.py
 PLACEHOLDERS = {"mine", "NAME", "CONFIG"}  # configs of the reader
 SHORTEST_LITERAL = 8  # letters that a message must share with its place in the source
 
@@ -58,9 +58,9 @@ def printed_by(source: str) -> str:
 
 
 def test_the_quickstart_prints_what_its_page_shows():
-    (source,) = blocks(DOCS / "quickstart.md", "python")
+    (source,) = blocks(DOCS / "tutorials" / "quickstart.md", "python")
     labels, scores = printed_by(source).splitlines()
-    page = (DOCS / "quickstart.md").read_text()
+    page = (DOCS / "tutorials" / "quickstart.md").read_text()
     assert f"    {labels}\n" in page
     assert f"    {scores}\n" in page
 
@@ -235,4 +235,7 @@ def test_path_scores_are_listed_with_their_evaluations():
 
 
 def test_the_faq_quotes_its_errors():
-    assert sum(len(block.splitlines()) for block in blocks(DOCS / "faq.md", "console")) >= 20
+    assert (
+        sum(len(block.splitlines()) for block in blocks(DOCS / "how-to" / "faq.md", "console"))
+        >= 20
+    )
