@@ -1,4 +1,4 @@
-"""docs/how-to/reproduce.md shows the published results of the data file."""
+"""docs/benchmarks/paper.md shows the published results of the data file."""
 
 import importlib.util
 
