@@ -65,6 +65,19 @@ def test_the_quickstart_prints_what_its_page_shows():
     assert f"    {scores}\n" in page
 
 
+def test_the_guarded_classifier_of_the_tutorial_rejects_what_it_does_not_know(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join(blocks(DOCS / "tutorials" / "guard-a-classifier.md", "python"))
+    printed = printed_by(source.replace("[:100]", "[:30]"))
+    rates = re.findall(r"^(.+): (\d+)% accepted by maps, (\d+)% by msp$", printed, re.MULTILINE)
+    by_maps = {name: int(maps) for name, maps, _ in rates}
+    assert by_maps["known digits"] >= 85
+    assert by_maps["4s and 9s"] <= 50
+    assert by_maps["photos"] <= 20
+
+
 def test_fitted_baselines_run_as_their_page_says():
     (source,) = blocks(DOCS / "how-to" / "baselines.md", "python")
     assert printed_by(source).startswith("tensor([-")
@@ -76,6 +89,15 @@ def test_dataloaders_run_as_their_page_says():
     dataset, metric = first.rsplit(" maps ", 1)
     assert dataset == "fours and nines"
     assert float(metric) > 0.9
+
+
+def test_metrics_agree_with_those_of_pytorch_ood_as_their_page_shows():
+    path = DOCS / "how-to" / "from-other-tools.md"
+    (source,) = blocks(path, "python")
+    lines = printed_by(source).splitlines()
+    assert "\n".join(f"    {line}" for line in lines) in path.read_text()
+    pairs = [line.split()[-2:] for line in lines[:-1]]
+    assert all(here == there for here, there in pairs)
 
 
 def test_a_benchmark_of_image_lists_is_read_as_its_page_says(tmp_path, monkeypatch):
@@ -164,20 +186,37 @@ def test_the_code_of_a_page_is_valid(path: Path):
 # --------------------------------------------------------------------------- complete lists
 
 
-def test_every_page_is_in_the_navigation_once():
-    def leaves(entry) -> Iterator[str]:
-        if isinstance(entry, str):
-            yield entry
-        elif isinstance(entry, dict):
-            for part in entry.values():
-                yield from leaves(part)
-        else:
-            for part in entry:
-                yield from leaves(part)
+def leaves(entry) -> Iterator[str]:
+    """Yield the pages of a part of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, dict):
+        for part in entry.values():
+            yield from leaves(part)
+    else:
+        for part in entry:
+            yield from leaves(part)
 
+
+def test_every_page_is_in_the_navigation_once():
     listed = list(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     pages = {page.relative_to(DOCS).as_posix() for page in PAGES}
     assert sorted(listed) == sorted(pages | GENERATED)
+
+
+def test_every_page_is_of_the_kind_of_its_tab():
+    """A tab is a folder, by Diataxis, and begins with a page that lists the others."""
+    kinds = ["tutorials", "how-to", "reference", "explanation", "benchmarks"]
+    home, *tabs = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert home == {"Home": "index.md"}
+    for kind, tab in zip(kinds, tabs, strict=True):
+        ((_, (index, *pages)),) = tab.items()
+        assert index == f"{kind}/index.md"
+        text = (DOCS / index).read_text()
+        for page in leaves(pages):
+            folder, _, inside = page.partition("/")
+            assert folder == kind
+            assert f"]({inside})" in text or inside.startswith("api/")
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
