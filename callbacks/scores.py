@@ -34,7 +34,7 @@ ARRAYS = {
 class ScoreWriter(pl.Callback):
     """Writes each image's results to ``scores/part-*.parquet`` in the run folder.
 
-    The columns are described in docs/results.md.
+    The columns are described in docs/reference/results.md.
 
     Args:
         keep: Arrays to keep as well, in half precision: any of logits, features, reconstructions.

@@ -66,7 +66,7 @@ def usage() -> str:
     lines += [f"  {name:<12} {line}" for name, line in COMMANDS.items()]
     lines += ["", "diffguard-pl COMMAND --help describes a command. Every command takes --trust"]
     lines += [
-        "PACKAGE: configs and detector files may import from it, see docs/how-to/own-data.md."
+        "PACKAGE: configs and detector files may import from it, see docs/how-to/own-classifier.md."
     ]
     return "\n".join(lines)
 

@@ -128,9 +128,9 @@ class DiffGuard(nn.Module):
         slots: int = 64,
         compile: bool = False,
         baselines: Sequence[str]
-        | Mapping[str, Mapping[str, float | str] | None] = DEFAULT_BASELINES,
+        | Mapping[str, Mapping[str, int | float | str] | None] = DEFAULT_BASELINES,
         path_scores: Sequence[str]
-        | Mapping[str, Mapping[str, float | str | list[float]] | None] = (),
+        | Mapping[str, Mapping[str, int | float | str | list[float]] | None] = (),
         path_fit_images: int = 1000,
         second_network: SecondNetwork | None = None,
         zero_shot: ZeroShot | None = None,

@@ -38,7 +38,7 @@ class EDMDiffusion(ParametrisedBackbone):
     """A network of EDM (Karras et al. 2022) or EDM2 (Karras et al. 2024).
 
     The architecture is read off the file. NVIDIA publishes pickles of whole programs, which are not
-    opened here: save the tensors of one with NVIDIA's own code, see docs/backbones.md.
+    opened here: save the tensors of one with NVIDIA's own code, see docs/reference/backbones.md.
 
     Args:
         checkpoint: State dict of a network, ``.pt`` or ``.safetensors``; or a name or a URL (see

@@ -105,7 +105,7 @@ def compare_with_paper(run: RunResults, configs: Configs) -> PaperComparison:
         data = flat_settings(recorded).get("data.class_path", "other data")
         note = (
             f"the settings of the run ({data}, {run.primary_score} against {run.ind}) are those "
-            "of no table; docs/reproduce.md lists the configs that are"
+            "of no table; docs/how-to/reproduce.md lists the configs that are"
         )
         return PaperComparison([], [note])
     return PaperComparison(rows, list(_notes(run, matches)))

@@ -29,8 +29,8 @@ class RunResults:
 
     Attributes:
         folder: Folder of the run.
-        frame: One line per image with the columns of docs/results.md and the combined scores,
-            without the calibration images.
+        frame: One line per image with the columns of docs/reference/results.md and the combined
+            scores, without the calibration images.
         header: Names of scores and datasets, and the groups.
         table: Scores of the images that have any.
         results: Result table with intervals.

@@ -1,8 +1,9 @@
 """Per-image results on disk: a Parquet dataset, ``RUN/scores/part-*.parquet``.
 
 ``pandas.read_parquet(run / "scores")`` reads it; :func:`read_scores` does so in the order of the
-datasets. docs/results.md describes the columns. A part is written atomically and flushed to the
-disk, so it is complete or absent. It carries a hash of itself, so damage by the disk is noticed.
+datasets. docs/reference/results.md describes the columns. A part is written atomically and flushed
+to the disk, so it is complete or absent. It carries a hash of itself, so damage by the disk is
+noticed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Draw docs/images/way.png of docs/concepts.md: ``python docs/figures/concepts_picture.py``.
+"""Draw docs/images/way.png of the page on concepts: ``python docs/figures/concepts_picture.py``.
 
 A known digit and a 4, to noise and back: the first test digit and the first held-out 4 of
 ``load_digits``, not selected. The model is digits_gdm, which diffuses pixels, so every state is an

@@ -1,4 +1,4 @@
-"""Writes the paper's tables into docs/reproduce.md, from the data file of the package.
+"""Writes the paper's tables into docs/benchmarks/paper.md, from the data file of the package.
 
 python scripts/docs/published.py
 """
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffguard_pl.report.published import METHODS, Method, Published, published
 
-PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "paper.md"
 BEGIN, END = "<!-- published results: begin -->", "<!-- published results: end -->"
 TITLES = {
     1: "Table 1, CIFAR-10: AUROC / FPR@95",

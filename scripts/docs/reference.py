@@ -1,4 +1,4 @@
-"""MkDocs hook: generates settings.md and configs.md from the code, and locates the package.
+"""MkDocs hook: generates two pages of docs/reference from the code, and locates the package.
 
 The settings come from the parser of ``python -m diffguard_pl.test``, their descriptions from
 the docstrings.
@@ -68,7 +68,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    for name, content in (("settings.md", settings_page()), ("configs.md", configs_page())):
+    pages = {
+        "reference/settings.md": settings_page(),
+        "reference/configs.md": configs_page(),
+    }
+    for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
 

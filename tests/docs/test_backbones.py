@@ -9,7 +9,7 @@ from helpers import ROOT
 from diffguard_pl import backbones
 from diffguard_pl.config import config_names
 
-PAGE = ROOT / "docs" / "backbones.md"
+PAGE = ROOT / "docs" / "reference" / "backbones.md"
 OWN = ROOT / "docs" / "how-to" / "own-diffusion-model.md"
 
 

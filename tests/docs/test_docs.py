@@ -33,7 +33,7 @@ from diffguard_pl.scores.path.names import PATH_SCORES
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-GENERATED = {"settings.md", "configs.md"}  # by scripts/docs/reference.py
+GENERATED = {"reference/settings.md", "reference/configs.md"}  # by scripts/docs/reference.py
 PLACEHOLDERS = {"mine", "NAME", "CONFIG"}  # configs of the reader
 SHORTEST_LITERAL = 8  # letters that a message must share with its place in the source
 
@@ -58,11 +58,24 @@ def printed_by(source: str) -> str:
 
 
 def test_the_quickstart_prints_what_its_page_shows():
-    (source,) = blocks(DOCS / "quickstart.md", "python")
+    (source,) = blocks(DOCS / "tutorials" / "quickstart.md", "python")
     labels, scores = printed_by(source).splitlines()
-    page = (DOCS / "quickstart.md").read_text()
+    page = (DOCS / "tutorials" / "quickstart.md").read_text()
     assert f"    {labels}\n" in page
     assert f"    {scores}\n" in page
+
+
+def test_the_guarded_classifier_of_the_tutorial_rejects_what_it_does_not_know(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join(blocks(DOCS / "tutorials" / "guard-a-classifier.md", "python"))
+    printed = printed_by(source.replace("[:100]", "[:30]"))
+    rates = re.findall(r"^(.+): (\d+)% accepted by maps, (\d+)% by msp$", printed, re.MULTILINE)
+    by_maps = {name: int(maps) for name, maps, _ in rates}
+    assert by_maps["known digits"] >= 85
+    assert by_maps["4s and 9s"] <= 50
+    assert by_maps["photos"] <= 20
 
 
 def test_fitted_baselines_run_as_their_page_says():
@@ -76,6 +89,15 @@ def test_dataloaders_run_as_their_page_says():
     dataset, metric = first.rsplit(" maps ", 1)
     assert dataset == "fours and nines"
     assert float(metric) > 0.9
+
+
+def test_metrics_agree_with_those_of_pytorch_ood_as_their_page_shows():
+    path = DOCS / "how-to" / "from-other-tools.md"
+    (source,) = blocks(path, "python")
+    lines = printed_by(source).splitlines()
+    assert "\n".join(f"    {line}" for line in lines) in path.read_text()
+    pairs = [line.split()[-2:] for line in lines[:-1]]
+    assert all(here == there for here, there in pairs)
 
 
 def test_a_benchmark_of_image_lists_is_read_as_its_page_says(tmp_path, monkeypatch):
@@ -164,20 +186,37 @@ def test_the_code_of_a_page_is_valid(path: Path):
 # --------------------------------------------------------------------------- complete lists
 
 
-def test_every_page_is_in_the_navigation_once():
-    def leaves(entry) -> Iterator[str]:
-        if isinstance(entry, str):
-            yield entry
-        elif isinstance(entry, dict):
-            for part in entry.values():
-                yield from leaves(part)
-        else:
-            for part in entry:
-                yield from leaves(part)
+def leaves(entry) -> Iterator[str]:
+    """Yield the pages of a part of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, dict):
+        for part in entry.values():
+            yield from leaves(part)
+    else:
+        for part in entry:
+            yield from leaves(part)
 
+
+def test_every_page_is_in_the_navigation_once():
     listed = list(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     pages = {page.relative_to(DOCS).as_posix() for page in PAGES}
     assert sorted(listed) == sorted(pages | GENERATED)
+
+
+def test_every_page_is_of_the_kind_of_its_tab():
+    """A tab is a folder, by Diataxis, and begins with a page that lists the others."""
+    kinds = ["tutorials", "how-to", "reference", "explanation", "benchmarks"]
+    home, *tabs = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert home == {"Home": "index.md"}
+    for kind, tab in zip(kinds, tabs, strict=True):
+        ((_, (index, *pages)),) = tab.items()
+        assert index == f"{kind}/index.md"
+        text = (DOCS / index).read_text()
+        for page in leaves(pages):
+            folder, _, inside = page.partition("/")
+            assert folder == kind
+            assert f"]({inside})" in text or inside.startswith("api/")
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -235,4 +274,7 @@ def test_path_scores_are_listed_with_their_evaluations():
 
 
 def test_the_faq_quotes_its_errors():
-    assert sum(len(block.splitlines()) for block in blocks(DOCS / "faq.md", "console")) >= 20
+    assert (
+        sum(len(block.splitlines()) for block in blocks(DOCS / "how-to" / "faq.md", "console"))
+        >= 20
+    )

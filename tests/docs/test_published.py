@@ -1,4 +1,4 @@
-"""docs/reproduce.md shows the published results of the data file."""
+"""docs/benchmarks/paper.md shows the published results of the data file."""
 
 import importlib.util
 

@@ -47,7 +47,7 @@ class SecondNetwork(nn.Module):
     def __init__(
         self,
         model: nn.Module | str,
-        scores: Sequence[str] | Mapping[str, Mapping[str, float | str] | None] = (
+        scores: Sequence[str] | Mapping[str, Mapping[str, int | float | str] | None] = (
             "knn",
             "mahalanobis",
         ),

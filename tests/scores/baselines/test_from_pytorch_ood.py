@@ -138,7 +138,7 @@ def test_wrong_arguments_are_refused(classifier, training):
 def test_a_detector_file_keeps_the_images_that_it_was_fitted_to(digits_ldm, tmp_path):
     import diffguard_pl
 
-    settings = {"baselines": ["pytorch_ood.detector.NNGuide"], "steps": 2}
+    settings = {"baselines": {"pytorch_ood.detector.NNGuide": {"k": 5}}, "steps": 2}
     model = diffguard_pl.load("digits_ldm", **settings)
     detector = Detector(model, score="nnguide")
     detector.fit_baselines([{"image": TRAIN.images[::4], "label": LABELS[::4]}])
