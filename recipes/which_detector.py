@@ -28,7 +28,7 @@ def cell(cost: ScoreCost | None, group: str) -> str:
     text = f"{100 * result.metrics.auroc:.1f}"
     if result.intervals:
         low, high = result.intervals["auroc"]
-        text += f" ({100 * low:.1f}–{100 * high:.1f})"
+        text += f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"**{text}**" if group in cost.best else text
 
 

@@ -26,11 +26,11 @@ COUNT = 150
 """Number of images of each dataset, evenly spaced."""
 COLUMNS = 6
 VERDICTS = {
-    "only DiffGuard rejects": (False, True),
-    "both accept": (True, True),
-    "only MSP rejects": (True, False),
+    "DiffGuard alone": (False, True),
+    "neither": (True, True),
+    "MSP alone": (True, False),
 }
-"""Whether DiffGuard, and whether MSP, accepts an image, by the name of a strip."""
+"""Whether DiffGuard, and whether MSP, accepts an image, by who rejects it."""
 
 
 def detected(model: DiffGuard, source: Dataset) -> dict[str, Tensor]:
@@ -74,12 +74,12 @@ def draw(benchmark: str) -> None:
         strips, counts = {}, []
         for verdict, (by_score, by_msp) in VERDICTS.items():
             chosen = (accepts["score"] == by_score) & (accepts["msp"] == by_msp)
-            counts.append(f"{verdict}: {int(chosen.sum())}")
-            if chosen.any() and not (of is known and verdict == "both accept"):
+            counts.append(f"by {verdict} {int(chosen.sum())}")
+            if chosen.any() and not (of is known and verdict == "neither"):
                 strips[verdict] = strip(of, chosen, names)
         heading = f"{name} ({data.groups.get(name, 'known')}), {len(of['image'])} images; "
-        datasets[heading + ", ".join(counts)] = strips
-    title = f"{benchmark}_ldm: verdicts of {model.discrepancies.names[0]} and of the classifier"
+        datasets[f"{heading}rejected {', '.join(counts)}"] = strips
+    title = f"{benchmark}_ldm: rejected by DiffGuard ({model.discrepancies.names[0]}) or by MSP"
     draw_grid(datasets, title, FOLDER / f"failures_{benchmark}.png", cell=56)
 
 
