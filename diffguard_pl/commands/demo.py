@@ -4,16 +4,16 @@ import argparse
 import math
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..demo.hosts import AllowedHosts
-from ..demo.limits import Limits
 from ..errors import InputError
 from ..runs.signals import StopRequested
+from ..web.hosts import AllowedHosts
+from ..web.limits import Limits
 from .errors import ignore_ctrl_c_at_exit, one_line_errors, require
+from .listening import listen, url
 
 PORTS = range(7860, 7960)
 SHIPPED = "digits_ldm"
@@ -91,7 +91,7 @@ def run(
         if not 0 < value < math.inf:
             raise InputError(f"{name} {value:g}: must be more than 0 and finite")
     with (
-        listen(host, port) as listener,
+        listen(host, port, PORTS) as listener,
         tempfile.TemporaryDirectory(prefix="diffguard-demo-") as folder,
     ):
         hosts = AllowedHosts(host, listener.getsockname()[0], extra_hosts)
@@ -112,33 +112,3 @@ def run(
             if stopped.signum != signal.SIGINT:  # which is how to end the demo
                 raise
             ignore_ctrl_c_at_exit()
-
-
-def listen(host: str, port: int | None) -> socket.socket:
-    """Open a socket on a port, or on the first free one of `PORTS`.
-
-    Raises:
-        InputError: no such port is free, or the host is unknown.
-    """
-    if port is not None and not 0 <= port < 2**16:
-        raise InputError(f"--port {port}: must be from 0 to {2**16 - 1}")
-    for candidate in [port] if port is not None else PORTS:
-        try:
-            found = socket.getaddrinfo(
-                host, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            family, _, _, _, address = found[0]
-            return socket.create_server(address[:2], family=family)
-        except OSError as error:
-            failure = error
-            if isinstance(error, socket.gaierror):
-                break
-    ports = f"--port {port}" if port is not None else f"ports {PORTS[0]} to {PORTS[-1]}"
-    reason = (failure.strerror or str(failure)).partition(" (while")[0]
-    raise InputError(f"--host {host}, {ports}: {reason}; choose another --port or --host")
-
-
-def url(listener: socket.socket) -> str:
-    """Return the URL of the page."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
