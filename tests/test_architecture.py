@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "callbacks": BASICS
     | {"datamodules", "diffusion", "evaluation", "metrics", "report", "runs", "stages"},
     "web": BASICS,
+    "serve": BASICS | {"datamodules", "deploy", "web"},
     "demo": BASICS | {"datamodules", "deploy", "report", "web"},
 }
 ANYTHING = {"__init__", "__main__", "commands", "test"}

@@ -77,5 +77,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     except ClientDisconnect as error:
         raise Refused(HTTPStatus.BAD_REQUEST, "disconnected") from error
     if whole is None:
-        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request too large")
+        raise Refused(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"request too large: more than {limit:,} bytes"
+        )
     return whole

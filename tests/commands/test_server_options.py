@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffguard_pl.commands.listening import listen, url
+from diffguard_pl.commands.server_options import listen, url
 from diffguard_pl.errors import InputError
 
 PORTS = range(17860, 17960)
