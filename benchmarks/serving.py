@@ -4,7 +4,8 @@
     python benchmarks/serving.py --seconds 60 --clients 1 8 32 64
 
 Each client sends its next image when it has the answer to its last. Each line lasts ``--seconds``.
-``predict`` is measured before and after, as machines are noisy. At the end the server gets SIGTERM
+``predict`` is measured before and after, as machines are noisy; CPU time depends less on what
+else runs: that of the detector's process, a decision. At the end the server gets SIGTERM
 while the largest number of clients send; every request that it accepted must have been answered,
 and be in the log.
 """
@@ -100,11 +101,20 @@ def metric(port: int, name: str) -> float:
     raise SystemExit(f"error: the server has no metric {name}")
 
 
-def show(what: str, seconds: list[float], images: int, wall: float, batch: float) -> None:
+def cpu_seconds(process: int) -> float:
+    """Return the user and system CPU seconds of a process (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def show(
+    what: str, seconds: list[float], images: int, wall: float, batch: float, cpu: float
+) -> None:
     """Print a line of the table."""
     p50, p99 = (1000 * np.percentile(seconds, q) for q in (50, 99))
     print(
-        f"| {what} | {len(seconds)} | {images / wall:.2f} | {p50:.0f} | {p99:.0f} | {batch:.1f} |",
+        f"| {what} | {len(seconds)} | {images / wall:.2f} | {p50:.0f} | {p99:.0f} | {batch:.1f} | "
+        f"{1000 * cpu / images:.0f} |",
         flush=True,
     )
 
@@ -113,27 +123,31 @@ def measure_predict(detector: Detector, paths: list[str], size: int, seconds: fl
     """Print the line of ``predict`` in a loop over files, so many at a time."""
     turns = itertools.cycle(paths)
     taken: list[float] = []
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     while time.monotonic() < began + seconds:
         start = time.monotonic()
         detector.predict(list(itertools.islice(turns, size)))
         taken.append(time.monotonic() - start)
     what = "predict, one image at a time" if size == 1 else f"predict, batches of {size}"
-    show(what, taken, size * len(taken), time.monotonic() - began, size)
+    cpu = time.process_time() - cpu
+    show(what, taken, size * len(taken), time.monotonic() - began, size, cpu)
 
 
-def measure_server(port: int, contents: list[bytes], count: int, seconds: float) -> None:
+def measure_server(
+    process: int, port: int, contents: list[bytes], count: int, seconds: float
+) -> None:
     """Print the line of a number of clients."""
     names = [f"diffguard_batch_images_{part}" for part in ("sum", "count")]
     before = [metric(port, name) for name in names]
     clients = Clients(port, contents)
-    began = time.monotonic()
+    began, cpu = time.monotonic(), cpu_seconds(process)
     for thread in clients.start(count, began + seconds):
         thread.join()
     wall = time.monotonic() - began
     images, batches = (metric(port, name) - old for name, old in zip(names, before, strict=True))
     found = clients.seconds
-    show(f"serve, {count} clients", found, len(found), wall, images / batches)
+    cpu = cpu_seconds(process) - cpu
+    show(f"serve, {count} clients", found, len(found), wall, images / batches, cpu)
     if clients.lost:
         raise SystemExit(f"error: requests without a decision: {clients.lost}")
 
@@ -183,8 +197,8 @@ def main() -> None:
 
         detector = Detector.load(given.detector)
         detector.predict(paths[:1])
-        print("| | answers | images/s | p50, ms | p99, ms | mean batch |")
-        print("|---|---:|---:|---:|---:|---:|", flush=True)
+        print("| | answers | images/s | p50, ms | p99, ms | mean batch | CPU, ms an image |")
+        print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
         sizes = (1, given.max_batch)
         for size in sizes:
             measure_predict(detector, paths, size, given.seconds)
@@ -200,12 +214,12 @@ def main() -> None:
                 port = int(server.stdout.readline().split()[0].rpartition(":")[2])
                 Clients(port, contents).start(1, time.monotonic() + 0.1)[0].join()  # is slower
                 for count in given.clients:
-                    measure_server(port, contents, count, given.seconds)
+                    measure_server(server.pid, port, contents, count, given.seconds)
                 for size in sizes:
                     measure_predict(detector, paths, size, given.seconds)
                 stop_under_load(server, port, contents, max(given.clients), log)
             finally:
-                server.kill()
+                server.terminate()
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Batching:
 
     Attributes:
         max_batch: Largest number of images in a batch.
-        max_wait_ms: Milliseconds that an image waits at most for a batch to fill. It waits longer
-            while the detector is busy.
+        max_wait_ms: Milliseconds that the detector, when it is free, waits at most for a batch to
+            fill.
         max_queue: Largest number of images that have been accepted and not been answered.
     """
 
@@ -154,13 +154,15 @@ class Batcher:
 
     def _next_batch(self) -> list[_Job]:
         """Wait for images; return none once the thread is to end."""
+        free_since = time.monotonic()
         with self._changed:
             while not self._waiting and self._is_open:
                 self._changed.wait()
             if not self._waiting:
                 return []
-            # Since the first image's arrival: one that waited while the detector was busy goes now.
-            deadline = self._waiting[0].arrived + self._max_wait
+            # Wait after a batch, too: clients that have just been answered send their next images a
+            # moment later. Otherwise they and those that waited would alternate in half batches.
+            deadline = max(self._waiting[0].arrived, free_since) + self._max_wait
             while len(self._waiting) < self._max_batch and self._is_open:
                 seconds_left = deadline - time.monotonic()
                 if seconds_left <= 0:
