@@ -27,6 +27,7 @@ HELP = {
     "calibrate": 2.5,
     "analyze": 0.3,
     "score": 0.3,
+    "serve": 0.3,
     "demo": 0.3,
     "report": 0.3,
     "submit": 0.3,

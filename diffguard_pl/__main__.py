@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "Evaluate DiffGuard on in-distribution and OOD datasets.",
     "calibrate": "Calibrate a threshold on in-distribution images; write a detector file.",
     "score": "Accept or reject images with a detector file.",
+    "serve": "Decide on images over HTTP, in batches that fill across requests.",
     "demo": "Serve a web page to try a detector.",
     "watch": "Has the stream of images that were scored changed?",
     "report": "Rebuild the report page of a run, or compare runs.",

@@ -57,7 +57,9 @@ MAY_IMPORT = {
     | {"stages"},
     "callbacks": BASICS
     | {"datamodules", "diffusion", "evaluation", "metrics", "report", "runs", "stages"},
-    "demo": BASICS | {"datamodules", "deploy", "report"},
+    "web": BASICS,
+    "serve": BASICS | {"datamodules", "deploy", "web"},
+    "demo": BASICS | {"datamodules", "deploy", "report", "web"},
 }
 ANYTHING = {"__init__", "__main__", "commands", "test"}
 DATA = {"configs", "weights"}
@@ -69,6 +71,9 @@ ONLY_IN = {
     "wandb": {"callbacks"},
     "argparse": {"checkpoints", "commands", "config", "config_errors"},
     "gradio": {"demo"},
+    "starlette": {"demo", "serve", "web"},
+    "fastapi": {"demo", "serve"},
+    "uvicorn": {"demo", "serve"},
     "filelock": {"runs"},
     # Windows lacks these.
     "fcntl": set(),

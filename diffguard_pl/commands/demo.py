@@ -1,19 +1,17 @@
 """The command ``diffguard-pl demo``: a web page to try a detector on."""
 
 import argparse
-import math
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..demo.hosts import AllowedHosts
-from ..demo.limits import Limits
-from ..errors import InputError
 from ..runs.signals import StopRequested
+from ..web.hosts import AllowedHosts
+from ..web.limits import Limits
 from .errors import ignore_ctrl_c_at_exit, one_line_errors, require
+from .server_options import add_server_options, limits_of, listen, url
 
 PORTS = range(7860, 7960)
 SHIPPED = "digits_ldm"
@@ -28,8 +26,7 @@ def main(args: list[str] | None = None) -> None:
     """
     given = parser().parse_args(args)
     with one_line_errors():
-        limits = Limits(given.max_mb, given.max_megapixels)
-        run(given.detector, given.host, given.port, limits, given.allow_host)
+        run(given.detector, given.host, given.port, limits_of(given), given.allow_host)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,34 +39,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="file that diffguard-pl calibrate wrote (default: the package's, for digits)",
     )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on (default: %(default)s, this machine only)",
-    )
-    parser.add_argument(
-        "--port", type=int, help=f"port to listen on (default: the first free one from {PORTS[0]})"
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="further host name of the page, such as that of a reverse proxy; may be repeated "
-        "(default: the names and addresses of this machine)",
-    )
-    parser.add_argument(
-        "--max-mb",
-        type=float,
-        default=Limits().megabytes,
-        help="largest upload in MB (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--max-megapixels",
-        type=float,
-        default=Limits().megapixels,
-        help="largest image in millions of pixels (default: %(default)g)",
-    )
+    add_server_options(parser, None, f"the first free one from {PORTS[0]}")
     return parser
 
 
@@ -83,15 +53,12 @@ def run(
     """Load a detector and serve the page.
 
     Raises:
-        InputError: Gradio is not installed, a limit is not positive, the port is taken, a further
-            host is not a host name, or the detector cannot be loaded.
+        InputError: Gradio is not installed, the port is taken, a further host is not a host name,
+            or the detector cannot be loaded.
     """
     require("gradio")
-    for name, value in (("--max-mb", limits.megabytes), ("--max-megapixels", limits.megapixels)):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} {value:g}: must be more than 0 and finite")
     with (
-        listen(host, port) as listener,
+        listen(host, port, PORTS) as listener,
         tempfile.TemporaryDirectory(prefix="diffguard-demo-") as folder,
     ):
         hosts = AllowedHosts(host, listener.getsockname()[0], extra_hosts)
@@ -112,33 +79,3 @@ def run(
             if stopped.signum != signal.SIGINT:  # which is how to end the demo
                 raise
             ignore_ctrl_c_at_exit()
-
-
-def listen(host: str, port: int | None) -> socket.socket:
-    """Open a socket on a port, or on the first free one of `PORTS`.
-
-    Raises:
-        InputError: no such port is free, or the host is unknown.
-    """
-    if port is not None and not 0 <= port < 2**16:
-        raise InputError(f"--port {port}: must be from 0 to {2**16 - 1}")
-    for candidate in [port] if port is not None else PORTS:
-        try:
-            found = socket.getaddrinfo(
-                host, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            family, _, _, _, address = found[0]
-            return socket.create_server(address[:2], family=family)
-        except OSError as error:
-            failure = error
-            if isinstance(error, socket.gaierror):
-                break
-    ports = f"--port {port}" if port is not None else f"ports {PORTS[0]} to {PORTS[-1]}"
-    reason = (failure.strerror or str(failure)).partition(" (while")[0]
-    raise InputError(f"--host {host}, {ports}: {reason}; choose another --port or --host")
-
-
-def url(listener: socket.socket) -> str:
-    """Return the URL of the page."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

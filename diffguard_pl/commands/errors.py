@@ -144,16 +144,17 @@ def end_with_images_left_out(count: int) -> None:
         sys.exit(LEFT_OUT)
 
 
-def require(package: str) -> None:
+def require(*packages: str) -> None:
     """Raise an `InputError` with the command to install an optional dependency that is missing.
 
     Args:
-        package: Name of the package, which is the name of its module.
+        packages: Names of the packages that are needed, which are the names of their modules.
     """
     from lightning_utilities.core.imports import RequirementCache
 
-    if not RequirementCache(package):
-        raise InputError(f"{package} is not installed; pip install {package}")
+    for package in packages:
+        if not RequirementCache(package):
+            raise InputError(f"{package} is not installed; pip install {' '.join(packages)}")
 
 
 def _say(line: str) -> None:

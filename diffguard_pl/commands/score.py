@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..deploy.decision_log import DecisionLog, as_json, decision_lines, printable
 from ..deploy.path_stream import image_paths
 from ..errors import InputError
+from .detector_options import add_detector_options, hash_of_detector, load_detector
 from .errors import START_AGAIN, one_line_errors
 from .output import lost_output
 
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help="image file, folder of images, or - for paths on standard input, one per line, "
         "which are processed as they arrive",
     )
-    add("--detector", required=True, metavar="FILE", help="file that diffguard-pl calibrate wrote")
+    add_detector_options(parser)
     add(
         "--out",
         type=Path,
@@ -91,13 +92,6 @@ def parser() -> argparse.ArgumentParser:
         help=f"exit with status {REJECTED} if an image was rejected (and {UNREADABLE} if one could "
         "not be judged)",
     )
-    add(
-        "--tpr",
-        type=float,
-        help="fraction of in-distribution images to accept (default: the detector's)",
-    )
-    add("--device", help="cpu, cuda, ... (default: a GPU if present)")
-    add("--slots", type=int, help="batch size of the diffusion model (default: the detector's)")
     add(
         "--batch-size",
         type=int,
@@ -156,10 +150,10 @@ def score(given: argparse.Namespace) -> Counts:
         log = None
         if given.out:
             log = stack.enter_context(closing(DecisionLog(given.out, given.resume)))
-        detector = _load_detector(given)
+        detector = load_detector(given)
         # From here on the log holds the decisions of this detector, those of earlier runs included.
         if log:
-            log.begin(_hash_of_detector(given.detector), detector.tpr)
+            log.begin(hash_of_detector(given.detector), detector.tpr)
         earlier = log.paths if log else set()
         counts = Counts(len(earlier), log.rejected, log.unreadable) if log else Counts()
 
@@ -219,22 +213,6 @@ def _check_arguments(given: argparse.Namespace) -> None:
         raise InputError(f"--workers {given.workers}: must be at least 0")
     if given.resume and not given.out:
         raise InputError("--resume: needs the file to continue; add --out FILE")
-
-
-def _load_detector(given: argparse.Namespace) -> "Detector":
-    from ..deploy.detector import Detector
-
-    changes = {} if given.slots is None else {"slots": given.slots}
-    detector = Detector.load(given.detector, device=given.device, **changes)
-    return detector if given.tpr is None else detector.with_tpr(given.tpr)
-
-
-def _hash_of_detector(name: str) -> str:
-    import pooch
-
-    from ..deploy.detector_file import shipped_detector
-
-    return pooch.file_hash(shipped_detector(name) or Path(name))
 
 
 def _decide(

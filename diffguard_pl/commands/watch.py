@@ -58,9 +58,10 @@ def _look(given: argparse.Namespace) -> "Watch":
 
     reference = expected = None
     if given.detector:
-        from ..deploy.detector_file import DetectorFile, shipped_detector
+        from ..deploy.detector_file import DetectorFile
+        from ..deploy.hub import find_detector_file
 
-        content = DetectorFile.read(shipped_detector(given.detector) or Path(given.detector))
+        content = DetectorFile.read(find_detector_file(given.detector))
         reference, expected = content.calibration, 1 - content.threshold.tpr
     tprs = {tpr_of(file) for file in given.decisions} - {None}
     if len(tprs) == 1:

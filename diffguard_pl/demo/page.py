@@ -12,8 +12,8 @@ from fastapi import FastAPI
 
 from ..datamodules.reading import FORMATS
 from ..deploy.detector import Detector
-from .hosts import AllowedHosts
-from .limits import Limits
+from ..web.hosts import AllowedHosts
+from ..web.limits import Limits
 from .request_filter import Accepts, RequestFilter, is_below, is_flag, is_upload_or_none
 from .verdict import EMPTY, answer_html
 

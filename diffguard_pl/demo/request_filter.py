@@ -6,7 +6,6 @@ prints a traceback for a call of a function that the page does not have. Here ev
 that the page does not send, and of a call only the understood fields are passed on.
 """
 
-import asyncio
 import json
 import re
 import sys
@@ -17,12 +16,13 @@ from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .hosts import AllowedHosts
-from .limits import Limits
+from ..web.hosts import AllowedHosts
+from ..web.limits import Limits
+from ..web.requests import Refused, check_sender, read_body
 
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
@@ -52,25 +52,10 @@ MAX_AT_ONCE = 20
 """Number of uploads that may arrive at the same time; each is held in memory until it is whole."""
 MAX_STORED = 100
 """Number of files in the folder of uploads; they are deleted after minutes."""
-BODY_SECONDS = 120
-"""Seconds in which a request must have arrived."""
 TOKEN = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 Accepts = Callable[[Any], bool]
 """Whether a value is a valid input of a function."""
-
-
-class Refused(Exception):
-    """A request that is not passed on.
-
-    Args:
-        status: Status of the response.
-        reason: Text of the response.
-    """
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 class RequestFilter:
@@ -113,7 +98,7 @@ class RequestFilter:
         """Return the source of an allowed request's body; raise `Refused` for any other request."""
         if scope["type"] != "http":
             raise Refused(HTTPStatus.NOT_FOUND, "unknown route")
-        self._check_hosts(Headers(scope=scope), scope["method"])
+        check_sender(Headers(scope=scope), scope["method"], self.hosts)
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD"):
             self._check_part(path)
@@ -123,24 +108,9 @@ class RequestFilter:
         if method == "POST" and path == UPLOAD:
             return _replay(await self._upload(scope, receive), receive)
         if method == "POST" and path in CALLS:
-            body = await _read(scope, receive, MAX_CALL_BYTES)
+            body = await read_body(scope, receive, MAX_CALL_BYTES)
             return _replay(self._understood(body), receive)
         raise Refused(HTTPStatus.NOT_FOUND, "unknown route")
-
-    def _check_hosts(self, headers: Headers, method: str) -> None:
-        """Check that a request names this server, and comes from no other site's page."""
-        named = headers.getlist("host")
-        if len(named) != 1 or not self.hosts.allows(named[0]):
-            raise Refused(
-                HTTPStatus.FORBIDDEN, "unknown host; to allow its name, add --allow-host NAME"
-            )
-        origins = headers.getlist("origin")
-        is_foreign = any(not self.hosts.allows_origin(origin, named[0]) for origin in origins)
-        # a link on another site may open the page, a form there may not post to it
-        if method == "POST" and not origins:
-            is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-        if is_foreign:
-            raise Refused(HTTPStatus.FORBIDDEN, "request of another site's page")
 
     def _check_part(self, path: str) -> None:
         """Check that a path is a part of the page, an upload or an example."""
@@ -158,7 +128,7 @@ class RequestFilter:
             )
         self.arriving += 1
         try:
-            body = await _read(scope, receive, self.max_file_bytes + MAX_FORM_BYTES)
+            body = await read_body(scope, receive, self.max_file_bytes + MAX_FORM_BYTES)
         finally:
             self.arriving -= 1
         request = Request(scope, _replay(body, receive))
@@ -259,30 +229,6 @@ def _bare(value: Any) -> Any:
         return value
     kept = {"path": value["path"], "orig_name": value.get("orig_name")}
     return kept | {"meta": {"_type": "gradio.FileData"}}
-
-
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return a request's body; raise `Refused` if it is too large or too slow."""
-
-    async def read() -> bytes | None:
-        body = bytearray()
-        is_larger = False
-        async for chunk in Request(scope, receive).stream():
-            # Read on: a client that is still sending would not see the response.
-            is_larger = is_larger or len(body) + len(chunk) > limit
-            if not is_larger:
-                body += chunk
-        return None if is_larger else bytes(body)
-
-    try:
-        whole = await asyncio.wait_for(read(), BODY_SECONDS)
-    except asyncio.TimeoutError as error:
-        raise Refused(HTTPStatus.REQUEST_TIMEOUT, "request too slow") from error
-    except ClientDisconnect as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, "disconnected") from error
-    if whole is None:
-        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request too large")
-    return whole
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 
 from ..datamodules.reading import FORMATS, TooManyPixels, read_image, reason
 from ..errors import InputError
-from .limits import DEFAULT_LIMITS, Limits
+from ..web.limits import DEFAULT_LIMITS, Limits
 
 
 def read_upload(

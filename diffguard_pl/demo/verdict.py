@@ -12,7 +12,7 @@ from ..deploy.decisions import Decision, Decisions
 from ..deploy.detector import Detector
 from ..errors import InputError
 from ..report.pictures import difference, to_image
-from .limits import DEFAULT_LIMITS, Limits
+from ..web.limits import DEFAULT_LIMITS, Limits
 from .upload import read_upload
 
 SMALL = 128

@@ -93,6 +93,7 @@ class DecisionLog:
     Args:
         path: Path of the file.
         resume: Whether to append to an existing file; otherwise a non-empty file is refused.
+        go_on: How to go on after a line could not be written.
 
     Attributes:
         paths: Paths of the images that the file already has.
@@ -104,8 +105,8 @@ class DecisionLog:
             decision log.
     """
 
-    def __init__(self, path: Path, resume: bool):
-        self.path = path
+    def __init__(self, path: Path, resume: bool, go_on: str = "continue with --resume"):
+        self.path, self.go_on = path, go_on
         self.companion = companion_of(path)
         self.lock = Lock(path.with_name(f".{path.name}.lock"))
         self.is_csv = path.suffix.lower() == ".csv"
@@ -233,7 +234,7 @@ class DecisionLog:
             write()
             self.file.flush()
         except OSError as error:
-            raise self._unwritable(error, "; fix the cause, then continue with --resume") from error
+            raise self._unwritable(error, f"; fix the cause, then {self.go_on}") from error
 
     def _unwritable(self, error: Exception, remedy: str = "") -> InputError:
         reason = getattr(error, "strerror", None) or error

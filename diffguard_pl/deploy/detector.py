@@ -33,7 +33,6 @@ from .decisions import Decisions
 from .detector_file import (
     DetectorFile,
     reporting_damage,
-    shipped_detector,
     write_fitted,
 )
 from .precision import HALF_PRECISIONS, PRECISIONS, computing_in
@@ -377,7 +376,7 @@ class Detector:
             InputError: The file is not a detector file, or the weights or settings are not those of
                 the calibration.
         """
-        path = _find_file(file)
+        path = hub.find_detector_file(file)
         content = DetectorFile.read(path)
         if model is None:
             model = content.build_model(path, changes)
@@ -561,13 +560,6 @@ class Detector:
     def _label_name(self, label: int) -> str:
         is_named = 0 <= label < len(self.class_names)
         return self.class_names[label] if is_named else str(label)
-
-
-def _find_file(file: str | Path) -> Path:
-    """Return the path of a detector file by its path, name or address."""
-    if str(file).startswith(hub.SCHEME):
-        return hub.download(str(file))
-    return shipped_detector(file) or Path(file)
 
 
 def _checked_preparation(

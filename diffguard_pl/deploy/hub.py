@@ -10,7 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from ..errors import InputError, beginning
-from .detector_file import CHECKSUM, checksum, local_checkpoints, with_checkpoints_beside
+from .detector_file import (
+    CHECKSUM,
+    checksum,
+    local_checkpoints,
+    shipped_detector,
+    with_checkpoints_beside,
+)
 
 SCHEME = "hf://"
 DETECTOR_FILE = "detector.json"
@@ -98,6 +104,17 @@ def write_folder(
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     card = model_card(content, repo, data, licence, None if run is None else Path(run))
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def find_detector_file(file: str | Path) -> Path:
+    """Return the path of a detector file by its path, name in the package, or address.
+
+    Raises:
+        InputError: It is an address, and cannot be downloaded.
+    """
+    if str(file).startswith(SCHEME):
+        return download(str(file))
+    return shipped_detector(file) or Path(file)
 
 
 def download(address: str, token: str | None = None) -> Path:

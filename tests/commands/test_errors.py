@@ -48,6 +48,7 @@ def interrupt(*_: object, **__: object) -> None:
             "--resume continues z.csv",
         ),
         (["submit"], "diffguard_pl.commands.submit.submit", "starts again"),
+        (["serve", "--detector", "y"], "diffguard_pl.commands.serve.require", "starts again"),
         (["demo"], "diffguard_pl.commands.demo.require", "starts again"),
         (["report", "--help"], "diffguard_pl.__main__.import_module", "starts again"),
     ],

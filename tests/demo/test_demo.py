@@ -18,10 +18,10 @@ from diffguard_pl.commands import demo as command
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.digits import digits
 from diffguard_pl.demo.examples import KNOWN, UNKNOWN, takes_digits, write_examples
-from diffguard_pl.demo.limits import Limits
 from diffguard_pl.demo.upload import read_upload
 from diffguard_pl.demo.verdict import EMPTY, answer_html, histogram, verdict_html
 from diffguard_pl.deploy.detector import Detector
+from diffguard_pl.web.limits import Limits
 
 SHOWN_IN = 20_000
 """Milliseconds, generous for a busy machine."""
@@ -223,21 +223,6 @@ def test_invalid_options_are_refused_in_one_line(options, said):
         command.main(options)
     assert str(stopped.value).startswith(f"error: {said}")
     assert "\n" not in str(stopped.value)
-
-
-def test_a_port_that_is_taken_is_named_and_the_next_free_one_is_found():
-    with (
-        command.listen("127.0.0.1", None) as first,
-        command.listen("127.0.0.1", None) as second,
-    ):
-        assert first.getsockname()[1] < second.getsockname()[1] <= command.PORTS[-1]
-        assert command.url(first) == f"http://127.0.0.1:{first.getsockname()[1]}"
-        taken = first.getsockname()[1]
-        with pytest.raises(
-            InputError,
-            match=rf"--port {taken}: .*in use; choose another",
-        ):
-            command.listen("127.0.0.1", taken)
 
 
 def test_without_gradio_the_error_says_how_to_install_it(monkeypatch):

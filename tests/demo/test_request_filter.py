@@ -16,8 +16,6 @@ from helpers.images import saved
 
 from diffguard_pl.datamodules.digits import digits
 from diffguard_pl.demo import request_filter
-from diffguard_pl.demo.hosts import AllowedHosts
-from diffguard_pl.demo.limits import Limits
 from diffguard_pl.demo.request_filter import (
     FILE,
     UPLOAD,
@@ -26,6 +24,9 @@ from diffguard_pl.demo.request_filter import (
     is_flag,
     is_upload_or_none,
 )
+from diffguard_pl.web import requests
+from diffguard_pl.web.hosts import AllowedHosts
+from diffguard_pl.web.limits import Limits
 
 JOIN, RUN = "/gradio_api/queue/join", "/gradio_api/run/predict"
 FORM = {"Content-Type": "multipart/form-data; boundary=XX"}
@@ -278,7 +279,7 @@ def test_the_number_of_stored_and_arriving_uploads_is_limited(app, tmp_path, mon
 
 
 def test_a_body_that_does_not_end_is_given_up(app, monkeypatch):
-    monkeypatch.setattr(request_filter, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.05)
     assert answered(app, "POST", UPLOAD, form(part(b"x"))) == 408
     assert app.arriving == 0
 

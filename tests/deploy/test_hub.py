@@ -12,7 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from diffguard_pl import Detector, InputError, load
 from diffguard_pl.checkpoints.registry import SHIPPED
-from diffguard_pl.commands import score
+from diffguard_pl.commands import score, watch
 from diffguard_pl.config import diffguard_from, settings_of
 from diffguard_pl.datamodules.digits import digits
 
@@ -65,6 +65,11 @@ def test_a_detector_goes_to_the_hub_and_comes_back(detector, hub, tmp_path, caps
     score.main(["--detector", "hf://me/guard", str(tmp_path / "a.png")])
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["class"].startswith("c")
+
+    log = str(tmp_path / "log.jsonl")
+    score.main(["--detector", "hf://me/guard", str(tmp_path / "a.png"), "--out", log])
+    watch.main([log, "--detector", "hf://me/guard"])
+    assert capsys.readouterr().out.startswith("1 decisions")
 
 
 def test_a_revision_is_what_it_was(detector, hub):  # noqa: F811

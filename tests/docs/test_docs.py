@@ -20,7 +20,7 @@ from helpers import ROOT, layouts
 from pytorch_lightning.cli import LightningArgumentParser
 
 from diffguard_pl.__main__ import COMMANDS
-from diffguard_pl.commands import calibrate, score
+from diffguard_pl.commands import calibrate, score, serve
 from diffguard_pl.config import config_names, load_data
 from diffguard_pl.deploy.decision_log import COLUMNS
 from diffguard_pl.scores.baselines.collection import find
@@ -29,6 +29,7 @@ from diffguard_pl.scores.baselines.names import BASELINES
 from diffguard_pl.scores.path.base import MeasuredScore
 from diffguard_pl.scores.path.collection import find as find_path_score
 from diffguard_pl.scores.path.names import PATH_SCORES
+from diffguard_pl.serve.metrics import Metrics
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -239,6 +240,15 @@ def test_the_options_that_are_listed_exist(section: str):
     listed = {option for row in rows for option in re.findall(r"`(--[\w.-]+)", row)}
     assert listed
     assert listed <= options
+
+
+def test_every_option_and_metric_of_the_server_is_listed():
+    page = (DOCS / "how-to" / "serve.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `--")]
+    listed = {option for row in rows for option in re.findall(r"`(--[\w.-]+)", row)}
+    assert listed == options_of(serve.parser()) - {"-h", "--help"}
+    metrics = re.findall(r"^# TYPE (\w+)", Metrics().text(0, 0), re.MULTILINE)
+    assert [metric for metric in metrics if f"`{metric}" not in page] == []
 
 
 def test_the_fields_of_a_decision_are_listed():

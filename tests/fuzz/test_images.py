@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffguard_pl.datamodules.reading import FORMATS, ImagePreparation
-from diffguard_pl.demo.limits import Limits
 from diffguard_pl.demo.upload import read_upload
 from diffguard_pl.deploy.image_batches import image_batches
+from diffguard_pl.web.limits import Limits
 
 PREPARATION = ImagePreparation(image_size=16, resize=18)
 SMALL = Limits(megabytes=1, megapixels=1)

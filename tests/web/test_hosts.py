@@ -3,7 +3,7 @@
 import pytest
 
 from diffguard_pl import InputError
-from diffguard_pl.demo.hosts import AllowedHosts
+from diffguard_pl.web.hosts import AllowedHosts
 
 
 @pytest.mark.parametrize("header", ["localhost", "LOCALHOST.:99", "127.0.0.1:7860", "[::1]"])

@@ -1,0 +1,1 @@
+"""HTTP server that decides on images: ``diffguard-pl serve``, with the extra ``serve``."""

@@ -1,0 +1,1 @@
+"""What the web demo and the server share: allowed hosts, limits, and refused requests."""
