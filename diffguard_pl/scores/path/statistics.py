@@ -122,7 +122,8 @@ class DiffPath1D(_FirstSteps):
 class MSMA(_Mixture):
     """MSMA: log-density of the norm of eps at several noise levels (Mahmood et al., ICLR 2021).
 
-    The levels are those of the first K inversion steps; the original has 10 levels of the training.
+    The states and levels are those of the first K inversion steps. The original evaluates the clean
+    image at each of 10 noise levels of its training, which DiffGuard's inversion does not.
 
     Args:
         steps: Number K of first inversion steps. Defaults to all.
