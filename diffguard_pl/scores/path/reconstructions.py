@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softmax
+from torch.nn.functional import normalize, softmax
 
 from ...diffusion.ddim import Level, predict_x0
 from ...diffusion.denoiser import Denoiser
@@ -79,14 +79,16 @@ class DiffNB(MeasuredScore):
     """DiffNB: change of the classifier's answer by denoising (Liu et al. 2022, 2211.11255).
 
     An image is noised to several levels and denoised under the predicted label with classifier-free
-    guidance. The score is the negative mean over levels and draws of the L1 distance of the logits
-    or of the probabilities of the image and its reconstruction.
+    guidance. The score is the negative mean over levels and draws of the L1 distance of the logits,
+    scaled to unit length, or of the probabilities of the image and its reconstruction. The
+    published code has a score for each level.
 
     Args:
         times: Levels, as fractions of the training schedule. Defaults to the paper's.
         repeats: Number of draws of noise. Defaults to the paper's 4.
         steps: Number of DDIM steps over the whole schedule. Defaults to 50.
-        scale: Scale of the guidance. Defaults to 2.
+        scale: Factor of the guidance: the noise is eps + scale (eps_label - eps). Defaults to 3,
+            as in the published code, which calls it 1 + beta.
         compare: ``logits`` or ``probabilities``.
     """
 
@@ -94,7 +96,7 @@ class DiffNB(MeasuredScore):
     times: tuple[float, ...] = fractions(0.12, 0.24, 0.36)
     repeats: int = count(4)
     steps: int = count(50)
-    scale: float = parameter(2.0, lambda value: True, "a number")
+    scale: float = parameter(3.0, lambda value: True, "a number")
     compare: str = choice("logits", ["logits", "probabilities"])
 
     @property
@@ -123,7 +125,7 @@ class DiffNB(MeasuredScore):
 
     def _seen(self, subject: Subject, images: Tensor) -> Tensor:
         logits = subject.classifier.view(images).logits
-        return logits if self.compare == "logits" else softmax(logits, dim=1)
+        return normalize(logits, dim=1) if self.compare == "logits" else softmax(logits, dim=1)
 
     def score(self, features: Tensor, fitted: Mapping[str, Tensor]) -> Tensor:
         return -features.mean(dim=1)

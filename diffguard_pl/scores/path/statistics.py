@@ -67,7 +67,8 @@ class DiffPath(_Mixture):
     """DiffPath-6D: log-density of six sums over the path (Heng et al., NeurIPS 2024).
 
     With d_k = K (eps_k+1 - eps_k), the features are the sums over steps and values of eps, eps^2,
-    eps^3, d, d^2, d^3. The original inverts in 10 steps of its own.
+    eps^3, d, d^2, d^3. The original inverts in 10 steps of its own, all with x0hat clamped to
+    [-1, 1]; DiffGuard's inversion does not clamp at the first.
 
     Args:
         steps: Number K of first inversion steps, 2 or more. Defaults to all.
@@ -122,7 +123,8 @@ class DiffPath1D(_FirstSteps):
 class MSMA(_Mixture):
     """MSMA: log-density of the norm of eps at several noise levels (Mahmood et al., ICLR 2021).
 
-    The levels are those of the first K inversion steps; the original has 10 levels of the training.
+    The states and levels are those of the first K inversion steps. The original evaluates the clean
+    image at each of 10 noise levels of its training, which DiffGuard's inversion does not.
 
     Args:
         steps: Number K of first inversion steps. Defaults to all.

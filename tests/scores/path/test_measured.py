@@ -94,13 +94,17 @@ def test_ddpm_ood():
 
 
 @pytest.mark.parametrize("compare", ["logits", "probabilities"])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_diffnb(compare, scale):
-    model = model_with("diffnb", times=[0.2], repeats=2, steps=10, scale=scale, compare=compare)
+@pytest.mark.parametrize(("settings", "beta"), [({"scale": 1.0}, 0.0), ({}, 2.0)])
+def test_diffnb(compare, settings, beta):
+    settings = settings | {"times": [0.2], "repeats": 2, "steps": 10, "compare": compare}
+    model = model_with("diffnb", **settings)
 
     def answer(of: np.ndarray) -> np.ndarray:
         logits = model.classifier.view(torch.from_numpy(of).view(1, 3, SIDE, SIDE)).logits[0]
-        return (logits if compare == "logits" else logits.softmax(dim=0)).detach().numpy()
+        logits = logits.detach().numpy()
+        if compare == "logits":
+            return logits / np.linalg.norm(logits)
+        return np.exp(logits) / np.exp(logits).sum()
 
     expected = []
     for x in states(IMAGES):
@@ -108,8 +112,7 @@ def test_diffnb(compare, scale):
         label = int(model.classify(torch.from_numpy(pixels(x)).view(1, 3, SIDE, SIDE)).labels)
 
         def guided(x: np.ndarray, t: int, label: int = label) -> np.ndarray:
-            e = DENSE.eps(x, t)
-            return e + scale * (DENSE.eps(x, t, label) - e)
+            return (1 + beta) * DENSE.eps(x, t, label) - beta * DENSE.eps(x, t)
 
         for draw in range(2):
             after = answer(pixels(denoise(noised(x, 200, draw), [200, 100], guided)))
@@ -117,7 +120,7 @@ def test_diffnb(compare, scale):
         expected.append(-np.mean(distances))
     detection = model(IMAGES)
     np.testing.assert_allclose(detection.scores["diffnb"], expected, rtol=1e-4)
-    assert detection.nfe.tolist() == [2 * 2 * (1 if scale == 1 else 2)] * TESTED
+    assert detection.nfe.tolist() == [2 * 2 * (1 if beta == 0 else 2)] * TESTED
 
 
 def test_projection_regret():
