@@ -2,6 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# What the wait is for. On Linux, PyTorch requires CUDA's libraries with or without a GPU, and pip can
+# leave them out only where another index has a PyTorch without them: docs/tutorials/quickstart.md.
+DOWNLOAD := 0.4 GB
+ifeq ($(shell uname -s),Linux)
+DOWNLOAD := up to 3.2 GB, 2.5 GB of them the CUDA libraries that PyTorch requires
+endif
 
 .PHONY: help demo test test-all lint docs recipes clean
 
@@ -9,7 +17,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/demo ## install into .venv and run the embedded benchmark
-	$(BIN)/python -m diffguard_pl.test
+	@$(BIN)/python -m diffguard_pl.test
 
 # Three processes on two cores, since some tests wait: for SLURM, servers and other processes.
 test: $(VENV)/dev lint docs ## install the development extras, lint, build the docs, run the tests
@@ -21,6 +29,7 @@ test-all: $(VENV)/dev ## run all tests, with those marked slow: about twice as l
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 
 docs: $(VENV)/dev ## build the documentation site into site/; warnings are errors
@@ -33,11 +42,13 @@ clean: ## remove the environment
 	rm -rf $(VENV)
 
 $(VENV)/demo: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@echo "installing into $(VENV), some minutes: $(DOWNLOAD)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV), some minutes: $(DOWNLOAD), and the development extras"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[dev]'
 	@touch $(VENV)/demo $@

@@ -6,6 +6,7 @@ of this package or ``torch.compile``.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -36,7 +37,9 @@ postpone_imports(
 
 def diffusers_class(name: str) -> Any:
     """Import a class of diffusers."""
-    with garbage_collection_paused(), compiler_postponed():
+    with garbage_collection_paused(), compiler_postponed(), warnings.catch_warnings():
+        # In a notebook without ipywidgets, tqdm would ask for them; nothing here shows a bar.
+        warnings.filterwarnings("ignore", "IProgress not found")
         return getattr(import_module("diffusers"), name)
 
 

@@ -4,6 +4,7 @@ It is LightningCLI's, plus configs by name, a folder for each run, ``--resume`` 
 """
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -98,7 +99,12 @@ def command_line(
     sys.argv[1:] = [*(words if is_named else []), *resolved]
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    if "SLURM_JOB_ID" not in os.environ:
+        # Nobody asked for SLURM: this is the login node of a cluster, say.
+        warnings.filterwarnings("ignore", "The `srun` command is available")
+    # devices, the seed: run.json has them
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     # Configs and flags may name these classes without their modules.
     import_data_modules()
     import_classes("model.guidance")
