@@ -9,7 +9,7 @@ ARG EXTRAS=demo,timm
 WORKDIR /source
 COPY . .
 # PyTorch on PyPI requires CUDA's libraries, 2.5 GB; PyTorch's own index has builds without them.
-# The last line fails where pip took another build, because an index could not be reached.
+# The last line fails where pip took other builds, because an index could not be reached.
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$DEVICE" in \
         cpu) export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ;; \
@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python -m venv /opt/diffguard \
     && /opt/diffguard/bin/pip install -c constraints.txt ".[$EXTRAS]" \
     && /opt/diffguard/bin/python -c \
-        "import torch; assert (torch.version.cuda is None) == ('$DEVICE' == 'cpu'), torch.__version__"
+        "import torch, torchvision; assert bool(torch.version.cuda) == ('$DEVICE' == 'cuda')"
 
 FROM python:3.12.12-slim-bookworm
 COPY --from=build /opt/diffguard /opt/diffguard
