@@ -10,6 +10,7 @@ config as it is, where the 95 % interval of a paired bootstrap over images does 
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from fashion_study import run_once
@@ -58,19 +59,27 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
 """Settings of each variant, by config and by the name of a row."""
 
 
-def cell(results: RunResults, base: RunResults, score: str, group: str) -> str:
-    """Return the AUROC of a score, and its difference to another run if that is not noise."""
-    value, reference = (auroc(of, score, group) for of in (results, base))
-    drawn, of_base = (replicates(of.table)[group, MEAN, score][:, 0] for of in (results, base))
-    low, high = np.percentile(drawn - of_base, [2.5, 97.5])
-    difference = f" ({100 * (value - reference):+.1f})" if low > 0 or high < 0 else ""
-    return f"{100 * value:.1f}{difference}"
+class Measured(NamedTuple):
+    """AUROC of a score on a group of datasets, and the bootstrap's draws of it [R]."""
+
+    auroc: float
+    drawn: np.ndarray
 
 
-def auroc(results: RunResults, score: str, group: str) -> float:
-    """Return the mean AUROC of a score over the datasets of a group."""
-    found = {(row.group, row.dataset, row.score): row.metrics for row in results.results}
-    return found[group, MEAN, score].auroc
+def measured(results: RunResults) -> list[Measured]:
+    """Return the AUROC of each score on each group, in the order of the columns."""
+    rows = {(row.group, row.dataset, row.score): row.metrics for row in results.results}
+    drawn = replicates(results.table)
+    keys = [(group, MEAN, score) for group in GROUPS for score in SCORES]
+    return [Measured(rows[key].auroc, drawn[key][:, 0]) for key in keys]
+
+
+def cell(found: Measured, base: Measured) -> str:
+    """Return an AUROC, and its difference to that of another run if that is not noise."""
+    low, high = np.percentile(found.drawn - base.drawn, [2.5, 97.5])
+    is_noise = low <= 0 <= high
+    difference = "" if is_noise else f" ({100 * (found.auroc - base.auroc):+.1f})"
+    return f"{100 * found.auroc:.1f}{difference}"
 
 
 def main() -> None:
@@ -89,9 +98,10 @@ def main() -> None:
             shared = ["--model.discrepancies", f"[{', '.join(SCORES)}]", "--pictures.count", "0"]
             folder = given.out / config / name.replace(" ", "_").replace(",", "")
             results = read_results(run_once(config, folder, [*settings, *shared, *changed]))
-            base = base or results
+            found = measured(results)
+            base = base or found
             nfe = results.frame["nfe"].mean()
-            cells = [cell(results, base, score, group) for group in GROUPS for score in SCORES]
+            cells = [cell(*pair) for pair in zip(found, base, strict=True)]
             print(f"| {name} | {nfe:.1f} | {' | '.join(cells)} |", flush=True)
 
 

@@ -17,6 +17,7 @@ With ``--split tuning``, images of the tuning dataset take the place of the held
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ import numpy as np
 import torch
 from fashion_study import SPLITS, weights_of
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 import diffguard_pl
+from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.fashion import FashionDataModule
+from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.runs.files import atomic_write
 from diffguard_pl.scores.path.base import MeasuredScore, Subject
@@ -120,8 +123,8 @@ def images_of(data: FashionDataModule) -> list[tuple[Tensor, np.ndarray]]:
 
 def evenly(source: Dataset, count: int) -> tuple[Tensor, np.ndarray]:
     """Return evenly spaced images of a dataset, and their labels."""
-    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)  # type: ignore[arg-type]
-    batch = default_collate([Subset(source, chosen.tolist())[i] for i in range(count)])
+    some = spread(source, count)
+    batch = default_collate([some[i] for i in range(count)])
     return batch["image"], batch["label"].numpy()
 
 
@@ -182,7 +185,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/fashion_labels"))
     given = parser.parse_args()
-    found = [measured(n, given.split, given.weights, given.out) for n in given.splits]
+    try:
+        found = [measured(n, given.split, given.weights, given.out) for n in given.splits]
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
     correct = np.array([accuracies(of) for of in found])
     columns = [*(f"class split {n}" for n in given.splits), "mean"]

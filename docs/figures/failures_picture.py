@@ -35,7 +35,7 @@ VERDICTS = {
 
 def detected(model: DiffGuard, source: Dataset) -> dict[str, Tensor]:
     """Return images, reconstructions, labels and both scores of a dataset."""
-    some = spread(source, min(COUNT, len(source)))  # type: ignore[arg-type]
+    some = spread(source, COUNT)
     images = default_collate([some[i]["image"] for i in range(len(some))])
     detection = model(images)
     return {
