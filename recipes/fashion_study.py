@@ -3,10 +3,13 @@
 Runs it on each split with the weights that ``recipes/fashion.py`` has trained (a run that exists
 is resumed or read), then prints a table in Markdown: AUROC of every score in percent, mean over
 held-out classes for each split, mean and standard deviation over splits, the lead over the best
-baseline with the 95 % interval of a paired bootstrap over images, and network evaluations. A second
-table has the fusions of each discrepancy and path score with each baseline, where the config has
-calibration images. A third one has the limit of what a family of scores tells of the held-out
-classes: the AUROC of classifiers that are trained on the scores of other images of these classes.
+baseline with the 95 % interval of a paired bootstrap over images, and network evaluations. Where
+the config has calibration images, a second table has the fusions of each discrepancy and path score
+with each baseline, and a third one the fusions that are the best on the other splits, as somebody
+would choose who has other held-out classes to tune on, and a fourth one the logistic regressions of
+each family of scores that are trained on the other splits. The last table has the limit of what a
+family tells of the held-out classes: the AUROC of classifiers that are trained on the scores of
+other images of these classes.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy.stats import rankdata
@@ -34,6 +37,7 @@ from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.combination import Combination, Fusion
 
 SPLITS = range(1, len(CLASS_SPLITS) + 1)
+Name = TypeVar("Name", str, tuple[str, str])
 
 
 class Study(NamedTuple):
@@ -46,6 +50,13 @@ class Study(NamedTuple):
 
     auroc: dict[str, np.ndarray]
     drawn: dict[str, np.ndarray]
+
+
+class Fused(NamedTuple):
+    """Near-OOD AUROC of a fusion in percent, and its lead over the better of its parts."""
+
+    near: float
+    lead: float
 
 
 def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) -> Path:
@@ -105,7 +116,7 @@ def print_table(runs: list[RunResults]) -> None:
     baselines = baselines_of(runs[0])
     best = max((score for score in means if score in baselines), key=lambda score: means[score])
     nfe = {cost.score: f"{cost.nfe:.1f}" for cost in runs[0].costs}
-    splits = [", ".join(near_datasets(results)) for results in runs]
+    splits = list(map(near_names, runs))
     print(f"| score | NFE | near, mean ± sd | minus {best} | {' | '.join(splits)} | far |")
     print("|---" + "|---:" * (len(runs) + 4) + "|")
     for score in sorted(means, key=lambda score: -means[score]):
@@ -129,27 +140,85 @@ def baselines_of(results: RunResults) -> list[str]:
     return [name for name, cost in costs.items() if cost["family"] == "baseline"]
 
 
-def print_fusions(folders: list[Path], baselines: list[str], count: int = 20) -> None:
+def print_fusions(found: list[dict[tuple[str, str], Fused]], count: int = 20) -> None:
     """Print the fusions by rank of one score and one baseline, the best ones first."""
-    found = [fusions(folder, baselines) for folder in folders]
     print("| fusion | near, mean | minus the better part, by split | above both parts |")
     print("|---|---:|---:|---:|")
-    mean = {pair: np.mean([of[pair][0] for of in found]) for pair in found[0]}
+    mean = {pair: np.mean([of[pair].near for of in found]) for pair in found[0]}
     for pair in sorted(mean, key=lambda pair: -mean[pair])[:count]:
-        leads = [of[pair][1] for of in found]
+        leads = [of[pair].lead for of in found]
         by_split = ", ".join(f"{lead:+.2f}" for lead in leads)
         above = f"{sum(lead > 0 for lead in leads)} of {len(leads)}"
         print(f"| {' + '.join(pair)} | {mean[pair]:.2f} | {by_split} | {above} |")
 
 
-def fusions(folder: Path, baselines: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Compute the near-OOD AUROC of each fusion, and its lead over the better part."""
-    scores = score_table(*read_scores(folder))
+def print_choices(
+    splits: list[int], found: list[dict[tuple[str, str], Fused]], runs: list[RunResults]
+) -> None:
+    """Print for each split the fusion and the baseline that are the best on the other splits."""
+    near, baselines = study(runs, "near").auroc, baselines_of(runs[0])
+    fused = {pair: np.array([of[pair].near for of in found]) for pair in found[0]}
+    alone = {score: near[score] for score in baselines}
+    print("| split | fusion of the others | near | minus the better part | baseline | near |")
+    print("|---|---|---:|---:|---|---:|")
+    totals = []
+    for index, split in enumerate(splits):
+        pair, baseline = best_elsewhere(fused, index), best_elsewhere(alone, index)
+        numbers = fused[pair][index], found[index][pair].lead, alone[baseline][index]
+        totals.append(numbers)
+        print(
+            f"| {split} | {' + '.join(pair)} | {numbers[0]:.2f} | {numbers[1]:+.2f} "
+            f"| {baseline} | {numbers[2]:.2f} |"
+        )
+    mean = np.mean(totals, axis=0)
+    print(f"| mean | | {mean[0]:.2f} | {mean[1]:+.2f} | | {mean[2]:.2f} |")
+
+
+def best_elsewhere(auroc: dict[Name, np.ndarray], index: int) -> Name:
+    """Return what has the best mean over all splits but one."""
+    return max(auroc, key=lambda name: np.delete(auroc[name], index).mean())
+
+
+def print_learned(runs: list[RunResults], tables: list[ScoreTable]) -> None:
+    """Print for each family a logistic regression of its scores, trained on the other splits."""
+    print(f"| learned on the other splits | number | near | {' | '.join(map(near_names, runs))} |")
+    print("|---|---:|---:" + "|---:" * len(runs) + "|")
+    for family, names in families_of(runs[0]).items():
+        splits = [near_ranks(table, names) for table in tables]
+        reached = []
+        for index, (ranks, members) in enumerate(splits):
+            others = [split for position, split in enumerate(splits) if position != index]
+            model = LogisticRegression(C=0.1, class_weight="balanced")
+            model.fit(
+                np.concatenate([ranks for ranks, _ in others]),
+                np.concatenate([members == 0 for _, members in others]),
+            )
+            known = model.predict_proba(ranks)[:, 1]
+            reached.append(100 * mean_auroc(known, members))
+        values = " | ".join(f"{value:.1f}" for value in reached)
+        print(f"| {family} | {len(names)} | {np.mean(reached):.1f} | {values} |")
+
+
+def near_ranks(table: ScoreTable, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks [N, scores] of known and held-out images among the calibration images, in
+    [-0.5, 0.5], and the position [N] of the dataset of each image."""
+    calibration = table.members == table.datasets.index(CALIBRATION)
+    chosen = np.isin(table.members, [0, *near_members(table)])
+    columns = table.values[:, [table.scores.index(name) for name in names]].T
+    ranks = [
+        np.searchsorted(np.sort(column[calibration]), column[chosen]) / calibration.sum() - 0.5
+        for column in columns
+    ]
+    return np.stack(ranks, axis=1), table.members[chosen]
+
+
+def fusions(scores: ScoreTable, baselines: list[str]) -> dict[tuple[str, str], Fused]:
+    """Fuse each score with each baseline."""
     alone = near_auroc(Combination().apply_to_table(scores))
     found = {}
     for pair in product([name for name in scores.scores if name not in baselines], baselines):
         fused = near_auroc(Combination(Fusion(list(pair))).apply_to_table(scores))[FUSION]
-        found[pair] = fused, fused - max(alone[name] for name in pair)
+        found[pair] = Fused(fused, fused - max(alone[name] for name in pair))
     return found
 
 
@@ -157,12 +226,28 @@ def print_limits(runs: list[RunResults]) -> None:
     """Print what a classifier reaches that knows the held-out classes, by family of scores."""
     print("| scores | number | logistic regression | random forest |")
     print("|---|---:|---:|---:|")
-    costs = runs[0].record["score_costs"]
-    families = list(dict.fromkeys(cost["family"] for cost in costs.values()))
-    for family in [*families, "all"]:
-        of_family = [s for s, cost in costs.items() if family in (cost["family"], "all")]
-        reached = np.mean([limits(run.table, of_family) for run in runs], axis=0)
-        print(f"| {family} | {len(of_family)} | {' | '.join(f'{100 * r:.1f}' for r in reached)} |")
+    for family, names in families_of(runs[0]).items():
+        reached = np.mean([limits(run.table, names) for run in runs], axis=0)
+        print(f"| {family} | {len(names)} | {' | '.join(f'{100 * r:.1f}' for r in reached)} |")
+
+
+def families_of(results: RunResults) -> dict[str, list[str]]:
+    """Return the names of a run's scores by family, and of all scores."""
+    families: dict[str, list[str]] = {}
+    for score, cost in results.record["score_costs"].items():
+        families.setdefault(cost["family"], []).append(score)
+    return {**families, "all": [score for names in families.values() for score in names]}
+
+
+def near_members(table: ScoreTable) -> list[int]:
+    """Return the positions of the held-out classes among the datasets."""
+    return [d for d in table.ood if table.group_of(d) == "near"]
+
+
+def mean_auroc(known: np.ndarray, members: np.ndarray) -> float:
+    """Return the AUROC of scores [N] of known (0) and held-out images, mean over the classes."""
+    held_out = np.unique(members[members != 0])
+    return float(np.mean([auroc(known[members == 0], known[members == d]) for d in held_out]))
 
 
 def limits(table: ScoreTable, names: list[str]) -> list[float]:
@@ -171,8 +256,7 @@ def limits(table: ScoreTable, names: list[str]) -> list[float]:
     They are trained on four fifths of the known and of the held-out images, and tested on the
     fifth, in turn; the classes have equal weight. Scores enter by their ranks.
     """
-    near = [d for d in table.ood if table.group_of(d) == "near"]
-    chosen = np.isin(table.members, [0, *near])
+    chosen = np.isin(table.members, [0, *near_members(table)])
     values = table.values[chosen][:, [table.scores.index(name) for name in names]]
     ranks = rankdata(values, axis=0) / len(values) - 0.5
     members = table.members[chosen]
@@ -186,7 +270,7 @@ def limits(table: ScoreTable, names: list[str]) -> list[float]:
         known = cross_val_predict(
             classifier, ranks, members == 0, cv=folds.split(ranks, members), method="predict_proba"
         )[:, 1]
-        reached.append(np.mean([auroc(known[members == 0], known[members == d]) for d in near]))
+        reached.append(mean_auroc(known, members))
     return reached
 
 
@@ -200,9 +284,9 @@ def near_auroc(scores: ScoreTable) -> dict[str, float]:
     }
 
 
-def near_datasets(results: RunResults) -> list[str]:
-    rows = results.results
-    return list(dict.fromkeys(r.dataset for r in rows if r.group == "near" and not r.is_mean))
+def near_names(results: RunResults) -> str:
+    rows = [row for row in results.results if row.group == "near" and not row.is_mean]
+    return ", ".join(dict.fromkeys(row.dataset for row in rows))
 
 
 def main() -> None:
@@ -225,8 +309,15 @@ def main() -> None:
     runs = [read_results(folder) for folder in folders]
     print_table(runs)
     print()
-    if CALIBRATION in runs[0].header.datasets:
-        print_fusions(folders, baselines_of(runs[0]))
+    tables = [score_table(*read_scores(folder)) for folder in folders]
+    if CALIBRATION in tables[0].datasets:
+        found = [fusions(table, baselines_of(runs[0])) for table in tables]
+        print_fusions(found)
+        print()
+        if len(runs) > 1:
+            print_choices(arguments.splits, found, runs)
+            print()
+            print_learned(runs, tables)
     else:
         print("No fusions: the config has no calibration images, as those in combine/ have.")
     print()
