@@ -61,7 +61,7 @@ def martingale(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
         p_values: p-values [m] in [0, 1], in their order.
     """
     slopes = np.array(BETS)
-    capital = np.full(len(slopes), 1 / len(slopes))
+    capital: np.ndarray = np.full(len(slopes), 1 / len(slopes))
     # The capital is kept at 1, and its logarithm beside it, so that it cannot overflow.
     logarithm, found = 0.0, np.empty(len(p_values))
     for i, p in enumerate(p_values):
