@@ -41,7 +41,7 @@ DEFAULT = [name for name in PRECISIONS if name != "32, CPU"]
 
 def run_of(config: str, precision: str, limit: str, out: Path) -> Path | None:
     """Run a config in a precision, unless it has been run before; return the run's folder."""
-    folder = out / config / precision.replace(", ", "-")
+    folder = out / config / f"limit_{limit}" / precision.replace(", ", "-")
     if (folder / "metrics.csv").exists():
         return folder
     if precision in ON_GPU and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """Compare all scores on both embedded benchmarks: ``python recipes/which_detector.py``.
 
 Runs ``compare/digits`` and ``compare/fashion`` (a run that exists is resumed or read; minutes on a
-GPU, an hour on two CPU cores) and prints the table of docs/which-detector.md: for each score its
+GPU, an hour on two CPU cores) and prints the table of docs/how-to/which-detector.md: for each score its
 network evaluations, what it needs, and its AUROC in percent with the 95 % interval of a bootstrap
 over images, near and far.
 """
