@@ -267,7 +267,9 @@ def cifar_checkpoints(folder: Path, count: int) -> list[str]:
     return files
 
 
-@pytest.mark.parametrize("name", ["cifar10", "oracle/cifar10"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", pytest.param("oracle/cifar10", marks=pytest.mark.slow)]
+)
 def test_table_1_runs_two_batches_of_each_set(name, run, cifar_classifier):
     small = ["--config", "small/cifar10", "--data.batch_size", "1"]
     rows = run("--config", name, *small, *cifar_classifier)
@@ -279,7 +281,7 @@ def test_table_1_runs_two_batches_of_each_set(name, run, cifar_classifier):
         assert [row["reconstructed_as"] for row in rows[:2]] == [row["label"] for row in rows[:2]]
 
 
-@pytest.mark.parametrize("name", ["energy", "ensemble"])
+@pytest.mark.parametrize("name", [pytest.param("energy", marks=pytest.mark.slow), "ensemble"])
 def test_a_combination_of_table_1_runs_two_batches_of_each_set(name, run, tmp_path):
     settings, base = resolved(f"combine/cifar10_{name}"), resolved("cifar10")
     assert settings["cascade"] == {"baseline": name, "budget": 0.5, "then": "logits"}

@@ -108,7 +108,7 @@ def test_gdm_with_early_stop(digits_gdm, gdm_plain, some_digits, slots, batch, d
         assert_same_as_reference(digits_gdm, images, batch, defer_stop_check, plain=plain)
 
 
-@pytest.mark.parametrize(("slots", "batch"), [(3, 4), (64, 3)])
+@pytest.mark.parametrize(("slots", "batch"), [(3, 4), pytest.param(64, 3, marks=pytest.mark.slow)])
 def test_ldm(digits_ldm, some_digits, slots, batch):
     with changed(digits_ldm, slots=slots):
         assert_same_as_reference(digits_ldm, some_digits[::2], batch, defer_stop_check=False)
@@ -225,7 +225,7 @@ def test_steps_before_guidance_begins_serve_both_reconstructions(digits_ldm, som
 # ------------------------------------------------------------ full batches and bounded memory
 
 
-@pytest.mark.parametrize("defer_stop_check", [False, True])
+@pytest.mark.parametrize("defer_stop_check", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_batches_are_full_and_memory_is_bounded_by_the_slots(defer_stop_check):
     diffguard = cheap_diffguard(
         compare_to="unguided", early_stop={"psnr": 55.0}, forback_skip_diff=2

@@ -60,9 +60,24 @@ def test_images_that_the_gate_stops_have_gaps_and_no_network_evaluations(
     )
 
 
-@pytest.mark.parametrize("defer_stop_check", [False, True])
-@pytest.mark.parametrize("compare_to", ["input", "unguided"])
-@pytest.mark.parametrize("family", ["gdm", "ldm"])
+@pytest.mark.parametrize(
+    ("family", "compare_to", "defer_stop_check"),
+    [
+        ("gdm", "input", True),
+        ("ldm", "unguided", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("gdm", "input", False),
+                ("gdm", "unguided", False),
+                ("gdm", "unguided", True),
+                ("ldm", "input", False),
+                ("ldm", "input", True),
+                ("ldm", "unguided", True),
+            )
+        ),
+    ],
+)
 def test_images_that_the_second_gate_stops_keep_their_path_and_are_not_reconstructed(
     digits_gdm, digits_ldm, some_digits, family, compare_to, defer_stop_check
 ):
