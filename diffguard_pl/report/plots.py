@@ -19,11 +19,12 @@ from .style import COLOURS, colour_of, line_style_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 LEGEND_COLUMNS = 5
 NAME_PLACES = [(x, y) for y in (3, -8, -16, 11, -24, 19, -32, -40, -48) for x in (4, -4)]
 """Places of a name from its point, in points of print, the best one first."""
+POINT_RADIUS = 4.0
+"""Radius of a point in the costs' plot, in pixels."""
 LONGEST_NAME = 30
 """Characters of a dataset's name that fit into a column of the legend."""
 
@@ -106,6 +107,7 @@ def draw_costs(costs: Sequence[ScoreCost], title: str, path: Path) -> None:
                     color=colour_of(number),
                     s=18,
                     label=family,
+                    zorder=4,  # above the white around names
                 )
 
             # The front: the best score up to each number of evaluations.
@@ -133,21 +135,31 @@ def draw_costs(costs: Sequence[ScoreCost], title: str, path: Path) -> None:
 
 
 def _name_points(axes: Axes, costs: Sequence[ScoreCost], group: str) -> None:
-    """Write names beside points, none on another.
+    """Write names beside points, none on another name or, if there is room, on a point.
 
     Baselines stand above each other, and so do discrepancies: only their best are named.
     """
-    taken: list[Bbox] = []
+    auroc = {cost.score: cost.results[group].metrics.auroc for cost in costs}
+    families: dict[str, list[str]] = {}
     for cost in costs:
-        if cost.family != PATH and group not in cost.best:
+        families.setdefault(cost.family, []).append(cost.score)
+    highest = {max(scores, key=lambda score: auroc[score]) for scores in families.values()}
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    points = axes.transData.transform([(cost.nfe, 100 * auroc[cost.score]) for cost in costs])
+    taken = [Bbox.from_extents(x, y, x, y).padded(POINT_RADIUS) for x, y in points]
+    for cost in costs:
+        if cost.family != PATH and group not in cost.best and cost.score not in highest:
             continue
         name = axes.annotate(
             cost.score,
-            (cost.nfe, 100 * cost.results[group].metrics.auroc),
+            (cost.nfe, 100 * auroc[cost.score]),
             xytext=NAME_PLACES[0],
             textcoords="offset points",
             fontsize=7,
             fontweight="bold" if group in cost.best else "normal",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )
         for place in NAME_PLACES:
             name.set_position(place)
