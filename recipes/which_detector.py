@@ -1,9 +1,9 @@
 """Compare all scores on both embedded benchmarks: ``python recipes/which_detector.py``.
 
 Runs ``compare/digits`` and ``compare/fashion`` (a run that exists is resumed or read; minutes on a
-GPU, an hour on two CPU cores) and prints the table of docs/how-to/which-detector.md: for each score its
-network evaluations, what it needs, and its AUROC in percent with the 95 % interval of a bootstrap
-over images, near and far.
+GPU, an hour on two CPU cores) and prints the table of docs/how-to/which-detector.md: for each score
+its network evaluations (of both benchmarks, where they differ), whether it is fitted, and its AUROC
+in percent with the 95 % interval of a bootstrap over images, near and far.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def cell(cost: ScoreCost | None, group: str) -> str:
     text = f"{100 * result.metrics.auroc:.1f}"
     if result.intervals:
         low, high = result.intervals["auroc"]
-        text += f" ({100 * low:.1f} to {100 * high:.1f})"
+        text += f" ({100 * low:.1f}\u2013{100 * high:.1f})"
     return f"**{text}**" if group in cost.best else text
 
 
@@ -49,9 +49,9 @@ def main() -> None:
     known = {name: cost for of in costs.values() for name, cost in of.items()}
     for name in sorted(known, key=lambda name: (known[name].nfe, -near(costs, name))):
         cells = [cell(of.get(name), group) for of in costs.values() for group in GROUPS]
-        cost = known[name]
-        fitted = "yes" if cost.fitted else ""
-        print(f"| {name} | {cost.family} | {cost.nfe:g} | {fitted} | {' | '.join(cells)} |")
+        nfe = " / ".join(dict.fromkeys(f"{of[name].nfe:g}" for of in costs.values() if name in of))
+        fitted = "yes" if known[name].fitted else ""
+        print(f"| {name} | {known[name].family} | {nfe} | {fitted} | {' | '.join(cells)} |")
 
 
 def near(costs: dict[str, dict[str, ScoreCost]], name: str) -> float:
