@@ -122,13 +122,17 @@ def run(
         if given.log:
             log = DecisionLog(given.log, resume=True, go_on="start the server again")
             stack.enter_context(closing(log))
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # this thread only loads the detector, see Server
         detector = load_detector(given)
         if log:
             log.begin(hash_of_detector(given.detector), detector.tpr)
         from ..serve.server import Server
 
         record = log.write if log else lambda line: None
-        server = Server(detector, hosts, batching, limits, record)
+        server = Server(detector, hosts, batching, limits, record, threads)
         _end_on_signals(server, stop)
         print(f"{url(listener)}  (Ctrl-C ends it)", flush=True)
         server.run(listener)

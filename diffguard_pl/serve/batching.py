@@ -60,6 +60,7 @@ class Batcher:
         record: Called with each record before it is given out, from any thread, one call at a
             time, such as :meth:`~diffguard_pl.deploy.decision_log.DecisionLog.write`. If it fails,
             the thread ends: what cannot be recorded is not given out.
+        on_start: Called in this thread when it begins.
         on_batch: Called with the size of each batch.
         on_end: Called when the thread has ended by a failure.
 
@@ -72,11 +73,12 @@ class Batcher:
         decide: Callable[[Sequence[Item]], list[Record]],
         batching: Batching,
         record: Callable[[Record], Any] = lambda line: None,
+        on_start: Callable[[], Any] = lambda: None,
         on_batch: Callable[[int], Any] = lambda size: None,
         on_end: Callable[[], Any] = lambda: None,
     ):
         self._decide, self._record = decide, record
-        self._on_batch, self._on_end = on_batch, on_end
+        self._on_start, self._on_batch, self._on_end = on_start, on_batch, on_end
         self._max_batch, self._max_wait = batching.max_batch, batching.max_wait_ms / 1000
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -147,6 +149,7 @@ class Batcher:
     def _work(self) -> None:
         jobs: list[_Job] = []
         try:
+            self._on_start()
             while jobs := self._next_batch():
                 self._answer(jobs)
         except BaseException as error:  # nobody above would hear of it

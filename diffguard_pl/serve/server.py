@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import torch
 import uvicorn
 
 from ..deploy.detector import Detector
@@ -33,6 +34,7 @@ class Server:
         limits: Limits on an image.
         record: Called with each decision before it is given out, see :class:`.Batcher`. Defaults to
             none.
+        threads: Threads of PyTorch for the detector. Defaults to those of the calling thread.
 
     Attributes:
         metrics: What has been counted.
@@ -45,13 +47,19 @@ class Server:
         batching: Batching,
         limits: Limits,
         record: Callable[[Record], Any] = lambda line: None,
+        threads: int | None = None,
     ):
         self.metrics = Metrics()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        # The detector's alone are many: threads of OpenMP that another thread has for itself would
+        # slow them down, idle or not (twice as slow for small networks on two cores).
+        self._reader = ThreadPoolExecutor(
+            1, thread_name_prefix="reader", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._batcher = Batcher(
             partial(decide, detector),
             batching,
             record,
+            on_start=partial(use_threads, threads or torch.get_num_threads()),
             on_batch=self.metrics.batches.add,
             on_end=self.stop,
         )
@@ -88,6 +96,12 @@ class Server:
         """Have the server end. May be called from any thread and from a signal handler."""
         self._service.is_stopping = True
         self._uvicorn.should_exit = True
+
+
+def use_threads(count: int) -> None:
+    """Have PyTorch use a number of threads for what the calling thread computes from now on."""
+    torch.set_num_threads(count)
+    torch.get_num_threads()  # else the thread's first operation would take what another one sets
 
 
 class _Uvicorn(uvicorn.Server):

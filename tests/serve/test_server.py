@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="FastAPI, of the extra serve, is not installed")
@@ -19,6 +20,7 @@ import diffguard_pl
 from diffguard_pl import Detector
 from diffguard_pl.datamodules.digits import digits, held_out, photos
 from diffguard_pl.errors import InputError
+from diffguard_pl.serve import server as server_module
 from diffguard_pl.serve.batching import MAX_FAILURES, Batching
 from diffguard_pl.web import requests
 from diffguard_pl.web.limits import Limits
@@ -48,6 +50,21 @@ def file_of(pixels: np.ndarray) -> bytes:
 
 
 # Decisions
+
+
+def test_the_detector_alone_computes_in_several_threads(detector, monkeypatch):
+    found: list[int] = []
+
+    def decide(*arguments):
+        found.append(torch.get_num_threads())
+        return original(*arguments)
+
+    original = server_module.decide
+    monkeypatch.setattr(server_module, "decide", decide)
+    with serving(detector, Batching(max_wait_ms=0), threads=3) as (client, server, _):
+        assert client.post(grey(100)).status == 200
+        found.append(server._reader.submit(torch.get_num_threads).result())
+    assert found == [3, 1]
 
 
 def test_decisions_are_those_of_predict_in_one_batch_across_requests(tmp_path):
