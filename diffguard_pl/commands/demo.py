@@ -11,7 +11,7 @@ from ..runs.signals import StopRequested
 from ..web.hosts import AllowedHosts
 from ..web.limits import Limits
 from .errors import ignore_ctrl_c_at_exit, one_line_errors, require
-from .server_options import add_server_options, limits_of, listen, url
+from .server_options import add_server_options, in_one_thread, limits_of, listen, url
 
 PORTS = range(7860, 7960)
 SHIPPED = "digits_ldm"
@@ -64,7 +64,8 @@ def run(
         hosts = AllowedHosts(host, listener.getsockname()[0], extra_hosts)
         from ..deploy.detector import Detector
 
-        loaded = Detector.load(detector or SHIPPED)
+        with in_one_thread():
+            loaded = Detector.load(detector or SHIPPED)
         # Gradio reads these on import: uploads go where they are removed, and no usage is reported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from ..demo.examples import takes_digits, write_examples

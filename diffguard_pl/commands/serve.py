@@ -20,7 +20,7 @@ from ..web.hosts import AllowedHosts
 from ..web.limits import Limits
 from .detector_options import add_detector_options, hash_of_detector, load_detector
 from .errors import ignore_ctrl_c_at_exit, one_line_errors, require
-from .server_options import add_server_options, limits_of, listen, url
+from .server_options import add_server_options, in_one_thread, limits_of, listen, url
 
 if TYPE_CHECKING:
     from ..serve.server import Server
@@ -122,17 +122,14 @@ def run(
         if given.log:
             log = DecisionLog(given.log, resume=True, go_on="start the server again")
             stack.enter_context(closing(log))
-        import torch
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # this thread only loads the detector, see Server
-        detector = load_detector(given)
+        with in_one_thread():
+            detector = load_detector(given)
         if log:
             log.begin(hash_of_detector(given.detector), detector.tpr)
         from ..serve.server import Server
 
         record = log.write if log else lambda line: None
-        server = Server(detector, hosts, batching, limits, record, threads)
+        server = Server(detector, hosts, batching, limits, record)
         _end_on_signals(server, stop)
         print(f"{url(listener)}  (Ctrl-C ends it)", flush=True)
         server.run(listener)

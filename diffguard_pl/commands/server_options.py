@@ -3,7 +3,8 @@
 import argparse
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ..errors import InputError
 from ..web.limits import Limits
@@ -91,3 +92,20 @@ def url(listener: socket.socket) -> str:
     """Return the URL of a server by its socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Have PyTorch compute in this thread alone, such as for loading what another thread will use.
+
+    Threads of OpenMP that a thread has begun stay. If all together are more than the cores, GNU
+    OpenMP lets each sleep between two operations, which takes twice as long for a small network.
+    """
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)

@@ -34,7 +34,6 @@ class Server:
         limits: Limits on an image.
         record: Called with each decision before it is given out, see :class:`.Batcher`. Defaults to
             none.
-        threads: Threads of PyTorch for the detector. Defaults to those of the calling thread.
 
     Attributes:
         metrics: What has been counted.
@@ -47,11 +46,10 @@ class Server:
         batching: Batching,
         limits: Limits,
         record: Callable[[Record], Any] = lambda line: None,
-        threads: int | None = None,
     ):
         self.metrics = Metrics()
-        # The detector's alone are many: threads of OpenMP that another thread has for itself would
-        # slow them down, idle or not (twice as slow for small networks on two cores).
+        # The detector computes in as many threads as the caller, and threads of the reader would
+        # slow them down: see commands.server_options.in_one_thread.
         self._reader = ThreadPoolExecutor(
             1, thread_name_prefix="reader", initializer=torch.set_num_threads, initargs=(1,)
         )
@@ -59,7 +57,7 @@ class Server:
             partial(decide, detector),
             batching,
             record,
-            on_start=partial(use_threads, threads or torch.get_num_threads()),
+            on_start=partial(use_threads, torch.get_num_threads()),
             on_batch=self.metrics.batches.add,
             on_end=self.stop,
         )

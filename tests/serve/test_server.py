@@ -61,9 +61,14 @@ def test_the_detector_alone_computes_in_several_threads(detector, monkeypatch):
 
     original = server_module.decide
     monkeypatch.setattr(server_module, "decide", decide)
-    with serving(detector, Batching(max_wait_ms=0), threads=3) as (client, server, _):
-        assert client.post(grey(100)).status == 200
-        found.append(server._reader.submit(torch.get_num_threads).result())
+    count = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with serving(detector, Batching(max_wait_ms=0)) as (client, server, _):
+            assert client.post(grey(100)).status == 200
+            found.append(server._reader.submit(torch.get_num_threads).result())
+    finally:
+        torch.set_num_threads(count)
     assert found == [3, 1]
 
 
