@@ -220,6 +220,7 @@ def test_interrupted_it_keeps_its_decisions_and_reports_how_to_resume(
     )
     message = interrupt_after(process, out, lines, signum)
     assert process.returncode == 128 + signum, message
+    assert message.count("\n") == 1, message
     (line,) = message.splitlines()
     assert signal.Signals(signum).name in line
     assert f"--resume continues {out}" in line

@@ -32,7 +32,7 @@ def fit_images() -> Tensor:
 
 
 @cache
-def tested_images() -> Tensor:
+def images_to_test() -> Tensor:
     sets = (digits("test").images[:3], held_out().images[:2], photos().images[:2])
     return torch.cat(sets).double()
 
@@ -62,7 +62,7 @@ def noise_along_the_inversion(model: DiffGuard, images: Tensor) -> list[Noise]:
 
 @cache
 def noises(which: str) -> list[Noise]:
-    images = fit_images() if which == "fit" else tested_images()
+    images = fit_images() if which == "fit" else images_to_test()
     with torch.no_grad():
         return noise_along_the_inversion(ldm(), images)
 
@@ -71,7 +71,7 @@ def scores(name: str, **hyperparameters) -> np.ndarray:
     """Compute a score of the test images, fitted to the fit images."""
     model = ldm(path_scores={name: hyperparameters}, slots=5)
     model.fit_path_scores(fit_images().split(7))
-    return model(tested_images()).scores[name].numpy()
+    return model(images_to_test()).scores[name].numpy()
 
 
 def six_sums(noise: Noise, steps: int) -> list[float]:
@@ -164,7 +164,7 @@ def test_the_pull_of_classifier_guidance_is_the_clean_gradient():
         compare_to="none",
         discrepancies=[],
     ).double()
-    images = tested_images()
+    images = images_to_test()
     found = model(images)
 
     def eps(x: Tensor, t: int) -> Tensor:
