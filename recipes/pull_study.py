@@ -125,6 +125,15 @@ def angle(direction: str, step: int) -> Scorer:
     return score
 
 
+def total(scorers: tuple[Scorer, ...]) -> Scorer:
+    """Score by a sum of scores, which are logarithms."""
+
+    def score(of: Statistics, calibration: Statistics) -> np.ndarray:
+        return sum((scorer(of, calibration) for scorer in scorers), np.zeros(1))
+
+    return score
+
+
 def weighted(steps: int, weights: np.ndarray) -> Scorer:
     """Score by a weighted mean of the pull itself over the first inversion steps."""
 
@@ -159,6 +168,10 @@ def scorers(times: np.ndarray, alpha_bar: np.ndarray) -> dict[str, Scorer]:
     found |= {f"mean of the first {n} steps": pull("inversion", slice(n)) for n in (2, 3, 5)}
     found |= {f"relative, {t}": pull("inversion", step, True) for step, t in named}
     found |= {f"angle, {t}": angle("inversion", step) for step, t in named}
+    at = {f"{time:.1f}": step for step, time in enumerate(times)}
+    for t, u in (("0.1", "0.1"), ("0.3", "0.7"), ("0.3", "0.8")):
+        both = pull("inversion", at[t]), angle("inversion", at[u])
+        found[f"pull, t = {t}, and angle, t = {u}"] = total(both)
     found["first 5 steps, no logarithm"] = weighted(5, np.ones(5))
     found["the same, times 1 / alpha_bar - 1"] = weighted(5, 1 / alpha_bar - 1)
     found["two-sided, t = 0.1"] = two_sided(default)

@@ -30,7 +30,7 @@ class LabelPull(PathScore):
             nearest timesteps are taken. Defaults to [0.1].
         at: ``inversion`` or ``denoising``.
         statistic: ``pull``: mean of p^2. ``relative``: that over the mean of eps^2. ``cosine``:
-            1 + the cosine between p and eps.
+            1 + the cosine between p and eps. ``both``: the first times the third.
         sides: ``one``: a high pull is out-of-distribution. ``two``: so is one that is lower than
             that of in-distribution images; the score is the log-density of the logarithms, as
             fitted.
@@ -39,7 +39,7 @@ class LabelPull(PathScore):
     name = "label_pull"
     times: tuple[float, ...] = fractions(0.1)
     at: str = choice("inversion", ["inversion", "denoising"])
-    statistic: str = choice("pull", ["pull", "relative", "cosine"])
+    statistic: str = choice("pull", ["pull", "relative", "cosine", "both"])
     sides: str = choice("one", ["one", "two"])
     steps: tuple[int, ...] = derived(())
 
@@ -82,9 +82,10 @@ class LabelPull(PathScore):
         pull = of("pull2")[:, steps]
         if self.statistic == "relative":
             pull = pull / of("unguided2")[:, steps]
-        elif self.statistic == "cosine":
+        elif self.statistic in ("cosine", "both"):
             norms = (pull * of("unguided2")[:, steps]).sqrt()
-            pull = 1 + of("unguided_pull")[:, steps] / norms
+            angle = 1 + of("unguided_pull")[:, steps] / norms
+            pull = angle if self.statistic == "cosine" else pull * angle
         return pull.log()
 
     def fit(self, features: Tensor) -> dict[str, Tensor]:

@@ -116,7 +116,7 @@ def test_diffpath_1d_is_the_kernel_density_of_the_length_of_the_path():
     np.testing.assert_allclose(scores("diffpath_1d", bandwidth=3.0), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("statistic", ["pull", "relative", "cosine"])
+@pytest.mark.parametrize("statistic", ["pull", "relative", "cosine", "both"])
 def test_label_pull(statistic):
     expected = []
     for noise in noises("test"):
@@ -126,9 +126,8 @@ def test_label_pull(statistic):
             squared = (p**2).mean()
             if statistic == "relative":
                 squared /= (e**2).mean()
-            if statistic == "cosine":
-                squared = 1 + (p @ e) / np.linalg.norm(p) / np.linalg.norm(e)
-            value.append(np.log(squared))
+            angle = 1 + (p @ e) / np.linalg.norm(p) / np.linalg.norm(e)
+            value.append(np.log({"cosine": angle, "both": squared * angle}.get(statistic, squared)))
         expected.append(-np.mean(value))
     # The steps are at t = 1, 101, 201, ... of 1000.
     found = scores("label_pull", times=[0.12, 0.28], statistic=statistic)
