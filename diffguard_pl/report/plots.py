@@ -139,14 +139,13 @@ def _name_points(axes: Axes, costs: Sequence[ScoreCost], group: str) -> None:
 
     Baselines stand above each other, and so do discrepancies: only their best are named.
     """
-    auroc = {cost.score: cost.results[group].metrics.auroc for cost in costs}
-    families: dict[str, list[str]] = {}
-    for cost in costs:
-        families.setdefault(cost.family, []).append(cost.score)
-    highest = {max(scores, key=lambda score: auroc[score]) for scores in families.values()}
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
+    auroc = {cost.score: cost.results[group].metrics.auroc for cost in costs}
+    # Of equals, the cheapest comes last.
+    by_auroc = sorted(reversed(costs), key=lambda cost: auroc[cost.score])
+    highest = {cost.family: cost.score for cost in by_auroc}.values()
     points = axes.transData.transform([(cost.nfe, 100 * auroc[cost.score]) for cost in costs])
     taken = [Bbox.from_extents(x, y, x, y).padded(POINT_RADIUS) for x, y in points]
     for cost in costs:

@@ -39,8 +39,10 @@ def test_numbers_stay_numbers(tmp_path):
     assert (tmp_path / "a.csv").read_text().splitlines()[1] == "'=1+1,-1.5,-2,-inf"
     frame = pd.read_csv(tmp_path / "a.csv")
     assert [*map(original_text, frame["name"])] == ["=1+1", "b"]
-    numbers = frame[["x", "n", "y"]].to_numpy().tolist()
-    assert numbers == [pytest.approx(line[1:], rel=1e-15) for line in lines]
+    assert all(map(pd.api.types.is_numeric_dtype, frame[["x", "n", "y"]].dtypes))
+    # As text, since pandas before 3 rounds the last digit of what it reads as numbers.
+    found = pd.read_csv(tmp_path / "a.csv", dtype=str)[["x", "n", "y"]].to_numpy().tolist()
+    assert [[*map(float, line)] for line in found] == [line[1:] for line in lines]
 
 
 def test_separators_and_quotes_begin_no_further_cell(tmp_path):
