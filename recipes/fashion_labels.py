@@ -124,7 +124,7 @@ def images_of(data: FashionDataModule) -> list[tuple[Tensor, np.ndarray]]:
 def evenly(source: Dataset, count: int) -> tuple[Tensor, np.ndarray]:
     """Return evenly spaced images of a dataset, and their labels."""
     some = spread(source, count)
-    batch = default_collate([some[i] for i in range(count)])
+    batch = default_collate([some[i] for i in range(len(some))])
     return batch["image"], batch["label"].numpy()
 
 

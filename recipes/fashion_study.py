@@ -90,7 +90,9 @@ def run_once(config: str, folder: Path, settings: list[str]) -> Path:
         arguments = ["--resume", str(folder)]
     else:
         arguments = ["--config", config, *settings, "--trainer.default_root_dir", str(folder)]
-    subprocess.run([sys.executable, "-m", "diffguard_pl.test", *arguments], check=True)
+    done = subprocess.run([sys.executable, "-m", "diffguard_pl.test", *arguments])
+    if done.returncode:
+        sys.exit(done.returncode)  # the run has said why
     return folder
 
 

@@ -10,7 +10,9 @@ what is the best on tuning images, and its AUROC on test images beside that of t
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,15 @@ import numpy as np
 import torch
 from fashion_labels import evenly
 from fashion_study import SPLITS, weights_of
-from torch import Tensor
 from torch.utils.data import Dataset
 
 import diffguard_pl
 from diffguard_pl.datamodules.base import OODData
 from diffguard_pl.datamodules.digits import DigitsDataModule
 from diffguard_pl.datamodules.fashion import FashionDataModule
+from diffguard_pl.diffusion.path import Path as Noise
 from diffguard_pl.engine.paths import paths
+from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.runs.files import atomic_write
 from diffguard_pl.scores.path.label_pull import LabelPull
@@ -33,14 +36,17 @@ from diffguard_pl.scores.path.label_pull import LabelPull
 KNOWN, OTHER = 200, 100
 """Number of known images, evenly spaced, and of images of each other dataset; 200 for tuning."""
 BATCH = 100
-STATISTICS = ("pull2", "unguided2", "unguided_pull")
 GROUPS = ("tuning", "near", "far")
 DEFAULT = "pull, t = 0.1"
 
-Statistics = dict[str, np.ndarray]
-"""Statistics [N, S] by direction and name, such as ``inversion pull2``."""
-Scorer = Callable[[Statistics, Statistics], np.ndarray]
-"""Score [N] of images from their statistics, and from those of validation images."""
+FORMS = {
+    "relative": {"statistic": "relative"},
+    "angle": {"statistic": "cosine"},
+    "denoising": {"at": "denoising"},
+}
+"""Settings of the forms that are scored at every step, by name."""
+Scorer = Callable[[Noise, Noise], np.ndarray]
+"""Score [N] of images from their path, and from that of validation images."""
 
 
 def benchmarks(weights: Path) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
@@ -72,8 +78,10 @@ def sources_of(benchmark: str, class_split: int) -> dict[str, tuple[Dataset, int
     return found
 
 
-def measure(benchmark: str, class_split: int, config: str, settings: dict[str, Any]) -> Statistics:
-    """Take the statistics of all datasets, by dataset, direction and name."""
+def measure(
+    benchmark: str, class_split: int, config: str, settings: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Take the paths of all datasets, their values by dataset, and the schedule."""
     diffguard = diffguard_pl.load(config, discrepancies=["l2"], **settings)
     schedule, train_steps = diffguard.schedule, len(diffguard.backbone.alpha_bar)
     times = (schedule.timesteps / (train_steps - 1)).tolist()
@@ -81,19 +89,16 @@ def measure(benchmark: str, class_split: int, config: str, settings: dict[str, A
         config, discrepancies=["l2"], path_scores={"label_pull": {"times": times}}, **settings
     )
     level = diffguard.backbone.alpha_bar[schedule.timesteps.long()]
-    kept: Statistics = {"times": np.array(times), "alpha_bar": level.numpy()}
+    kept = {"times": np.array(times), "alpha_bar": level.numpy()}
     for name, (source, count) in sources_of(benchmark, class_split).items():
         print(f"{benchmark}, class split {class_split}: {name}", flush=True)
-        images = evenly(source, min(count, len(source)))[0]  # type: ignore[arg-type]
+        images = evenly(source, count)[0]
         found = [of.path for of in paths(diffguard, images.split(BATCH), True, ())]
-        for statistic in STATISTICS:
-            for direction in ("inversion", "denoising"):
-                of: list[Tensor] = [getattr(path, direction)(statistic) for path in found if path]
-                kept[f"{name}/{direction} {statistic}"] = torch.cat(of).numpy()
+        kept[name] = torch.cat([path.values for path in found if path]).numpy()
     return kept
 
 
-def measured(file: Path, *of: Any) -> Statistics:
+def measured(file: Path, *of: Any) -> dict[str, np.ndarray]:
     """Read what has been measured, or measure and keep it."""
     if not file.exists():
         found = measure(*of)
@@ -103,33 +108,22 @@ def measured(file: Path, *of: Any) -> Statistics:
         return dict(kept)
 
 
-def pull(direction: str, steps: Any, divide: bool = False) -> Scorer:
-    """Score by the mean logarithm of the pull, or of the pull over the noise."""
+def form(steps: Sequence[int], **settings: str) -> Scorer:
+    """Score as the label's pull does at some steps, fitted to the validation images."""
+    of_steps = replace(LabelPull(**settings), steps=tuple(steps))  # type: ignore[arg-type]
 
-    def score(of: Statistics, _: Statistics) -> np.ndarray:
-        values = of[f"{direction} pull2"][:, steps]
-        if divide:
-            values = values / of[f"{direction} unguided2"][:, steps]
-        return -np.log(values).reshape(len(values), -1).mean(1)
-
-    return score
-
-
-def angle(direction: str, step: int) -> Scorer:
-    """Score by the cosine between the pull and the noise without a label."""
-
-    def score(of: Statistics, _: Statistics) -> np.ndarray:
-        norms = np.sqrt(of[f"{direction} pull2"] * of[f"{direction} unguided2"])[:, step]
-        return -np.log(1 + of[f"{direction} unguided_pull"][:, step] / norms)
+    def score(path: Noise, calibration: Noise) -> np.ndarray:
+        fitted = of_steps.fit(of_steps.features(calibration))
+        return of_steps.score(of_steps.features(path), fitted).numpy()
 
     return score
 
 
-def total(scorers: tuple[Scorer, ...]) -> Scorer:
+def total(scorers: Sequence[Scorer]) -> Scorer:
     """Score by a sum of scores, which are logarithms."""
 
-    def score(of: Statistics, calibration: Statistics) -> np.ndarray:
-        return sum((scorer(of, calibration) for scorer in scorers), np.zeros(1))
+    def score(path: Noise, calibration: Noise) -> np.ndarray:
+        return np.sum([scorer(path, calibration) for scorer in scorers], axis=0)
 
     return score
 
@@ -137,24 +131,8 @@ def total(scorers: tuple[Scorer, ...]) -> Scorer:
 def weighted(steps: int, weights: np.ndarray) -> Scorer:
     """Score by a weighted mean of the pull itself over the first inversion steps."""
 
-    def score(of: Statistics, _: Statistics) -> np.ndarray:
-        return -(of["inversion pull2"][:, :steps] * weights[:steps]).mean(1)
-
-    return score
-
-
-def two_sided(steps: Any) -> Scorer:
-    """Score by the density of the pull's logarithm among validation images."""
-
-    def score(of: Statistics, calibration: Statistics) -> np.ndarray:
-        both = LabelPull(sides="two")
-        features = [
-            torch.tensor(np.log(images["inversion pull2"][:, steps])).reshape(
-                len(images["inversion pull2"]), -1
-            )
-            for images in (calibration, of)
-        ]
-        return both.score(features[1], both.fit(features[0])).numpy()
+    def score(path: Noise, _: Noise) -> np.ndarray:
+        return -(path.inversion("pull2").numpy()[:, :steps] * weights[:steps]).mean(1)
 
     return score
 
@@ -162,34 +140,29 @@ def two_sided(steps: Any) -> Scorer:
 def scorers(times: np.ndarray, alpha_bar: np.ndarray) -> dict[str, Scorer]:
     """Return the ways to score, by name."""
     default = int(abs(times - 0.1).argmin())
-    found = {DEFAULT: pull("inversion", default)}
-    named = [(step, f"t = {time:.1f}") for step, time in enumerate(times)]
-    found |= {f"pull, {t}": pull("inversion", step) for step, t in named if step != default}
-    found |= {f"mean of the first {n} steps": pull("inversion", slice(n)) for n in (2, 3, 5)}
-    found |= {f"relative, {t}": pull("inversion", step, True) for step, t in named}
-    found |= {f"angle, {t}": angle("inversion", step) for step, t in named}
-    at = {f"{time:.1f}": step for step, time in enumerate(times)}
-    for t, u in (("0.1", "0.1"), ("0.3", "0.7"), ("0.3", "0.8")):
-        both = pull("inversion", at[t]), angle("inversion", at[u])
-        found[f"pull, t = {t}, and angle, t = {u}"] = total(both)
+    named = {f"t = {time:.1f}": step for step, time in enumerate(times)}
+    found = {DEFAULT: form([default])}
+    found |= {f"pull, {t}": form([step]) for t, step in named.items() if step != default}
+    found |= {f"mean of the first {n} steps": form(range(n)) for n in (2, 3, 5)}
+    for name, settings in FORMS.items():
+        found |= {f"{name}, {t}": form([step], **settings) for t, step in named.items()}
+    for t, u in (("t = 0.1", "t = 0.1"), ("t = 0.3", "t = 0.7"), ("t = 0.3", "t = 0.8")):
+        both = total([form([named[t]]), form([named[u]], statistic="cosine")])
+        found[f"pull, {t}, and angle, {u}"] = both
     found["first 5 steps, no logarithm"] = weighted(5, np.ones(5))
     found["the same, times 1 / alpha_bar - 1"] = weighted(5, 1 / alpha_bar - 1)
-    found["two-sided, t = 0.1"] = two_sided(default)
-    found["two-sided, first 5 steps"] = two_sided(slice(5))
-    found |= {f"denoising, {t}": pull("denoising", step) for step, t in named}
+    found["two-sided, t = 0.1"] = form([default], sides="two")
+    found["two-sided, first 5 steps"] = form(range(5), sides="two")
     return found
 
 
-def results(of: Statistics) -> dict[str, list[float]]:
+def results(of: dict[str, np.ndarray]) -> dict[str, list[float]]:
     """Return the AUROC of each way to score by group."""
-    datasets: dict[str, Statistics] = {}
-    for name, values in of.items():
-        dataset, _, statistic = name.partition("/")
-        if statistic:
-            datasets.setdefault(dataset, {})[statistic] = values
+    times, alpha_bar = of.pop("times"), of.pop("alpha_bar")
+    datasets = {name: Noise(torch.from_numpy(values), 1) for name, values in of.items()}
     found: dict[str, list[float]] = {}
-    for name, scorer in scorers(of["times"], of["alpha_bar"]).items():
-        scores = {d: scorer(values, datasets["calibration"]) for d, values in datasets.items()}
+    for name, scorer in scorers(times, alpha_bar).items():
+        scores = {d: scorer(path, datasets["calibration"]) for d, path in datasets.items()}
         found[name] = []
         for group in GROUPS:
             known = scores["tuning known" if group == "tuning" else "test known"]
@@ -223,7 +196,11 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, dict[int, dict[str, list[float]]]] = {}
     for benchmark, split, *of in benchmarks(arguments.weights):
-        kept = measured(arguments.out / f"{benchmark}_{split}.npz", benchmark, split, *of)
+        file = arguments.out / f"{benchmark}_{split}.npz"
+        try:
+            kept = measured(file, benchmark, split, *of)
+        except InputError as error:
+            sys.exit(f"error: {error}")
         found.setdefault(benchmark, {})[split] = results(kept)
     for benchmark, of_benchmark in found.items():
         print_tables(benchmark, of_benchmark)
