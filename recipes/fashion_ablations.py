@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fashion_study import run_once
+from studies import run_once
 
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.names import MEAN

@@ -19,14 +19,12 @@ above zero. With ``--split tuning``, images of the tuning dataset take the place
 classes.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from fashion_labels import OTHER, evenly
-from fashion_study import SPLITS, weights_of
+from studies import add_splits, evenly, measure_once, settings_of, study_parser
 from torch import Tensor
 
 import diffguard_pl
@@ -36,11 +34,11 @@ from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.metrics.table import ScoreTable, result_rows
 from diffguard_pl.names import MEAN
-from diffguard_pl.runs.files import atomic_write
 from diffguard_pl.scores.discrepancies import Seen
 
-KNOWN, CALIBRATING = 240, 400
-"""Number of known and of calibration images, evenly spaced."""
+KNOWN, OTHER, CALIBRATING = 240, 120, 400
+"""Number of known images, of images of each other dataset, and of calibration images, evenly
+spaced."""
 DISCREPANCIES = ("gmsd", "latents", "maps", "features", "kl", "l2")
 MSP = "msp"
 UNET = "UNet features"
@@ -50,9 +48,11 @@ LABELS = "labels"
 
 def measure(class_split: int, split: str, weights: Path) -> dict[str, np.ndarray]:
     """Return the scores [N] of all images by name, their predicted labels and their datasets."""
-    own = weights_of("fashion_ldm", class_split, weights)
-    settings = {name.replace(".", "__"): value for name, value in own.items()}
-    settings |= {"discrepancies": list(DISCREPANCIES), "baselines": [MSP]}
+    settings = dict(
+        settings_of("fashion_ldm", class_split, weights),
+        discrepancies=list(DISCREPANCIES),
+        baselines=[MSP],
+    )
     images, members = images_of(FashionDataModule(split=split, class_split=class_split))
 
     print(f"class split {class_split}, {split}: {len(images)} images", flush=True)
@@ -110,12 +110,7 @@ def unet_similarity(diffguard: DiffGuard, images: Tensor, guided: Tensor) -> Ten
 def measured(class_split: int, split: str, weights: Path, out: Path) -> dict[str, np.ndarray]:
     """Read what has been measured on a class split, or measure and keep it."""
     file = out / f"{split}_{class_split}.npz"
-    if not file.exists():
-        found = measure(class_split, split, weights)
-        with atomic_write(file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **found)
-    with np.load(file) as kept:
-        return dict(kept)
+    return measure_once(file, lambda: measure(class_split, split, weights))
 
 
 def ideas(found: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
@@ -164,15 +159,9 @@ def drawn(found: dict[str, np.ndarray], seed: int) -> dict[tuple[str, str], np.n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__, "fashion_ideas")
     parser.add_argument("--split", choices=("test", "tuning"), default="test")
-    parser.add_argument("--splits", type=int, nargs="*", default=SPLITS, choices=SPLITS)
-    parser.add_argument(
-        "--weights", type=Path, default=Path("runs/fashion"), help="--out of recipes/fashion.py"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/fashion_ideas"))
+    add_splits(parser)
     given = parser.parse_args()
     try:
         found = [measured(n, given.split, given.weights, given.out) for n in given.splits]

@@ -16,7 +16,6 @@ Markdown, in percent:
 With ``--split tuning``, images of the tuning dataset take the place of the held-out classes.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,16 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fashion_study import SPLITS, weights_of
+from studies import add_splits, evenly, measure_once, settings_of, study_parser
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
 
 import diffguard_pl
-from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.fashion import FashionDataModule
 from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.detection import auroc
-from diffguard_pl.runs.files import atomic_write
 from diffguard_pl.scores.path.base import MeasuredScore, Subject
 
 KNOWN, OTHER = 160, 80
@@ -88,13 +84,11 @@ class Measured(NamedTuple):
 
 def measure(class_split: int, split: str, weights: Path) -> Measured:
     """Reconstruct images of a class split under each label."""
-    own = weights_of("fashion_ldm", class_split, weights)
-    settings = {name.replace(".", "__"): value for name, value in own.items()}
     diffguard = diffguard_pl.load(
         "fashion_ldm",
         discrepancies=list(DISCREPANCIES),
         path_scores={"label_pull": None, "fashion_labels.NoiseError": None},
-        **settings,
+        **settings_of("fashion_ldm", class_split, weights),
     )
     data = FashionDataModule(split=split, class_split=class_split)
     known, *others = images_of(data)
@@ -121,22 +115,10 @@ def images_of(data: FashionDataModule) -> list[tuple[Tensor, np.ndarray]]:
     ]
 
 
-def evenly(source: Dataset, count: int) -> tuple[Tensor, np.ndarray]:
-    """Return evenly spaced images of a dataset, and their labels."""
-    some = spread(source, count)
-    batch = default_collate([some[i] for i in range(len(some))])
-    return batch["image"], batch["label"].numpy()
-
-
 def measured(class_split: int, split: str, weights: Path, out: Path) -> Measured:
     """Read what has been measured on a class split, or measure and keep it."""
     file = out / f"{split}_{class_split}.npz"
-    if not file.exists():
-        found = measure(class_split, split, weights)
-        with atomic_write(file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **found._asdict())
-    with np.load(file) as kept:
-        return Measured(**kept)
+    return Measured(**measure_once(file, lambda: measure(class_split, split, weights)._asdict()))
 
 
 def accuracies(of: Measured) -> list[float]:
@@ -175,15 +157,9 @@ def print_table(first: str, columns: Sequence[str], rows: dict[str, np.ndarray])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__, "fashion_labels")
     parser.add_argument("--split", choices=("test", "tuning"), default="test")
-    parser.add_argument("--splits", type=int, nargs="*", default=SPLITS, choices=SPLITS)
-    parser.add_argument(
-        "--weights", type=Path, default=Path("runs/fashion"), help="--out of recipes/fashion.py"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/fashion_labels"))
+    add_splits(parser)
     given = parser.parse_args()
     try:
         found = [measured(n, given.split, given.weights, given.out) for n in given.splits]

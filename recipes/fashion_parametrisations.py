@@ -10,11 +10,10 @@ with the 95 % interval of a bootstrap over images, mean over the held-out classe
 the other datasets (far); with ``--split tuning``, on the tuning dataset.
 """
 
-import argparse
 from itertools import product
 from pathlib import Path
 
-from fashion_study import run_once
+from studies import run_once, study_parser
 
 from diffguard_pl.names import MEAN
 from diffguard_pl.report.results import RunResults, read_results
@@ -59,15 +58,9 @@ def cells(results: RunResults, group: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__, "fashion_parametrisations")
     parser.add_argument("--split", choices=("test", "tuning"), default="test")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument(
-        "--weights", type=Path, default=Path("runs/fashion"), help="--out of recipes/fashion.py"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/fashion_parametrisations"))
     arguments, settings = parser.parse_known_args()
     groups = ("tuning",) if arguments.split == "tuning" else ("near", "far")
     print(f"| model | steps | NFE | {' | '.join(f'{s}, {g}' for g in groups for s in SCORES)} |")

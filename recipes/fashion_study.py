@@ -12,9 +12,6 @@ family tells of the held-out classes: the AUROC of classifiers that are trained 
 other images of these classes.
 """
 
-import argparse
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -26,8 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer
+from studies import add_splits, run_once, study_parser, weights_of
 
-from diffguard_pl.datamodules.fashion import CLASS_SPLITS
 from diffguard_pl.metrics.bootstrap import replicates
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.metrics.table import ScoreTable, result_rows
@@ -36,7 +33,6 @@ from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.combination import Combination, Fusion
 
-SPLITS = range(1, len(CLASS_SPLITS) + 1)
 Name = TypeVar("Name", str, tuple[str, str])
 
 
@@ -66,34 +62,6 @@ def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) 
     for name, value in weights_of(config, split, weights).items():
         settings += [f"--model.{name}", value]
     return run_once(config, folder, settings)
-
-
-def weights_of(config: str, split: int, weights: Path) -> dict[str, str]:
-    """Return the settings of ``model`` that name the weights of a split; those of the first are
-    the config's."""
-    if split == 1:
-        return {}
-    own = weights / f"split_{split}"
-    backbone = "fashion_gdm" if "gdm" in config else "fashion_ldm"
-    return {
-        "classifier.checkpoint": str(own / "fashion_classifier"),
-        "backbone.init_args.checkpoint": str(own / backbone),
-    }
-
-
-def run_once(config: str, folder: Path, settings: list[str]) -> Path:
-    """Run a config into a folder and return it; resume a run that was interrupted, read one that
-    has ended."""
-    if (folder / "metrics.csv").exists():
-        return folder
-    if (folder / "run.json").exists():
-        arguments = ["--resume", str(folder)]
-    else:
-        arguments = ["--config", config, *settings, "--trainer.default_root_dir", str(folder)]
-    done = subprocess.run([sys.executable, "-m", "diffguard_pl.test", *arguments])
-    if done.returncode:
-        sys.exit(done.returncode)  # the run has said why
-    return folder
 
 
 def study(runs: list[RunResults], group: str) -> Study:
@@ -292,17 +260,9 @@ def near_names(results: RunResults) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__, "fashion_study")
     parser.add_argument("--config", default="combine/fashion_ldm", help="what to test")
-    parser.add_argument(
-        "--splits", type=int, nargs="*", default=SPLITS, choices=SPLITS, help="default: all"
-    )
-    parser.add_argument(
-        "--weights", type=Path, default=Path("runs/fashion"), help="--out of recipes/fashion.py"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/fashion_study"))
+    add_splits(parser)
     arguments, settings = parser.parse_known_args()
     folders = [
         run(arguments.config, split, arguments.weights, arguments.out, settings)

@@ -9,17 +9,16 @@ tuning images, on near and on far OOD, mean over the class splits. Below it, for
 what is the best on tuning images, and its AUROC on test images beside that of the default.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fashion_labels import evenly
-from fashion_study import SPLITS, weights_of
+from studies import SPLITS, evenly, measure_once, settings_of, study_parser
 from torch.utils.data import Dataset
 
 import diffguard_pl
@@ -30,7 +29,6 @@ from diffguard_pl.diffusion.path import Path as Noise
 from diffguard_pl.engine.paths import paths
 from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.detection import auroc
-from diffguard_pl.runs.files import atomic_write
 from diffguard_pl.scores.path.label_pull import LabelPull
 
 KNOWN, OTHER = 200, 100
@@ -53,8 +51,7 @@ def benchmarks(weights: Path) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
     """Yield name, class split, config and settings of the model."""
     yield "digits", 1, "digits_ldm", {}
     for split in SPLITS:
-        own = weights_of("fashion_ldm", split, weights)
-        yield "fashion", split, "fashion_ldm", {n.replace(".", "__"): v for n, v in own.items()}
+        yield "fashion", split, "fashion_ldm", settings_of("fashion_ldm", split, weights)
 
 
 def data_of(benchmark: str, class_split: int, split: str) -> OODData:
@@ -96,16 +93,6 @@ def measure(
         found = [of.path for of in paths(diffguard, images.split(BATCH), True, ())]
         kept[name] = torch.cat([path.values for path in found if path]).numpy()
     return kept
-
-
-def measured(file: Path, *of: Any) -> dict[str, np.ndarray]:
-    """Read what has been measured, or measure and keep it."""
-    if not file.exists():
-        found = measure(*of)
-        with atomic_write(file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **found)  # type: ignore[arg-type]
-    with np.load(file) as kept:
-        return dict(kept)
 
 
 def form(steps: Sequence[int], **settings: str) -> Scorer:
@@ -186,19 +173,13 @@ def print_tables(benchmark: str, found: dict[int, dict[str, list[float]]]) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--weights", type=Path, default=Path("runs/fashion"), help="--out of recipes/fashion.py"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/pull_study"))
+    parser = study_parser(__doc__, "pull_study")
     arguments = parser.parse_args()
     found: dict[str, dict[int, dict[str, list[float]]]] = {}
     for benchmark, split, *of in benchmarks(arguments.weights):
         file = arguments.out / f"{benchmark}_{split}.npz"
         try:
-            kept = measured(file, benchmark, split, *of)
+            kept = measure_once(file, partial(measure, benchmark, split, *of))
         except InputError as error:
             sys.exit(f"error: {error}")
         found.setdefault(benchmark, {})[split] = results(kept)

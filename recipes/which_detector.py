@@ -10,7 +10,7 @@ import argparse
 import math
 from pathlib import Path
 
-from fashion_study import run_once
+from studies import run_once
 
 from diffguard_pl.report.costs import ScoreCost
 from diffguard_pl.report.results import read_results
