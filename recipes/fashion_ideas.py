@@ -7,7 +7,7 @@ that:
 - anchored: comparison with the decoded latents of the input, where the inversion starts, in place
   of the input;
 - per class: the score less its median among calibration images of the predicted class, divided by
-  their interquartile range;
+  their interquartile range; or its rank among them;
 - two scales: mean of the scores at the config's scale and at 1;
 - UNet features: cosine similarity of what the first block of the UNet makes of the latents of
   input and reconstruction, without noise and without a label.
@@ -20,23 +20,30 @@ classes.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from studies import add_splits, evenly, measure_once, settings_of, study_parser
+from studies import (
+    add_splits,
+    evenly,
+    image_weights,
+    interval,
+    mean_auroc,
+    measure_once,
+    settings_of,
+    study_parser,
+)
 from torch import Tensor
 
 import diffguard_pl
 from diffguard_pl.datamodules.fashion import FashionDataModule
 from diffguard_pl.diffguard import DiffGuard
 from diffguard_pl.errors import InputError
-from diffguard_pl.metrics.bootstrap import replicates
-from diffguard_pl.metrics.table import ScoreTable, result_rows
-from diffguard_pl.names import MEAN
 from diffguard_pl.scores.discrepancies import Seen
 
-KNOWN, OTHER, CALIBRATING = 240, 120, 400
+KNOWN, OTHER, CALIBRATING = 200, 100, 400
 """Number of known images, of images of each other dataset, and of calibration images, evenly
 spaced."""
 DISCREPANCIES = ("gmsd", "latents", "maps", "features", "kl", "l2")
@@ -44,6 +51,8 @@ MSP = "msp"
 UNET = "UNet features"
 ANCHORED, SCALE_1 = "anchored: ", "scale 1: "
 LABELS = "labels"
+Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Calibrates scores [n] on those of reference images [m]."""
 
 
 def measure(class_split: int, split: str, weights: Path) -> dict[str, np.ndarray]:
@@ -53,7 +62,8 @@ def measure(class_split: int, split: str, weights: Path) -> dict[str, np.ndarray
         discrepancies=list(DISCREPANCIES),
         baselines=[MSP],
     )
-    images, members = images_of(FashionDataModule(split=split, class_split=class_split))
+    data = FashionDataModule(split=split, class_split=class_split)
+    images, members, paths = images_of(data)
 
     print(f"class split {class_split}, {split}: {len(images)} images", flush=True)
     diffguard = diffguard_pl.load("fashion_ldm", **settings)
@@ -66,18 +76,22 @@ def measure(class_split: int, split: str, weights: Path) -> dict[str, np.ndarray
     diffguard = diffguard_pl.load("fashion_ldm", **settings, guidance__init_args__scale=1.0)
     scores |= prefixed(SCALE_1, diffguard(images).scores)
     found = {name: values.numpy() for name, values in scores.items()}
-    return found | {LABELS: detection.labels.numpy(), "members": members}
+    return found | {LABELS: detection.labels.numpy(), "members": members, "paths": paths}
 
 
-def images_of(data: FashionDataModule) -> tuple[Tensor, np.ndarray]:
-    """Return images [N, 3, 32, 32] and the index of the dataset of each: 0 for the known ones, -1
-    for calibration images."""
+def images_of(data: FashionDataModule) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Return images [N, 3, 32, 32], the dataset of each, and what identifies them.
+
+    The dataset is 0 for the known images, and -1 for calibration images.
+    """
     sources = data.test_sources()
     near = [name for name in sources if data.groups.get(name) in ("near", "tuning")]
-    chosen = [evenly(data.calibration_source(), CALIBRATING)[0]]
-    chosen += [evenly(next(iter(sources.values())), KNOWN)[0]]
-    chosen += [evenly(sources[name], OTHER)[0] for name in near]
-    return torch.cat(chosen), np.repeat(np.arange(-1, 1 + len(near)), list(map(len, chosen)))
+    chosen = [evenly(data.calibration_source(), CALIBRATING)]
+    chosen += [evenly(next(iter(sources.values())), KNOWN)]
+    chosen += [evenly(sources[name], OTHER) for name in near]
+    members = np.repeat(np.arange(-1, 1 + len(near)), [len(batch["image"]) for batch in chosen])
+    paths = np.concatenate([batch["path"] for batch in chosen])
+    return torch.cat([batch["image"] for batch in chosen]), members, paths
 
 
 def prefixed(prefix: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,40 +136,28 @@ def ideas(found: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
         if name != "latents":  # it compares with the inversion's start as it is
             rows["anchored", name] = found[ANCHORED + name]
     for name in (MSP, *DISCREPANCIES):
-        rows["per class", name] = per_class(found, name)
+        rows["per class", name] = per_class(found, name, standardised)
+        rows["per class, rank", name] = per_class(found, name, ranked)
     return rows
 
 
-def per_class(found: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Return a score [N] less its median among calibration images of the predicted class, divided
-    by their interquartile range."""
-    values, standardised = found[name], np.empty_like(found[name])
-    calibration = found["members"] == -1
+def per_class(found: dict[str, np.ndarray], name: str, calibrate: Calibrate) -> np.ndarray:
+    """Calibrate a score [N] on the calibration images of the predicted class."""
+    values, calibrated = found[name], np.empty(len(found[name]))
     for label in np.unique(found[LABELS]):
         of_class = found[LABELS] == label
-        low, median, high = np.percentile(values[of_class & calibration], [25, 50, 75])
-        standardised[of_class] = (values[of_class] - median) / (high - low)
-    return standardised
+        reference = values[of_class & (found["members"] == -1)]
+        calibrated[of_class] = calibrate(values[of_class], reference)
+    return calibrated
 
 
-def drawn(found: dict[str, np.ndarray], seed: int) -> dict[tuple[str, str], np.ndarray]:
-    """Return the mean AUROC of each idea over the other datasets in percent [1 + R]: of the images,
-    and of each draw of a bootstrap."""
-    rows, members = ideas(found), found["members"]
-    names = [f"dataset_{d}" for d in range(members.max() + 1)]
-    table = ScoreTable(
-        scores=[": ".join(key) for key in rows],
-        datasets=names,
-        groups=dict.fromkeys(names[1:], "other"),
-        values=np.stack([values[members >= 0] for values in rows.values()], axis=1).astype(float),
-        members=members[members >= 0],
-    )
-    draws = replicates(table, seed=seed)
-    reached = {row.score: row for row in result_rows(table) if row.dataset == MEAN}
-    return {
-        key: 100 * np.append(reached[name].metrics.auroc, draws["other", MEAN, name][:, 0])
-        for key, name in zip(rows, table.scores, strict=True)
-    }
+def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    low, median, high = np.percentile(reference, [25, 50, 75])
+    return (values - median) / (high - low)
+
+
+def ranked(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.sort(reference), values) / len(reference)
 
 
 def main() -> None:
@@ -168,7 +170,11 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
 
-    splits = [drawn(of, seed) for seed, of in enumerate(found)]
+    weights = image_weights([of["paths"] for of in found])
+    splits = [
+        {key: mean_auroc(values, of["members"], drawn) for key, values in ideas(of).items()}
+        for of, drawn in zip(found, weights, strict=True)
+    ]
     print("\n| score | idea | AUROC | minus the score as it is | above it |")
     print("|---|---|---:|---:|---:|")
     for idea, score in sorted(splits[0], key=lambda key: key[1]):
@@ -176,11 +182,10 @@ def main() -> None:
         cells = [score, idea or "as it is", f"{auroc:.1f}"]
         if idea:
             gains = np.stack([of[idea, score] - of["", score] for of in splits])
-            lower = np.percentile(gains[:, 1:], 2.5, axis=1)
-            mean = gains.mean(axis=0)
-            low, high = np.percentile(mean[1:], [2.5, 97.5])
-            above = f"{(lower > 0).sum()} of {len(splits)}"
-            cells += [f"{mean[0]:+.1f} ({low:.1f} to {high:.1f})", above]
+            above = np.percentile(gains[:, 1:], 2.5, axis=1) > 0
+            cells += [interval(gains.mean(axis=0)), f"{above.sum()} of {len(splits)}"]
+        else:
+            cells += ["", ""]
         print(f"| {' | '.join(cells)} |")
 
 

@@ -91,9 +91,9 @@ def measure(class_split: int, split: str, weights: Path) -> Measured:
         **settings_of("fashion_ldm", class_split, weights),
     )
     data = FashionDataModule(split=split, class_split=class_split)
-    known, *others = images_of(data)
-    images = torch.cat([known[0], *(of for of, _ in others)])
-    datasets = np.repeat(np.arange(1 + len(others)), [len(known[0]), *(len(o) for o, _ in others)])
+    chosen = images_of(data)
+    images = torch.cat([batch["image"] for batch in chosen])
+    datasets = np.repeat(np.arange(len(chosen)), [len(batch["image"]) for batch in chosen])
 
     logits = diffguard.classify(images).view.logits
     by_label = []
@@ -101,12 +101,12 @@ def measure(class_split: int, split: str, weights: Path) -> Measured:
         print(f"class split {class_split}, {split}: label {label}", flush=True)
         found = diffguard(images, torch.full((len(images),), label)).scores
         by_label.append(torch.stack([found[name] for name in SCORES]))
-    labels = np.concatenate([known[1], *(of for _, of in others)])
+    labels = np.concatenate([batch["label"] for batch in chosen])
     return Measured(torch.stack(by_label, dim=2).numpy(), logits.numpy(), labels, datasets)
 
 
-def images_of(data: FashionDataModule) -> list[tuple[Tensor, np.ndarray]]:
-    """Return images [n, 3, 32, 32] and labels [n] of the known and of the other datasets."""
+def images_of(data: FashionDataModule) -> list[dict]:
+    """Return batches of the known and of the other datasets."""
     sources = data.test_sources()
     near = [name for name in sources if data.groups.get(name) in ("near", "tuning")]
     return [

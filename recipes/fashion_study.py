@@ -1,20 +1,25 @@
 """Test a config on all five class splits of Fashion-MNIST: ``python recipes/fashion_study.py``.
 
 Runs it on each split with the weights that ``recipes/fashion.py`` has trained (a run that exists
-is resumed or read), then prints a table in Markdown: AUROC of every score in percent, mean over
-held-out classes for each split, mean and standard deviation over splits, the lead over the best
-baseline with the 95 % interval of a paired bootstrap over images, and network evaluations. Where
-the config has calibration images, a second table has the fusions of each discrepancy and path score
-with each baseline, and a third one the fusions that are the best on the other splits, as somebody
-would choose who has other held-out classes to tune on, and a fourth one the logistic regressions of
-each family of scores that are trained on the other splits. The last table has the limit of what a
-family tells of the held-out classes: the AUROC of classifiers that are trained on the scores of
-other images of these classes.
+is resumed or read), then prints tables in Markdown. AUROC is in percent; near is the mean over the
+held-out classes, far that over the far datasets; intervals are those of a Bayesian bootstrap over
+images, which the splits share.
+
+- Every score: network evaluations, near by split with mean and standard deviation, far, and the
+  leads over the best baselines on near and on far OOD.
+- Where the config has calibration images, the fusions by rank: of each discrepancy and path score
+  with each baseline, and of two baselines.
+- The baseline and the fusions that are the best on the other splits, as somebody would choose who
+  has other held-out classes to tune on.
+- The logistic regressions of each family of scores that are trained on the other splits.
+- What classifiers reach that are trained on the scores of other images of the held-out classes, by
+  family of scores.
 """
 
-from itertools import product
+from collections.abc import Iterable
+from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
@@ -23,85 +28,91 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer
-from studies import add_splits, run_once, study_parser, weights_of
+from studies import (
+    add_splits,
+    image_weights,
+    interval,
+    mean_auroc,
+    run_once,
+    study_parser,
+    weights_of,
+)
 
-from diffguard_pl.metrics.bootstrap import replicates
-from diffguard_pl.metrics.detection import auroc
-from diffguard_pl.metrics.table import ScoreTable, result_rows
-from diffguard_pl.names import CALIBRATION, FUSION, MEAN
+from diffguard_pl.metrics.table import ScoreTable
+from diffguard_pl.names import CALIBRATION, FUSION
 from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.combination import Combination, Fusion
 
-Name = TypeVar("Name", str, tuple[str, str])
-
-
-class Study(NamedTuple):
-    """AUROC of all scores on one group of datasets.
-
-    Attributes:
-        auroc: By score, one value a split.
-        drawn: By score, the bootstrap's draws of the mean over splits [R].
-    """
-
-    auroc: dict[str, np.ndarray]
-    drawn: dict[str, np.ndarray]
+Pair = tuple[str, str]
 
 
 class Fused(NamedTuple):
-    """Near-OOD AUROC of a fusion in percent, and its lead over the better of its parts."""
+    """Near-OOD AUROC of a fusion in percent, and its lead over the better of its parts [1 + R]."""
 
-    near: float
-    lead: float
+    near: np.ndarray
+    lead: np.ndarray
 
 
 def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) -> Path:
     """Run a config on a split, unless it has been run before, and return the run's folder."""
-    folder = out / Path(config).stem / f"split_{split}"
+    folder = out / config.replace("/", "_") / f"split_{split}"
     settings = [*settings, "--data.class_split", str(split)]
     for name, value in weights_of(config, split, weights).items():
         settings += [f"--model.{name}", value]
     return run_once(config, folder, settings)
 
 
-def study(runs: list[RunResults], group: str) -> Study:
-    """Collect the mean over the datasets of a group, near or far, from one run a split."""
-    auroc: dict[str, list[float]] = {}
-    drawn: dict[str, list[np.ndarray]] = {}
-    for seed, results in enumerate(runs):
-        draws = replicates(results.table, seed=seed)
-        for row in results.results:
-            if (row.group, row.dataset) == (group, MEAN):
-                auroc.setdefault(row.score, []).append(100 * row.metrics.auroc)
-                drawn.setdefault(row.score, []).append(100 * draws[group, MEAN, row.score][:, 0])
-    return Study(
-        {score: np.array(values) for score, values in auroc.items()},
-        {score: np.mean(values, axis=0) for score, values in drawn.items()},
-    )
+def drawn_auroc(
+    runs: list[RunResults], group: str, weights: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the AUROC of each score on a group of datasets, near or far [splits, 1 + R]."""
+    found: dict[str, list[np.ndarray]] = {}
+    for results, drawn in zip(runs, weights, strict=True):
+        members = members_of(results.table, group)
+        for name, values in zip(results.table.scores, results.table.values.T, strict=True):
+            found.setdefault(name, []).append(mean_auroc(values, members, drawn))
+    return {name: np.stack(of_splits) for name, of_splits in found.items()}
 
 
-def print_table(runs: list[RunResults]) -> None:
-    near, far = study(runs, "near"), study(runs, "far")
-    means = {score: values.mean() for score, values in near.auroc.items()}
+def members_of(table: ScoreTable, group: str) -> np.ndarray:
+    """Return 0 for the known images, 1 and so on for the datasets of a group, -1 for others [N]."""
+    datasets = [d for d in table.ood if table.group_of(d) == group]
+    places = np.full(len(table.datasets), -1)
+    places[[0, *datasets]] = range(1 + len(datasets))
+    return places[table.members]
+
+
+def print_table(
+    runs: list[RunResults], near: dict[str, np.ndarray], far: dict[str, np.ndarray]
+) -> None:
+    """Print every score, the best one on near OOD first."""
     baselines = baselines_of(runs[0])
-    best = max((score for score in means if score in baselines), key=lambda score: means[score])
+    best_near, best_far = best_of(near, baselines), best_of(far, baselines)
     nfe = {cost.score: f"{cost.nfe:.1f}" for cost in runs[0].costs}
-    splits = list(map(near_names, runs))
-    print(f"| score | NFE | near, mean ± sd | minus {best} | {' | '.join(splits)} | far |")
-    print("|---" + "|---:" * (len(runs) + 4) + "|")
-    for score in sorted(means, key=lambda score: -means[score]):
-        values = near.auroc[score]
-        lead = near.drawn[score] - near.drawn[best]
-        low, high = np.percentile(lead, [2.5, 97.5])
+    columns = [
+        *("score", "NFE", "near, mean ± sd", f"minus {best_near}", *map(near_names, runs)),
+        *("far", f"minus {best_far}"),
+    ]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" + "|---:" * (len(columns) - 1) + "|")
+    for score in sorted(near, key=lambda score: -near[score][:, 0].mean()):
+        values = near[score][:, 0]
         cells = [
             score,
             nfe.get(score, ""),
-            f"{means[score]:.2f} ± {values.std(ddof=min(1, len(values) - 1)):.2f}",
-            f"{means[score] - means[best]:+.2f} ({low:.2f} to {high:.2f})",
-            *(f"{value:.2f}" for value in values),
-            f"{far.auroc[score].mean():.2f}",
+            f"{values.mean():.1f} ± {values.std(ddof=min(1, len(values) - 1)):.1f}",
+            interval((near[score] - near[best_near]).mean(axis=0)),
+            *(f"{value:.1f}" for value in values),
+            f"{far[score][:, 0].mean():.1f}",
+            interval((far[score] - far[best_far]).mean(axis=0)),
         ]
         print(f"| {' | '.join(cells)} |")
+
+
+def best_of(auroc: dict[str, np.ndarray], names: list[str]) -> str:
+    """Return which of some scores has the best mean over the splits."""
+    return max(names, key=lambda name: auroc[name][:, 0].mean())
 
 
 def baselines_of(results: RunResults) -> list[str]:
@@ -110,41 +121,45 @@ def baselines_of(results: RunResults) -> list[str]:
     return [name for name, cost in costs.items() if cost["family"] == "baseline"]
 
 
-def print_fusions(found: list[dict[tuple[str, str], Fused]], count: int = 20) -> None:
-    """Print the fusions by rank of one score and one baseline, the best ones first."""
-    print("| fusion | near, mean | minus the better part, by split | above both parts |")
+def print_fusions(title: str, found: dict[Pair, Fused], best: np.ndarray, count: int = 10) -> None:
+    """Print the best fusions, with their leads over the best baseline [splits, 1 + R]."""
+    print(f"| {title} | near, mean | minus the best baseline | minus the better part, by split |")
     print("|---|---:|---:|---:|")
-    mean = {pair: np.mean([of[pair].near for of in found]) for pair in found[0]}
-    for pair in sorted(mean, key=lambda pair: -mean[pair])[:count]:
-        leads = [of[pair].lead for of in found]
-        by_split = ", ".join(f"{lead:+.2f}" for lead in leads)
-        above = f"{sum(lead > 0 for lead in leads)} of {len(leads)}"
-        print(f"| {' + '.join(pair)} | {mean[pair]:.2f} | {by_split} | {above} |")
+    for pair in sorted(found, key=lambda pair: -found[pair].near[:, 0].mean())[:count]:
+        near, lead = found[pair]
+        by_split = ", ".join(f"{of_split:+.1f}" for of_split in lead[:, 0])
+        cells = [
+            " + ".join(pair),
+            f"{near[:, 0].mean():.1f} ± {near[:, 0].std(ddof=min(1, len(near) - 1)):.1f}",
+            interval((near - best).mean(axis=0)),
+            f"{by_split}; mean {interval(lead.mean(axis=0))}",
+        ]
+        print(f"| {' | '.join(cells)} |")
+    often = [pair for pair, of in found.items() if (of.lead[:, 0] > 0).sum() >= 4]
+    surely = [pair for pair in often if np.percentile(found[pair].lead.mean(0)[1:], 2.5) > 0]
+    print(f"\n{len(found)} fusions; above both parts on four splits or more: {len(often)};")
+    print(f"of these with a mean lead beyond the interval: {', '.join(map('+'.join, surely))}")
 
 
 def print_choices(
-    splits: list[int], found: list[dict[tuple[str, str], Fused]], runs: list[RunResults]
+    splits: list[int], auroc: dict[str, np.ndarray], kinds: dict[str, dict[Pair, Fused]]
 ) -> None:
-    """Print for each split the fusion and the baseline that are the best on the other splits."""
-    near, baselines = study(runs, "near").auroc, baselines_of(runs[0])
-    fused = {pair: np.array([of[pair].near for of in found]) for pair in found[0]}
-    alone = {score: near[score] for score in baselines}
-    print("| split | fusion of the others | near | minus the better part | baseline | near |")
-    print("|---|---|---:|---:|---|---:|")
-    totals = []
-    for index, split in enumerate(splits):
-        pair, baseline = best_elsewhere(fused, index), best_elsewhere(alone, index)
-        numbers = fused[pair][index], found[index][pair].lead, alone[baseline][index]
-        totals.append(numbers)
-        print(
-            f"| {split} | {' + '.join(pair)} | {numbers[0]:.2f} | {numbers[1]:+.2f} "
-            f"| {baseline} | {numbers[2]:.2f} |"
-        )
-    mean = np.mean(totals, axis=0)
-    print(f"| mean | | {mean[0]:.2f} | {mean[1]:+.2f} | | {mean[2]:.2f} |")
+    """Print for each split the baseline and the fusions that are the best on the other splits."""
+    choices = {"baseline": {(name,): of[:, 0] for name, of in auroc.items()}}
+    for kind, found in kinds.items():
+        choices[kind] = {pair: of.near[:, 0] for pair, of in found.items()}
+    print(f"| chosen on the other splits | mean | {' | '.join(f'split {s}' for s in splits)} |")
+    print("|---" + "|---:" * (1 + len(splits)) + "|")
+    for kind, of_kind in choices.items():
+        chosen = [best_elsewhere(of_kind, index) for index in range(len(splits))]
+        reached = [of_kind[name][index] for index, name in enumerate(chosen)]
+        cells = [
+            f"{value:.1f} ({' + '.join(name)})" for name, value in zip(chosen, reached, strict=True)
+        ]
+        print(f"| {kind} | {np.mean(reached):.1f} | {' | '.join(cells)} |")
 
 
-def best_elsewhere(auroc: dict[Name, np.ndarray], index: int) -> Name:
+def best_elsewhere(auroc: dict[tuple[str, ...], np.ndarray], index: int) -> tuple[str, ...]:
     """Return what has the best mean over all splits but one."""
     return max(auroc, key=lambda name: np.delete(auroc[name], index).mean())
 
@@ -164,7 +179,7 @@ def print_learned(runs: list[RunResults], tables: list[ScoreTable]) -> None:
                 np.concatenate([members == 0 for _, members in others]),
             )
             known = model.predict_proba(ranks)[:, 1]
-            reached.append(100 * mean_auroc(known, members))
+            reached.append(float(mean_auroc(known, members, np.ones((1, len(known))))[0]))
         values = " | ".join(f"{value:.1f}" for value in reached)
         print(f"| {family} | {len(names)} | {np.mean(reached):.1f} | {values} |")
 
@@ -173,22 +188,34 @@ def near_ranks(table: ScoreTable, names: list[str]) -> tuple[np.ndarray, np.ndar
     """Return the ranks [N, scores] of known and held-out images among the calibration images, in
     [-0.5, 0.5], and the position [N] of the dataset of each image."""
     calibration = table.members == table.datasets.index(CALIBRATION)
-    chosen = np.isin(table.members, [0, *near_members(table)])
+    members = members_of(table, "near")
+    chosen = members >= 0
     columns = table.values[:, [table.scores.index(name) for name in names]].T
     ranks = [
         np.searchsorted(np.sort(column[calibration]), column[chosen]) / calibration.sum() - 0.5
         for column in columns
     ]
-    return np.stack(ranks, axis=1), table.members[chosen]
+    return np.stack(ranks, axis=1), members[chosen]
 
 
-def fusions(scores: ScoreTable, baselines: list[str]) -> dict[tuple[str, str], Fused]:
-    """Fuse each score with each baseline."""
-    alone = near_auroc(Combination().apply_to_table(scores))
+def fusions(
+    pairs: Iterable[Pair],
+    near: dict[str, np.ndarray],
+    tables: list[ScoreTable],
+    weights: list[np.ndarray],
+) -> dict[Pair, Fused]:
+    """Fuse pairs of scores; ``tables`` hold the calibration images, too."""
     found = {}
-    for pair in product([name for name in scores.scores if name not in baselines], baselines):
-        fused = near_auroc(Combination(Fusion(list(pair))).apply_to_table(scores))[FUSION]
-        found[pair] = Fused(fused, fused - max(alone[name] for name in pair))
+    for pair in pairs:
+        reached = []
+        for table, drawn in zip(tables, weights, strict=True):
+            fused = Combination(Fusion(list(pair))).apply_to_table(table)
+            values = fused.values[:, fused.scores.index(FUSION)]
+            reached.append(mean_auroc(values, members_of(fused, "near"), drawn))
+        parts = np.stack([near[name] for name in pair])
+        better = parts[:, :, 0].argmax(axis=0)
+        of_pair = np.stack(reached)
+        found[pair] = Fused(of_pair, of_pair - parts[better, np.arange(len(better))])
     return found
 
 
@@ -198,7 +225,7 @@ def print_limits(runs: list[RunResults]) -> None:
     print("|---|---:|---:|---:|")
     for family, names in families_of(runs[0]).items():
         reached = np.mean([limits(run.table, names) for run in runs], axis=0)
-        print(f"| {family} | {len(names)} | {' | '.join(f'{100 * r:.1f}' for r in reached)} |")
+        print(f"| {family} | {len(names)} | {' | '.join(f'{value:.1f}' for value in reached)} |")
 
 
 def families_of(results: RunResults) -> dict[str, list[str]]:
@@ -209,27 +236,16 @@ def families_of(results: RunResults) -> dict[str, list[str]]:
     return {**families, "all": [score for names in families.values() for score in names]}
 
 
-def near_members(table: ScoreTable) -> list[int]:
-    """Return the positions of the held-out classes among the datasets."""
-    return [d for d in table.ood if table.group_of(d) == "near"]
-
-
-def mean_auroc(known: np.ndarray, members: np.ndarray) -> float:
-    """Return the AUROC of scores [N] of known (0) and held-out images, mean over the classes."""
-    held_out = np.unique(members[members != 0])
-    return float(np.mean([auroc(known[members == 0], known[members == d]) for d in held_out]))
-
-
 def limits(table: ScoreTable, names: list[str]) -> list[float]:
-    """Return the near-OOD AUROC of two classifiers of the scores, mean over held-out classes.
+    """Return the near-OOD AUROC in percent of two classifiers of the scores.
 
     They are trained on four fifths of the known and of the held-out images, and tested on the
     fifth, in turn; the classes have equal weight. Scores enter by their ranks.
     """
-    chosen = np.isin(table.members, [0, *near_members(table)])
-    values = table.values[chosen][:, [table.scores.index(name) for name in names]]
+    members = members_of(table, "near")
+    values = table.values[members >= 0][:, [table.scores.index(name) for name in names]]
     ranks = rankdata(values, axis=0) / len(values) - 0.5
-    members = table.members[chosen]
+    members = members[members >= 0]
     classifiers = (
         make_pipeline(SplineTransformer(), LogisticRegression(C=0.1, class_weight="balanced")),
         RandomForestClassifier(300, min_samples_leaf=5, class_weight="balanced", random_state=100),
@@ -240,23 +256,13 @@ def limits(table: ScoreTable, names: list[str]) -> list[float]:
         known = cross_val_predict(
             classifier, ranks, members == 0, cv=folds.split(ranks, members), method="predict_proba"
         )[:, 1]
-        reached.append(mean_auroc(known, members))
+        reached.append(float(mean_auroc(known, members, np.ones((1, len(known))))[0]))
     return reached
 
 
-def near_auroc(scores: ScoreTable) -> dict[str, float]:
-    """Compute the AUROC of each score in percent, mean over the held-out classes."""
-    rows = result_rows(scores)
-    return {
-        row.score: 100 * row.metrics.auroc
-        for row in rows
-        if (row.group, row.dataset) == ("near", MEAN)
-    }
-
-
 def near_names(results: RunResults) -> str:
-    rows = [row for row in results.results if row.group == "near" and not row.is_mean]
-    return ", ".join(dict.fromkeys(row.dataset for row in rows))
+    table = results.table
+    return ", ".join(table.datasets[d] for d in table.ood if table.group_of(d) == "near")
 
 
 def main() -> None:
@@ -269,15 +275,24 @@ def main() -> None:
         for split in arguments.splits
     ]
     runs = [read_results(folder) for folder in folders]
-    print_table(runs)
+    weights = image_weights([run.frame.loc[run.frame["error"].isna(), "path"] for run in runs])
+    near, far = (drawn_auroc(runs, group, weights) for group in ("near", "far"))
+    print_table(runs, near, far)
     print()
     tables = [score_table(*read_scores(folder)) for folder in folders]
     if CALIBRATION in tables[0].datasets:
-        found = [fusions(table, baselines_of(runs[0])) for table in tables]
-        print_fusions(found)
-        print()
+        baselines = baselines_of(runs[0])
+        best = near[best_of(near, baselines)]
+        others = [name for name in tables[0].scores if name not in baselines]
+        kinds = {
+            "fusion with a baseline": fusions(product(others, baselines), near, tables, weights),
+            "fusion of baselines": fusions(combinations(baselines, 2), near, tables, weights),
+        }
+        for kind, found in kinds.items():
+            print_fusions(kind, found, best)
+            print()
         if len(runs) > 1:
-            print_choices(arguments.splits, found, runs)
+            print_choices(arguments.splits, {name: near[name] for name in baselines}, kinds)
             print()
             print_learned(runs, tables)
     else:

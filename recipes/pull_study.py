@@ -89,7 +89,7 @@ def measure(
     kept = {"times": np.array(times), "alpha_bar": level.numpy()}
     for name, (source, count) in sources_of(benchmark, class_split).items():
         print(f"{benchmark}, class split {class_split}: {name}", flush=True)
-        images = evenly(source, count)[0]
+        images = evenly(source, count)["image"]
         found = [of.path for of in paths(diffguard, images.split(BATCH), True, ())]
         kept[name] = torch.cat([path.values for path in found if path]).numpy()
     return kept

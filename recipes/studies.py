@@ -2,17 +2,18 @@
 measurements that are made once and then read."""
 
 import argparse
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from diffguard_pl.datamodules.base import spread
 from diffguard_pl.datamodules.fashion import CLASS_SPLITS
+from diffguard_pl.metrics.bootstrap import RESAMPLES
 from diffguard_pl.runs.files import atomic_write
 
 SPLITS = range(1, len(CLASS_SPLITS) + 1)
@@ -65,13 +66,19 @@ def settings_of(config: str, split: int, weights: Path) -> dict[str, str]:
 
 def run_once(config: str, folder: Path, settings: list[str]) -> Path:
     """Run a config into a folder and return it; resume a run that was interrupted, read one that
-    has ended."""
+    has ended. Ends with an error where the folder holds a run with other arguments."""
+    given = ["--config", config, *settings]
+    record = folder.with_name(f"{folder.name}.arguments.json")
+    if record.exists() and json.loads(record.read_text("utf-8")) != given:
+        sys.exit(f"error: {folder}: was run with other arguments ({record}); give another --out")
     if (folder / "metrics.csv").exists():
         return folder
+    with atomic_write(record) as temporary:
+        temporary.write_text(json.dumps(given), "utf-8")
     if (folder / "run.json").exists():
         arguments = ["--resume", str(folder)]
     else:
-        arguments = ["--config", config, *settings, "--trainer.default_root_dir", str(folder)]
+        arguments = [*given, "--trainer.default_root_dir", str(folder)]
     done = subprocess.run([sys.executable, "-m", "diffguard_pl.test", *arguments])
     if done.returncode:
         sys.exit(done.returncode)  # the run has said why
@@ -88,8 +95,55 @@ def measure_once(file: Path, measure: Callable[[], Mapping[str, np.ndarray]]) ->
         return dict(kept)
 
 
-def evenly(source: Dataset, count: int) -> tuple[Tensor, np.ndarray]:
-    """Return evenly spaced images of a dataset, and their labels."""
+def evenly(source: Dataset, count: int) -> dict:
+    """Return evenly spaced images of a dataset as a batch: ``image``, ``label``, ``path``."""
     some = spread(source, count)
-    batch = default_collate([some[i] for i in range(len(some))])
-    return batch["image"], batch["label"].numpy()
+    return default_collate([some[i] for i in range(len(some))])
+
+
+def image_weights(paths: Sequence[Sequence[str]], resamples: int = RESAMPLES) -> list[np.ndarray]:
+    """Draw a Bayesian bootstrap over images (Rubin 1981) that all parts of a study share.
+
+    Class splits are tested on the same images of known classes and of the far datasets. Their
+    results are not independent, so an image has the same weight in all of them.
+
+    Args:
+        paths: What identifies the images, for each part [N].
+        resamples: Number of draws R.
+
+    Returns:
+        Weights of the images of each part [1 + R, N]; the first row is 1, the images as they are.
+    """
+    names, places = np.unique(np.concatenate(list(paths)), return_inverse=True)
+    weights = np.random.default_rng(100).exponential(size=(resamples, len(names)))
+    weights = np.concatenate([np.ones((1, len(names))), weights])
+    ends = np.cumsum([len(part) for part in paths])[:-1]
+    return [weights[:, of_part] for of_part in np.split(places, ends)]
+
+
+def mean_auroc(values: np.ndarray, members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the AUROC [1 + R] of scores [N] in percent for each row of weights [1 + R, N].
+
+    It is the mean over the other datasets; ``members`` [N] is 0 for the known images, the index of
+    the dataset for others, and -1 for images that do not count.
+    """
+    order = np.flatnonzero(members == 0)
+    order = order[np.argsort(values[order], kind="stable")]
+    below = np.cumsum(weights[:, order], axis=1)
+    below = np.concatenate([np.zeros((len(weights), 1)), below], axis=1)
+    found = []
+    for dataset in range(1, members.max() + 1):
+        others = np.flatnonzero(members == dataset)
+        low, high = (
+            np.searchsorted(values[order], values[others], side) for side in ("left", "right")
+        )
+        known_below = (below[:, low] + below[:, high]) / (2 * below[:, -1:])
+        weight = weights[:, others] / weights[:, others].sum(axis=1, keepdims=True)
+        found.append(100 * (1 - (weight * known_below).sum(axis=1)))
+    return np.mean(found, axis=0)
+
+
+def interval(drawn: np.ndarray) -> str:
+    """Show a value and the 95 % interval of its draws [1 + R]."""
+    low, high = np.percentile(drawn[1:], [2.5, 97.5])
+    return f"{drawn[0]:+.1f} ({low:.1f} to {high:.1f})"
