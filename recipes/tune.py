@@ -42,28 +42,25 @@ def digits_ldm() -> Iterator[dict[str, Any]]:
 
 def digits_gdm() -> Iterator[dict[str, Any]]:
     return _gdm(
-        *product((52.0, 53.0), (5.0, 20.0, 80.0), (0,), ("unguided",)),
-        *product((52.0,), (20.0,), (4,), ("unguided",)),
-        *product((50.0, 52.0), (20.0,), (0,), ("input",)),
+        *product((52.0, 53.0), (5.0, 20.0, 80.0), ("unguided",)),
+        *product((50.0, 52.0), (20.0,), ("input",)),
     )
 
 
 def fashion_gdm() -> Iterator[dict[str, Any]]:
     return _gdm(
-        *product((52.0, 55.0, 58.0), (5.0, 20.0, 80.0), (0,), ("unguided",)),
-        *product((55.0,), (20.0,), (4,), ("unguided",)),
-        *product((61.0,), (20.0,), (0,), ("unguided",)),
-        *product((55.0, 58.0), (20.0,), (0,), ("input",)),
+        *product((52.0, 55.0, 58.0), (5.0, 20.0, 80.0), ("unguided",)),
+        *product((61.0,), (20.0,), ("unguided",)),
+        *product((55.0, 58.0), (20.0,), ("input",)),
     )
 
 
-def _gdm(*settings: tuple[float, float, int, str]) -> Iterator[dict[str, Any]]:
-    """Yield settings of PSNR threshold, scale, crops and reference."""
-    for psnr, scale, cutouts, compare_to in settings:
+def _gdm(*settings: tuple[float, float, str]) -> Iterator[dict[str, Any]]:
+    """Yield settings of PSNR threshold, scale and reference."""
+    for psnr, scale, compare_to in settings:
         yield {
             "early_stop": {"psnr": psnr},
             "guidance__scale": scale,
-            "guidance__cutouts": cutouts,
             "compare_to": compare_to,
         }
 
