@@ -41,6 +41,7 @@ import diffguard_pl
 from diffguard_pl.datamodules.fashion import FashionDataModule
 from diffguard_pl.diffguard import DiffGuard
 from diffguard_pl.errors import InputError
+from diffguard_pl.scores.conformal import scale
 from diffguard_pl.scores.discrepancies import Seen
 
 KNOWN, OTHER, CALIBRATING = 200, 100, 400
@@ -157,7 +158,7 @@ def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def ranked(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    return np.searchsorted(np.sort(reference), values) / len(reference)
+    return scale(reference, values)
 
 
 def main() -> None:

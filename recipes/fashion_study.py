@@ -14,9 +14,14 @@ images, which the splits share.
 - The logistic regressions of each family of scores that are trained on the other splits.
 - What classifiers reach that are trained on the scores of other images of the held-out classes, by
   family of scores.
+
+With ``--per-class``, each score is replaced by its rank among the calibration images of the
+predicted class.
 """
 
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +48,7 @@ from diffguard_pl.names import CALIBRATION, FUSION
 from diffguard_pl.report.results import RunResults, read_results
 from diffguard_pl.runs.store import read_scores, score_table
 from diffguard_pl.scores.combination import Combination, Fusion
+from diffguard_pl.scores.conformal import scale
 
 Pair = tuple[str, str]
 
@@ -61,6 +67,22 @@ def run(config: str, split: int, weights: Path, out: Path, settings: list[str]) 
     for name, value in weights_of(config, split, weights).items():
         settings += [f"--model.{name}", value]
     return run_once(config, folder, settings)
+
+
+def per_class(table: ScoreTable, labels: np.ndarray) -> ScoreTable:
+    """Rank the scores of a table among those of the calibration images of the predicted class.
+
+    Args:
+        table: With the calibration images.
+        labels: Predicted class of each image [N].
+    """
+    calibration = table.members == table.datasets.index(CALIBRATION)
+    values = np.empty_like(table.values)
+    for label in np.unique(labels):
+        of_class = labels == label
+        for k, scores in enumerate(table.values.T):
+            values[of_class, k] = scale(scores[of_class & calibration], scores[of_class])
+    return replace(table, values=values)
 
 
 def drawn_auroc(
@@ -269,17 +291,26 @@ def main() -> None:
     parser = study_parser(__doc__, "fashion_study")
     parser.add_argument("--config", default="combine/fashion_ldm", help="what to test")
     add_splits(parser)
+    parser.add_argument("--per-class", action="store_true", help="calibrate scores by class")
     arguments, settings = parser.parse_known_args()
     folders = [
         run(arguments.config, split, arguments.weights, arguments.out, settings)
         for split in arguments.splits
     ]
     runs = [read_results(folder) for folder in folders]
+    raw = [read_scores(folder) for folder in folders]
+    tables = [score_table(*of_run) for of_run in raw]
+    if arguments.per_class:
+        if CALIBRATION not in tables[0].datasets:
+            sys.exit("error: --per-class: needs calibration images, as configs in combine/ have")
+        labels = [frame.loc[frame["error"].isna(), "prediction"].to_numpy() for frame, _ in raw]
+        tables = list(map(per_class, tables, labels))
+        alone = [Combination().apply_to_table(table) for table in tables]
+        runs = [replace(run, table=table) for run, table in zip(runs, alone, strict=True)]
     weights = image_weights([run.frame.loc[run.frame["error"].isna(), "path"] for run in runs])
     near, far = (drawn_auroc(runs, group, weights) for group in ("near", "far"))
     print_table(runs, near, far)
     print()
-    tables = [score_table(*read_scores(folder)) for folder in folders]
     if CALIBRATION in tables[0].datasets:
         baselines = baselines_of(runs[0])
         best = near[best_of(near, baselines)]
