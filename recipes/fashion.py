@@ -2,10 +2,10 @@
 
 Trains on the training images of the eight known classes of a split. Parts: classifier, gdm, vq,
 ldm (which needs vq), by default; besides, edm and flow: ldm's network on the objectives of EDM and
-of flow matching, for docs/benchmarks/fashion.md. Minutes on a GPU, two hours a split on two CPU
-cores; a training that was interrupted goes on from its last checkpoint. Weights are stored in half
-precision: those of the first split in the package; those of the others, and of edm and flow, in
-``--out``.
+of flow matching, for docs/benchmarks/fashion.md. Two hours a split on one CPU core, of which gdm
+takes one; a training that was interrupted goes on from its last checkpoint. Weights are stored in
+half precision: those of the first split in the package; those of the others, and of edm and flow,
+in ``--out``.
 """
 
 from argparse import Namespace
