@@ -19,28 +19,25 @@ above zero. With ``--split tuning``, images of the tuning dataset take the place
 classes.
 """
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from studies import (
-    add_splits,
+    calibrated_by_class,
     evenly,
     image_weights,
     interval,
+    known_and_near,
     mean_auroc,
-    measure_once,
+    measured_splits,
     settings_of,
-    study_parser,
 )
 from torch import Tensor
 
 import diffguard_pl
 from diffguard_pl.datamodules.fashion import FashionDataModule
 from diffguard_pl.diffguard import DiffGuard
-from diffguard_pl.errors import InputError
 from diffguard_pl.scores.conformal import scale
 from diffguard_pl.scores.discrepancies import Seen
 
@@ -52,8 +49,6 @@ MSP = "msp"
 UNET = "UNet features"
 ANCHORED, SCALE_1 = "anchored: ", "scale 1: "
 LABELS = "labels"
-Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Calibrates scores [n] on those of reference images [m]."""
 
 
 def measure(class_split: int, split: str, weights: Path) -> dict[str, np.ndarray]:
@@ -85,12 +80,8 @@ def images_of(data: FashionDataModule) -> tuple[Tensor, np.ndarray, np.ndarray]:
 
     The dataset is 0 for the known images, and -1 for calibration images.
     """
-    sources = data.test_sources()
-    near = [name for name in sources if data.groups.get(name) in ("near", "tuning")]
-    chosen = [evenly(data.calibration_source(), CALIBRATING)]
-    chosen += [evenly(next(iter(sources.values())), KNOWN)]
-    chosen += [evenly(sources[name], OTHER) for name in near]
-    members = np.repeat(np.arange(-1, 1 + len(near)), [len(batch["image"]) for batch in chosen])
+    chosen = [evenly(data.calibration_source(), CALIBRATING), *known_and_near(data, KNOWN, OTHER)]
+    members = np.repeat(np.arange(len(chosen)) - 1, [len(batch["image"]) for batch in chosen])
     paths = np.concatenate([batch["path"] for batch in chosen])
     return torch.cat([batch["image"] for batch in chosen]), members, paths
 
@@ -122,12 +113,6 @@ def unet_similarity(diffguard: DiffGuard, images: Tensor, guided: Tensor) -> Ten
     return torch.cosine_similarity(*maps, dim=1).flatten(1).mean(1)
 
 
-def measured(class_split: int, split: str, weights: Path, out: Path) -> dict[str, np.ndarray]:
-    """Read what has been measured on a class split, or measure and keep it."""
-    file = out / f"{split}_{class_split}.npz"
-    return measure_once(file, lambda: measure(class_split, split, weights))
-
-
 def ideas(found: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
     """Return the scores [N] by idea and name; the idea is empty for the scores as they are."""
     rows = {("", name): found[name] for name in (MSP, *DISCREPANCIES)}
@@ -137,40 +122,19 @@ def ideas(found: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
         if name != "latents":  # it compares with the inversion's start as it is
             rows["anchored", name] = found[ANCHORED + name]
     for name in (MSP, *DISCREPANCIES):
-        rows["per class", name] = per_class(found, name, standardised)
-        rows["per class, rank", name] = per_class(found, name, ranked)
+        of_class = found[name], found[LABELS], found["members"] == -1
+        rows["per class", name] = calibrated_by_class(*of_class, standardised)
+        rows["per class, rank", name] = calibrated_by_class(*of_class, scale)
     return rows
 
 
-def per_class(found: dict[str, np.ndarray], name: str, calibrate: Calibrate) -> np.ndarray:
-    """Calibrate a score [N] on the calibration images of the predicted class."""
-    values, calibrated = found[name], np.empty(len(found[name]))
-    for label in np.unique(found[LABELS]):
-        of_class = found[LABELS] == label
-        reference = values[of_class & (found["members"] == -1)]
-        calibrated[of_class] = calibrate(values[of_class], reference)
-    return calibrated
-
-
-def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def standardised(reference: np.ndarray, values: np.ndarray) -> np.ndarray:
     low, median, high = np.percentile(reference, [25, 50, 75])
     return (values - median) / (high - low)
 
 
-def ranked(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    return scale(reference, values)
-
-
 def main() -> None:
-    parser = study_parser(__doc__, "fashion_ideas")
-    parser.add_argument("--split", choices=("test", "tuning"), default="test")
-    add_splits(parser)
-    given = parser.parse_args()
-    try:
-        found = [measured(n, given.split, given.weights, given.out) for n in given.splits]
-    except InputError as error:
-        sys.exit(f"error: {error}")
-
+    _, found = measured_splits(__doc__, "fashion_ideas", measure)
     weights = image_weights([of["paths"] for of in found])
     splits = [
         {key: mean_auroc(values, of["members"], drawn) for key, values in ideas(of).items()}

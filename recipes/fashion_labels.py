@@ -16,7 +16,6 @@ Markdown, in percent:
 With ``--split tuning``, images of the tuning dataset take the place of the held-out classes.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from studies import add_splits, evenly, measure_once, settings_of, study_parser
+from studies import known_and_near, measured_splits, settings_of
 from torch import Tensor
 
 import diffguard_pl
 from diffguard_pl.datamodules.fashion import FashionDataModule
-from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.detection import auroc
 from diffguard_pl.scores.path.base import MeasuredScore, Subject
 
@@ -82,8 +80,8 @@ class Measured(NamedTuple):
     datasets: np.ndarray
 
 
-def measure(class_split: int, split: str, weights: Path) -> Measured:
-    """Reconstruct images of a class split under each label."""
+def measure(class_split: int, split: str, weights: Path) -> dict[str, np.ndarray]:
+    """Reconstruct images of a class split under each label; return :class:`Measured` as a dict."""
     diffguard = diffguard_pl.load(
         "fashion_ldm",
         discrepancies=list(DISCREPANCIES),
@@ -91,7 +89,7 @@ def measure(class_split: int, split: str, weights: Path) -> Measured:
         **settings_of("fashion_ldm", class_split, weights),
     )
     data = FashionDataModule(split=split, class_split=class_split)
-    chosen = images_of(data)
+    chosen = known_and_near(data, KNOWN, OTHER)
     images = torch.cat([batch["image"] for batch in chosen])
     datasets = np.repeat(np.arange(len(chosen)), [len(batch["image"]) for batch in chosen])
 
@@ -102,23 +100,8 @@ def measure(class_split: int, split: str, weights: Path) -> Measured:
         found = diffguard(images, torch.full((len(images),), label)).scores
         by_label.append(torch.stack([found[name] for name in SCORES]))
     labels = np.concatenate([batch["label"] for batch in chosen])
-    return Measured(torch.stack(by_label, dim=2).numpy(), logits.numpy(), labels, datasets)
-
-
-def images_of(data: FashionDataModule) -> list[dict]:
-    """Return batches of the known and of the other datasets."""
-    sources = data.test_sources()
-    near = [name for name in sources if data.groups.get(name) in ("near", "tuning")]
-    return [
-        evenly(sources[name], count)
-        for name, count in [(next(iter(sources)), KNOWN), *((name, OTHER) for name in near)]
-    ]
-
-
-def measured(class_split: int, split: str, weights: Path, out: Path) -> Measured:
-    """Read what has been measured on a class split, or measure and keep it."""
-    file = out / f"{split}_{class_split}.npz"
-    return Measured(**measure_once(file, lambda: measure(class_split, split, weights)._asdict()))
+    scores = torch.stack(by_label, dim=2).numpy()
+    return Measured(scores, logits.numpy(), labels, datasets)._asdict()
 
 
 def accuracies(of: Measured) -> list[float]:
@@ -157,17 +140,10 @@ def print_table(first: str, columns: Sequence[str], rows: dict[str, np.ndarray])
 
 
 def main() -> None:
-    parser = study_parser(__doc__, "fashion_labels")
-    parser.add_argument("--split", choices=("test", "tuning"), default="test")
-    add_splits(parser)
-    given = parser.parse_args()
-    try:
-        found = [measured(n, given.split, given.weights, given.out) for n in given.splits]
-    except InputError as error:
-        sys.exit(f"error: {error}")
-
+    splits, kept = measured_splits(__doc__, "fashion_labels", measure)
+    found = [Measured(**of) for of in kept]
     correct = np.array([accuracies(of) for of in found])
-    columns = [*(f"class split {n}" for n in given.splits), "mean"]
+    columns = [*(f"class split {n}" for n in splits), "mean"]
     rows = {
         name: np.append(values, values.mean())
         for name, values in zip(("classifier", *SCORES), correct.T, strict=True)

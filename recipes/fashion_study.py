@@ -35,6 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer
 from studies import (
     add_splits,
+    calibrated_by_class,
     image_weights,
     interval,
     mean_auroc,
@@ -77,12 +78,8 @@ def per_class(table: ScoreTable, labels: np.ndarray) -> ScoreTable:
         labels: Predicted class of each image [N].
     """
     calibration = table.members == table.datasets.index(CALIBRATION)
-    values = np.empty_like(table.values)
-    for label in np.unique(labels):
-        of_class = labels == label
-        for k, scores in enumerate(table.values.T):
-            values[of_class, k] = scale(scores[of_class & calibration], scores[of_class])
-    return replace(table, values=values)
+    ranks = [calibrated_by_class(scores, labels, calibration, scale) for scores in table.values.T]
+    return replace(table, values=np.stack(ranks, axis=1))
 
 
 def drawn_auroc(

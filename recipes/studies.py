@@ -6,16 +6,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from torch.utils.data import Dataset, default_collate
 
-from diffguard_pl.datamodules.base import spread
+from diffguard_pl.datamodules.base import OODData, spread
 from diffguard_pl.datamodules.fashion import CLASS_SPLITS
+from diffguard_pl.errors import InputError
 from diffguard_pl.metrics.bootstrap import RESAMPLES
 from diffguard_pl.runs.files import atomic_write
 
+Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Calibrates, on scores of calibration images [m], scores [n]."""
 SPLITS = range(1, len(CLASS_SPLITS) + 1)
 
 
@@ -45,6 +50,35 @@ def add_splits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def measured_splits(
+    description: str | None, out: str, measure: Callable[[int, str, Path], Mapping[str, np.ndarray]]
+) -> tuple[list[int], list[dict]]:
+    """Read the command line, and measure each class split or read what has been kept of it.
+
+    Args:
+        description: The recipe's docstring.
+        out: Name of the default folder of the measurements, below ``runs``.
+        measure: Of a class split, ``test`` or ``tuning``, and the folder of the weights.
+
+    Returns:
+        The class splits, and the arrays of each by name.
+    """
+    parser = study_parser(description, out)
+    parser.add_argument("--split", choices=("test", "tuning"), default="test")
+    add_splits(parser)
+    given = parser.parse_args()
+    try:
+        return given.splits, [
+            measure_once(
+                given.out / f"{given.split}_{n}.npz",
+                partial(measure, n, given.split, given.weights),
+            )
+            for n in given.splits
+        ]
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
 def weights_of(config: str, split: int, weights: Path) -> dict[str, str]:
     """Return the settings of ``model`` that name the weights of a class split; those of the first
     are the config's."""
@@ -69,13 +103,14 @@ def run_once(config: str, folder: Path, settings: list[str]) -> Path:
     has ended. Ends with an error where the folder holds a run with other arguments."""
     given = ["--config", config, *settings]
     record = folder.with_name(f"{folder.name}.arguments.json")
-    if record.exists() and json.loads(record.read_text("utf-8")) != given:
+    has_begun = (folder / "run.json").exists()
+    if has_begun and record.exists() and json.loads(record.read_text("utf-8")) != given:
         sys.exit(f"error: {folder}: was run with other arguments ({record}); give another --out")
     if (folder / "metrics.csv").exists():
         return folder
     with atomic_write(record) as temporary:
         temporary.write_text(json.dumps(given), "utf-8")
-    if (folder / "run.json").exists():
+    if has_begun:
         arguments = ["--resume", str(folder)]
     else:
         arguments = [*given, "--trainer.default_root_dir", str(folder)]
@@ -86,19 +121,52 @@ def run_once(config: str, folder: Path, settings: list[str]) -> Path:
 
 
 def measure_once(file: Path, measure: Callable[[], Mapping[str, np.ndarray]]) -> dict:
-    """Read the arrays of an npz file by name, or measure them and keep them there."""
+    """Read the arrays of an npz file by name, or measure them and keep them there.
+
+    Raises:
+        InputError: The file is damaged.
+    """
     if not file.exists():
         found = measure()
         with atomic_write(file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **found)
-    with np.load(file) as kept:
-        return dict(kept)
+    try:
+        with np.load(file) as kept:
+            return dict(kept)
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
+        raise InputError(f"{file}: cannot be read; remove it to measure again") from error
 
 
 def evenly(source: Dataset, count: int) -> dict:
     """Return evenly spaced images of a dataset as a batch: ``image``, ``label``, ``path``."""
     some = spread(source, count)
     return default_collate([some[i] for i in range(len(some))])
+
+
+def known_and_near(data: OODData, known: int, other: int) -> list[dict]:
+    """Return batches of known images, and of each near-OOD or tuning dataset, evenly spaced."""
+    sources = data.test_sources()
+    near = [name for name in sources if data.groups.get(name) in ("near", "tuning")]
+    first = evenly(next(iter(sources.values())), known)
+    return [first, *(evenly(sources[name], other) for name in near)]
+
+
+def calibrated_by_class(
+    values: np.ndarray, labels: np.ndarray, calibration: np.ndarray, calibrate: Calibrate
+) -> np.ndarray:
+    """Calibrate scores [N] on those of the calibration images of the predicted class.
+
+    Args:
+        values: Scores [N].
+        labels: Predicted classes [N].
+        calibration: Which images are calibration images, bool [N].
+        calibrate: Of the scores of these [m] and of images [n].
+    """
+    calibrated = np.empty(len(values))
+    for label in np.unique(labels):
+        of_class = labels == label
+        calibrated[of_class] = calibrate(values[of_class & calibration], values[of_class])
+    return calibrated
 
 
 def image_weights(paths: Sequence[Sequence[str]], resamples: int = RESAMPLES) -> list[np.ndarray]:
